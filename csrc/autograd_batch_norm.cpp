@@ -1,0 +1,229 @@
+// Gradients of batch_norm_act, and the gradients of those.
+//
+// Kept for backward: the input, and two values per channel. With a residual also the output, where the activation's
+// derivative can be read off it (the next layer keeps it anyway), else the residual.
+#include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/rsqrt.h>
+
+#include "autograd.h"
+
+namespace fusedtricks::autograd {
+namespace {
+
+struct BatchNormAttributes {
+  NamedActivation act;
+  bool training;
+  double eps;
+};
+
+struct Statistics {
+  const OptionalTensor &running_mean, &running_var, &num_batches_tracked;
+  std::optional<double> momentum;
+};
+
+using Results = std::tuple<Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// One value per channel as a tensor that broadcasts against x.
+Tensor per_channel(const Tensor& t, const Tensor& x) {
+  std::vector<int64_t> shape(x.dim(), 1);
+  shape[1] = -1;
+  return t.view(shape);
+}
+
+// weight * (x - mean) * rstd + bias, in differentiable ATen operations.
+Tensor normalize(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& rstd,
+                 bool training, double eps) {
+  Tensor xhat;
+  if (training) {
+    std::vector<int64_t> dims{0};
+    for (int64_t d = 2; d < x.dim(); ++d) dims.push_back(d);
+    const Tensor centred = x - x.mean(dims, /*keepdim=*/true);
+    xhat = centred * at::rsqrt(centred.square().mean(dims, /*keepdim=*/true) + eps);
+  } else {
+    xhat = (x - per_channel(mean, x).to(x.scalar_type())) * per_channel(rstd, x).to(x.scalar_type());
+  }
+  if (weight.defined()) xhat = xhat * per_channel(weight, x);
+  if (bias.defined()) xhat = xhat + per_channel(bias, x);
+  return xhat;
+}
+
+// gradient(outputs, inputs, grads) where undefined inputs and those that nothing depends on come back undefined.
+variable_list gradients_of(const variable_list& outputs, const variable_list& inputs, const variable_list& grads,
+                           bool create_graph) {
+  variable_list wanted, used_outputs, used_grads;
+  for (const auto& t : inputs) {
+    if (t.defined()) wanted.push_back(t);
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!outputs[i].defined() || !grads[i].defined() || !outputs[i].requires_grad()) continue;
+    used_outputs.push_back(outputs[i]);
+    used_grads.push_back(grads[i]);
+  }
+  variable_list found(wanted.size());
+  if (!used_outputs.empty() && !wanted.empty()) {
+    found = torch::autograd::grad(used_outputs, wanted, used_grads, /*retain_graph=*/true, create_graph,
+                                  /*allow_unused=*/true);
+  }
+  variable_list result;
+  size_t next = 0;
+  for (const auto& t : inputs) result.push_back(t.defined() ? found[next++] : Tensor());
+  return result;
+}
+
+// A variable that gradients can be taken with respect to, the same one where it already is.
+Tensor as_variable(const Tensor& t) {
+  return !t.defined() || t.requires_grad() ? t : t.detach().requires_grad_();
+}
+
+struct BatchNormActBackward : Function<BatchNormActBackward> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
+                               const OptionalTensor& output, const Tensor& save_mean, const Tensor& save_rstd,
+                               const BatchNormAttributes& a, std::array<bool, 4> mask) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [dx, dw, db, dr] =
+        ops::batch_norm_act_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd,
+                                     a.act.name, a.act.arguments, a.training, a.eps, mask);
+    ctx->save_for_backward({grad_output, input, or_undefined(weight), or_undefined(bias), or_undefined(residual),
+                            or_undefined(output), save_mean, save_rstd});
+    ctx->set_materialize_grads(false);
+    keep(ctx, a);
+    return {dx, dw, db, dr};
+  }
+
+  // The backward written in differentiable operations, and differentiated.
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const bool create_graph = at::GradMode::is_enabled();
+    at::AutoGradMode recording(true);
+    const auto a = kept<BatchNormAttributes>(ctx);
+    auto saved = ctx->get_saved_variables();
+    for (auto& t : saved) t = as_variable(t);
+    const Tensor &dy = saved[0], &x = saved[1], &weight = saved[2], &bias = saved[3], &residual = saved[4],
+                 &output = saved[5];
+    const auto type = at::toOpMathType(x.scalar_type());
+
+    Tensor z = normalize(x.to(type), weight, bias, saved[6], saved[7], a.training, a.eps);
+    Tensor seed = dy.to(type);
+    if (output.defined()) {
+      seed = ops::activation_backward(seed, output.to(type), a.act.name, a.act.arguments);
+    } else {
+      if (residual.defined()) z = z + residual.to(type);
+      z = ops::activation(z, a.act.name, a.act.arguments);
+    }
+    variable_list first = gradients_of({z}, {x, weight, bias, residual}, {seed}, /*create_graph=*/true);
+    if (output.defined()) first[3] = seed;
+
+    variable_list second = gradients_of(first, {dy, x, weight, bias, residual, output}, grads, create_graph);
+    variable_list result(10);
+    std::copy(second.begin(), second.end(), result.begin());
+    return result;
+  }
+};
+
+Gradients batch_norm_act_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
+                                  const OptionalTensor& bias, const OptionalTensor& residual,
+                                  const OptionalTensor& output, const Tensor& save_mean, const Tensor& save_rstd,
+                                  c10::string_view act, at::ArrayRef<double> act_args, bool training, double eps,
+                                  std::array<bool, 4> mask) {
+  if (!records(grad_output, input, weight, bias, residual, output)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::batch_norm_act_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, act,
+                                        act_args, training, eps, mask);
+  }
+  const BatchNormAttributes a{{std::string(act), act_args.vec()}, training, eps};
+  const auto g = BatchNormActBackward::apply(grad_output, input, weight, bias, residual, output, save_mean, save_rstd,
+                                             a, mask);
+  return {g[0], g[1], g[2], g[3]};
+}
+
+struct BatchNormAct : Function<BatchNormAct> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& residual, const Statistics& s,
+                               const BatchNormAttributes& a) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [output, mean, rstd] =
+        ops::batch_norm_act(input, s.running_mean, s.running_var, s.num_batches_tracked, weight, bias, residual,
+                            a.act.name, a.act.arguments, a.training, s.momentum, a.eps);
+    const Activation act = a.act.resolve();
+    const bool after_residual = residual && !act.is_identity();
+    ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias),
+                            after_residual && !act.keeps_result() ? *residual : Tensor(),
+                            after_residual && act.keeps_result() ? output : Tensor(), mean, rstd});
+    ctx->mark_non_differentiable({mean, rstd});
+    ctx->set_materialize_grads(false);
+    keep(ctx, a);
+    ctx->saved_data["present"] = std::vector<bool>{true, weight.has_value(), bias.has_value(), residual.has_value()};
+    return {output, mean, rstd};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list result(6);
+    const Tensor& dy = grads[0];
+    if (!dy.defined()) return result;
+    const auto saved = ctx->get_saved_variables();
+    const auto a = kept<BatchNormAttributes>(ctx);
+
+    std::array<bool, 4> mask{};
+    const auto present = ctx->saved_data["present"].toBoolList();
+    for (size_t i = 0, edge = 0; i < 4; ++i) mask[i] = present[i] && ctx->needs_input_grad(edge++);
+
+    const bool passes_residual = mask[3] && a.act.resolve().is_identity();
+    if (passes_residual) mask[3] = false;
+    std::tie(result[0], result[1], result[2], result[3]) = ops::batch_norm_act_backward(
+        dy, saved[0], or_none(saved[1]), or_none(saved[2]), or_none(saved[3]), or_none(saved[4]), saved[5], saved[6],
+        a.act.name, a.act.arguments, a.training, a.eps, mask);
+    if (passes_residual) result[3] = dy;
+    return result;
+  }
+};
+
+Results batch_norm_act(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                       const OptionalTensor& num_batches_tracked, const OptionalTensor& weight,
+                       const OptionalTensor& bias, const OptionalTensor& residual, c10::string_view act,
+                       at::ArrayRef<double> act_args, bool training, std::optional<double> momentum, double eps) {
+  Results results;
+  if (records(input, weight, bias, residual)) {
+    const auto r = BatchNormAct::apply(input, weight, bias, residual,
+                                       Statistics{running_mean, running_var, num_batches_tracked, momentum},
+                                       BatchNormAttributes{{std::string(act), act_args.vec()}, training, eps});
+    results = {r[0], r[1], r[2]};
+  } else {
+    at::AutoDispatchBelowADInplaceOrView below;
+    results = ops::batch_norm_act(input, running_mean, running_var, num_batches_tracked, weight, bias, residual, act,
+                                  act_args, training, momentum, eps);
+  }
+  if (training) {
+    for (const auto* t : {&running_mean, &running_var, &num_batches_tracked}) bump_version(or_undefined(*t));
+  }
+  return results;
+}
+
+// Under autocast a residual may come in another dtype than the input: the sum is then of the wider type, as in stock.
+Results batch_norm_act_autocast(const Tensor& input, const OptionalTensor& running_mean,
+                                const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+                                const OptionalTensor& weight, const OptionalTensor& bias,
+                                const OptionalTensor& residual, c10::string_view act, at::ArrayRef<double> act_args,
+                                bool training, std::optional<double> momentum, double eps) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}));
+  const auto wide = [&](const Tensor& t) {
+    return residual ? t.to(c10::promoteTypes(input.scalar_type(), residual->scalar_type())) : t;
+  };
+  return ops::batch_norm_act(wide(input), running_mean, running_var, num_batches_tracked, weight, bias,
+                             residual ? OptionalTensor(wide(*residual)) : residual, act, act_args, training, momentum,
+                             eps);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fusedtricks, Autograd, m) {
+  m.impl("batch_norm_act", batch_norm_act);
+  m.impl("batch_norm_act_backward", batch_norm_act_backward);
+}
+
+TORCH_LIBRARY_IMPL(fusedtricks, AutocastCPU, m) { m.impl("batch_norm_act", batch_norm_act_autocast); }
+TORCH_LIBRARY_IMPL(fusedtricks, AutocastCUDA, m) { m.impl("batch_norm_act", batch_norm_act_autocast); }
+
+}  // namespace fusedtricks::autograd

@@ -1,0 +1,106 @@
+// Gradients of dropout: nothing of the tensor's size is kept, the mask follows from seed and offset.
+#include "autograd.h"
+
+namespace fusedtricks::autograd {
+namespace {
+
+struct DropoutAttributes {
+  double p;
+  bool scale_kept;
+};
+
+variable_list dropout_gradient(AutogradContext* ctx, const Tensor& grad, size_t inputs) {
+  variable_list out(inputs);
+  if (!grad.defined()) return out;
+  const auto [p, scale_kept] = kept<DropoutAttributes>(ctx);
+  out[0] = ops::dropout_backward(grad, ctx->get_saved_variables()[0], p, scale_kept);
+  return out;
+}
+
+// Linear in grad_output: its gradient is itself.
+struct DropoutBackward : Function<DropoutBackward> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& rng_state, double p,
+                        bool scale_kept) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({rng_state});
+    ctx->set_materialize_grads(false);
+    keep(ctx, DropoutAttributes{p, scale_kept});
+    return ops::dropout_backward(grad_output, rng_state, p, scale_kept);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return dropout_gradient(ctx, grads[0], 4);
+  }
+};
+
+Tensor dropout_backward(const Tensor& grad_output, const Tensor& rng_state, double p, bool scale_kept) {
+  if (!records(grad_output)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::dropout_backward(grad_output, rng_state, p, scale_kept);
+  }
+  return DropoutBackward::apply(grad_output, rng_state, p, scale_kept);
+}
+
+struct Dropout : Function<Dropout> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, double p, bool scale_kept,
+                               std::optional<int64_t> seed) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [output, rng_state] = ops::dropout(input, p, scale_kept, seed);
+    ctx->save_for_backward({rng_state});
+    ctx->mark_non_differentiable({rng_state});
+    ctx->set_materialize_grads(false);
+    keep(ctx, DropoutAttributes{p, scale_kept});
+    return {output, rng_state};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return dropout_gradient(ctx, grads[0], 4);
+  }
+};
+
+std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
+  if (!records(input)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::dropout(input, p, scale_kept, seed);
+  }
+  const auto results = Dropout::apply(input, p, scale_kept, seed);
+  return {results[0], results[1]};
+}
+
+struct DropoutInPlace : Function<DropoutInPlace> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, double p, bool scale_kept,
+                               std::optional<int64_t> seed) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor rng_state = ops::dropout_(input, p, scale_kept, seed);
+    ctx->mark_dirty({input});
+    ctx->save_for_backward({rng_state});
+    ctx->mark_non_differentiable({rng_state});
+    ctx->set_materialize_grads(false);
+    keep(ctx, DropoutAttributes{p, scale_kept});
+    return {input, rng_state};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return dropout_gradient(ctx, grads[0], 4);
+  }
+};
+
+Tensor dropout_inplace(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
+  const bool recorded = records(input);
+  torch::autograd::check_inplace(input, recorded);
+  if (recorded) return DropoutInPlace::apply(input, p, scale_kept, seed)[1];
+  at::AutoDispatchBelowADInplaceOrView below;
+  const Tensor rng_state = ops::dropout_(input, p, scale_kept, seed);
+  bump_version(input);
+  return rng_state;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fusedtricks, Autograd, m) {
+  m.impl("dropout", dropout);
+  m.impl("dropout_", dropout_inplace);
+  m.impl("dropout_backward", dropout_backward);
+}
+
+}  // namespace fusedtricks::autograd

@@ -1,0 +1,154 @@
+// The kernels of batch_norm_act on raw memory, and what they share.
+#pragma once
+
+#include <vector>
+
+#include "../activations.h"
+#include "../layout.h"
+#include "element.h"
+
+#if defined(__AVX512F__)
+#define FT_LANES 64
+#elif defined(__AVX2__)
+#define FT_LANES 32
+#else
+#define FT_LANES 16
+#endif
+
+namespace fusedtricks::cpu {
+
+// A one-dimensional tensor of one value per channel, in any dtype and stride; none where data is null.
+struct ChannelValues {
+  void* data = nullptr;
+  at::ScalarType dtype = at::kFloat;
+  int64_t stride = 1;
+
+  explicit operator bool() const { return data; }
+  double get(int64_t channel) const;
+  double get_or(int64_t channel, double otherwise) const { return data ? get(channel) : otherwise; }
+  void set(int64_t channel, double value) const;
+};
+
+struct BatchNormForward {
+  Layout layout;
+  at::ScalarType dtype;
+  Activation act;
+  const void *x, *residual;  // residual may be null
+  void* y;
+  ChannelValues weight, bias, running_mean, running_var;
+  double *mean, *rstd;  // out: what this call normalised with
+  bool training;
+  double momentum, eps;
+};
+
+void batch_norm_forward(const BatchNormForward& a);
+
+// dx, dz, dweight and dbias may be absent. With z = batch_norm(x) + residual the activation's derivative is taken from
+// output or, where that is null, at z; dz, the residual's gradient, is then written and must be there.
+struct BatchNormBackward {
+  Layout layout;
+  at::ScalarType dtype;
+  Activation act;
+  const void *dy, *x, *output, *residual;
+  void *dx, *dz;
+  ChannelValues weight, bias, dweight, dbias;
+  const double *mean, *rstd;
+  bool training;
+
+  bool after_residual() const { return output || residual; }
+};
+
+void batch_norm_backward(const BatchNormBackward& a);
+
+// Per-channel constants of the elementwise sweeps, for z = (x - shift) * scale + offset and
+// dx = dz * scale + (x - shift) * slope + constant. The shift is the mean rounded to the compute type, and offset and
+// constant hold what the rounding lost: nothing cancels when the mean is large.
+enum Coefficient { kShift, kScale, kOffset, kRstd, kSlope, kConstant, kCoefficients };
+
+// As the loops see them, with what a loop over such channels does at once: `rows` rows, and sums in `lanes` lanes.
+template <class V>
+struct OneChannel {
+  // Sums are alive across the runs of a plane, so few enough to fetch and put back for a run of 49.
+  static constexpr int rows = 1, lanes = 16 * int(sizeof(float)) / int(sizeof(V));
+
+  V value[kCoefficients];
+
+  OneChannel from(int64_t) const { return *this; }
+
+  template <Coefficient which>
+  FT_INLINE V get(int64_t) const {
+    return value[which];
+  }
+};
+
+template <class V>
+struct ManyChannels {
+  // Four rows share the loads of their coefficients; the sums of a tile of channels fill a good part of the registers.
+  static constexpr int rows = 4, lanes = FT_LANES * int(sizeof(float)) / int(sizeof(V));
+
+  const V* first;  // of kCoefficients arrays, `channels` apart
+  int64_t channels;
+
+  template <Coefficient which>
+  FT_INLINE V get(int64_t channel) const {
+    return first[which * channels + channel];
+  }
+  ManyChannels from(int64_t channel) const { return {first + channel, channels}; }
+};
+
+template <class V>
+struct Coefficients {
+  std::vector<V> values;
+  int64_t channels;
+
+  explicit Coefficients(int64_t c) : values(kCoefficients * c), channels(c) {}
+
+  V& at(Coefficient which, int64_t channel) { return values[which * channels + channel]; }
+  OneChannel<V> one(int64_t channel) const {
+    OneChannel<V> c;
+    for (int i = 0; i < kCoefficients; ++i) c.value[i] = values[i * channels + channel];
+    return c;
+  }
+  ManyChannels<V> many() const { return {values.data(), channels}; }
+
+  void set_forward(int64_t c, double mean, double rstd, double weight, double bias) {
+    const V shift = V(mean);
+    const double scale = weight * rstd;
+    at(kShift, c) = shift;
+    at(kScale, c) = V(scale);
+    at(kOffset, c) = V(bias - (mean - shift) * scale);
+    at(kRstd, c) = V(rstd);
+  }
+
+  // From the sums over the channel of dz and of dz * (x - shift) * rstd. Returns dweight.
+  double set_backward(int64_t c, double sum_dz, double sum_dz_xhat, double mean, double rstd, double weight,
+                      double count, bool training) {
+    const double lost = (mean - at(kShift, c)) * rstd, dweight = sum_dz_xhat - lost * sum_dz;
+    const double slope = training ? -weight * rstd * rstd * dweight / count : 0;
+    at(kSlope, c) = V(slope);
+    at(kConstant, c) = training ? V(-weight * rstd * sum_dz / count - slope * (mean - at(kShift, c))) : V(0);
+    return dweight;
+  }
+};
+
+// Count, mean and sum of squared deviations, merged by Chan, Golub & LeVeque's formula (1979).
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+
+  void merge(double other_count, double other_mean, double other_m2) {
+    if (other_count == 0) return;
+    const double total = count + other_count, delta = other_mean - mean;
+    mean += delta * (other_count / total);
+    m2 += other_m2 + delta * delta * (count * other_count / total);
+    count = total;
+  }
+};
+
+// Whether sums of d = x - shift and of d^2 over `count` values in the compute type give their variance to rounding: they
+// do unless the shift lies over two deviations off the mean, or the squares overflow. Then the values are summed again,
+// exactly. The choice depends on the data alone.
+inline bool sums_are_sound(double sum, double sum_of_squares, double count) {
+  return sum * sum <= 0.8 * count * sum_of_squares && sum_of_squares * 0 == 0;
+}
+
+}  // namespace fusedtricks::cpu

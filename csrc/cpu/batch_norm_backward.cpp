@@ -1,0 +1,180 @@
+// batch_norm_act backward: one sweep for the two sums a channel, one for dx. With a residual the first sweep also writes
+// dz, the residual's gradient, and both go on from dz as it was rounded.
+#include "batch_norm_planes.h"
+#include "batch_norm_rows.h"
+
+namespace fusedtricks::cpu {
+namespace {
+
+struct Sums {
+  double dz = 0, dz_xhat = 0;
+};
+
+// What the sweeps have to do; `dz` is what they start from, and `act` what leads from there to z: dy and the
+// activation, or dz itself and the identity.
+template <class T>
+struct Pass {
+  using V = Compute<T>;
+
+  const BatchNormBackward& a;
+  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+  const T *output = static_cast<const T*>(a.output), *residual = static_cast<const T*>(a.residual);
+  T *dx = static_cast<T*>(a.dx), *dz_out = static_cast<T*>(a.dz);
+  const T* dz = a.after_residual() ? dz_out : dy;
+  const Activation act = a.after_residual() ? Activation{0, {}} : a.act;
+  const bool needs_sums = (a.training && dx) || a.dweight || a.dbias;
+  DerivativeSpan<T, T> derivative_of_output = derivative_span<T, T>(a.act);
+  DerivativeSpan<T, V> derivative_at_z = derivative_span<T, V>(a.act);
+  Coefficients<V> coefficients{a.layout.channels};
+
+  explicit Pass(const BatchNormBackward& arguments) : a(arguments) {
+    for (int64_t c = 0; c < a.layout.channels; ++c) {
+      coefficients.set_forward(c, a.mean[c], a.rstd[c], a.weight.get_or(c, 1), a.bias.get_or(c, 0));
+    }
+  }
+
+  bool sweeps_first() const { return needs_sums || a.after_residual(); }
+
+  void finish_channel(int64_t c, Sums s) {
+    const double dweight =
+        coefficients.set_backward(c, s.dz, s.dz_xhat, a.mean[c], a.rstd[c], a.weight.get_or(c, 1),
+                                  double(a.layout.per_channel()), a.training);
+    if (a.dweight) a.dweight.set(c, dweight);
+    if (a.dbias) a.dbias.set(c, s.dz);
+  }
+
+  // Writes dz for n neighbouring elements where a residual was added.
+  template <class Channels>
+  void write_dz(int64_t first, int64_t n, Channels channels) const {
+    if (!a.after_residual()) return;
+    if (output) return derivative_of_output(dy + first, output + first, dz_out + first, n, a.act);
+    for (int64_t i = 0; i < n; i += kTile) {
+      V z[kTile];
+      const int64_t count = std::min(kTile, n - i), at = first + i;
+      normalize<T, V, Channels, Identity<V>, true>(x + at, residual + at, z, RowSpan{count, 0, 0}, channels.from(i),
+                                                   act);
+      derivative_at_z(dy + at, z, dz_out + at, count, a.act);
+    }
+  }
+};
+
+// Adds up a task's chunks.
+template <class T>
+void plane_sums(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, Sums* sums) {
+  using Channel = OneChannel<Compute<T>>;
+  const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
+  const BackwardSpans<T, Channel> spans(pass.act);
+  Channel channel[kGroup];
+  for (int64_t c = 0; c < count; ++c) channel[c] = pass.coefficients.one(c0 + c);
+  for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
+    const Chunk k = plan.chunk(i);
+    Lanes<Channel> lanes[kGroup];
+    for (int64_t n = k.n0; n < k.n1; ++n) {
+      for (int64_t c = 0; c < count; ++c) {
+        const int64_t index = plan.index(n, c0 + c, k.s0), run = k.s1 - k.s0;
+        pass.write_dz(index, run, channel[c]);
+        if (!pass.needs_sums) continue;
+        for_pieces<Channel>(run, [&](int64_t first, Pieces pieces) {
+          spans.add_gradients(pass.dz + index + first, pass.x + index + first, pieces, channel[c], pass.act, lanes[c]);
+        });
+      }
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      sums[c].dz += lanes[c].total_sum();
+      sums[c].dz_xhat += lanes[c].total_product();
+    }
+  }
+}
+
+template <class T>
+void backward_planes(Pass<T>& pass) {
+  using Channel = OneChannel<Compute<T>>;
+  const PlanesPlan plan(pass.a.layout);
+  const BackwardSpans<T, Channel> spans(pass.act);
+  const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
+  std::vector<Sums> partials(plan.groups * kGroup * plan.parts);
+
+  for_planes(
+      plan,
+      [&](int64_t task) {
+        if (pass.sweeps_first()) plane_sums(plan, pass, task, &partials[task * kGroup]);
+      },
+      [&](int64_t c) {
+        Sums s;
+        for (int64_t part = 0; part < plan.parts; ++part) {
+          const Sums& p = partials[(c / plan.group * plan.parts + part) * kGroup + c % plan.group];
+          s.dz += p.dz;
+          s.dz_xhat += p.dz_xhat;
+        }
+        pass.finish_channel(c, s);
+      },
+      [&](int64_t task) {
+        if (!pass.dx) return;
+        write_planes(plan, pass.dx, task, stream, pass.coefficients,
+                     [&](T* to, int64_t i, int64_t n, const Channel& channel) {
+                       spans.differentiate(pass.dz + i, pass.x + i, to, RowSpan{n, 0, 0}, channel, pass.act);
+                     });
+      });
+}
+
+template <class T>
+void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPartials& partials) {
+  using Channels = ManyChannels<Compute<T>>;
+  const Channels channels = pass.coefficients.many();
+  const BackwardSpans<T, Channels> spans(pass.act);
+  touch_block(plan, pass.dy, b);
+  if (pass.output) touch_block(plan, pass.output, b);
+  if (pass.residual) touch_block(plan, pass.residual, b);
+  touch_block(plan, pass.x, b);
+  for (int64_t r = b.r0; r < b.r1; ++r) {
+    pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
+  }
+  if (!pass.needs_sums) return;
+  for (int64_t c = b.c0; c < b.c1; c += Channels::lanes) {
+    const int64_t index = b.r0 * plan.channels + c;
+    const int width = int(std::min<int64_t>(Channels::lanes, b.c1 - c));
+    Lanes<Channels> lanes;
+    spans.add_gradients(pass.dz + index, pass.x + index, Pieces{b.r1 - b.r0, plan.channels, width}, channels.from(c),
+                        pass.act, lanes);
+    double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
+    for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
+    for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
+  }
+}
+
+template <class T>
+void backward_rows(Pass<T>& pass) {
+  using Channels = ManyChannels<Compute<T>>;
+  const RowsPlan plan(pass.a.layout, sizeof(T));
+  const BackwardSpans<T, Channels> spans(pass.act);
+  RowPartials partials(plan);
+  if (pass.sweeps_first()) {
+    for_blocks(plan, false, [&](const Block& b) { row_sums(plan, pass, b, partials); });
+  }
+  for_channels(plan, [&](int64_t c) {
+    Sums s;
+    for (int64_t i = 0; i < plan.row_chunks; ++i) s.dz += partials.first(i)[c], s.dz_xhat += partials.second(i)[c];
+    pass.finish_channel(c, s);
+  });
+  if (!pass.dx) return;
+  for_blocks(plan, true, [&](const Block& b) {
+    touch_block(plan, pass.x, b);
+    touch_block(plan, pass.dz, b);
+    write_block(plan, pass.dx, b, [&](T* to, int64_t i, int64_t c, RowSpan span) {
+      spans.differentiate(pass.dz + i, pass.x + i, to, span, pass.coefficients.many().from(c), pass.act);
+    });
+  });
+}
+
+}  // namespace
+
+void batch_norm_backward(const BatchNormBackward& a) {
+  visit_dtype(a.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    Pass<T> pass(a);
+    if (a.layout.rows) backward_rows(pass);
+    else backward_planes(pass);
+  });
+}
+
+}  // namespace fusedtricks::cpu

@@ -1,0 +1,106 @@
+// batch_norm_act forward: one sweep for the statistics, one for y = act((x - mean) * rstd * weight + bias [+ residual]).
+#include <cmath>
+
+#include "batch_norm_planes.h"
+#include "batch_norm_rows.h"
+
+namespace fusedtricks::cpu {
+namespace {
+
+// From a channel's moments (in evaluation: its running statistics) to what the second sweep and the backward need.
+template <class V>
+void finish_channel(const BatchNormForward& a, int64_t c, double mean, double m2, Coefficients<V>& coefficients) {
+  double var = a.running_var.get_or(c, 1);
+  if (a.training) {
+    const double count = double(a.layout.per_channel());
+    var = m2 / count;
+    if (a.running_mean) {
+      a.running_mean.set(c, (1 - a.momentum) * a.running_mean.get(c) + a.momentum * mean);
+      a.running_var.set(c, (1 - a.momentum) * a.running_var.get(c) + a.momentum * (m2 / (count - 1)));
+    }
+  } else {
+    mean = a.running_mean.get(c);
+  }
+  a.mean[c] = mean;
+  a.rstd[c] = 1 / std::sqrt(var + a.eps);
+  coefficients.set_forward(c, mean, a.rstd[c], a.weight.get_or(c, 1), a.bias.get_or(c, 0));
+}
+
+template <class T>
+void forward_planes(const BatchNormForward& a) {
+  using V = Compute<T>;
+  const auto normalize = normalize_span<T, OneChannel<V>>(a.act, a.residual);
+  const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
+  T* y = static_cast<T*>(a.y);
+  const PlanesPlan plan(a.layout);
+  const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
+  Coefficients<V> coefficients(a.layout.channels);
+  std::vector<Moments> partials(plan.groups * kGroup * plan.parts);
+
+  for_planes(
+      plan,
+      [&](int64_t task) {
+        if (a.training) plane_moments(plan, x, task, &partials[task * kGroup]);
+      },
+      [&](int64_t c) {
+        Moments m;
+        for (int64_t part = 0; part < plan.parts; ++part) {
+          const Moments& p = partials[(c / plan.group * plan.parts + part) * kGroup + c % plan.group];
+          m.merge(p.count, p.mean, p.m2);
+        }
+        finish_channel(a, c, m.mean, m.m2, coefficients);
+      },
+      [&](int64_t task) {
+        write_planes(plan, y, task, stream, coefficients, [&](T* to, int64_t i, int64_t n, OneChannel<V> channel) {
+          normalize(x + i, residual ? residual + i : nullptr, to, RowSpan{n, 0, 0}, channel, a.act);
+        });
+      });
+}
+
+template <class T>
+void forward_rows(const BatchNormForward& a) {
+  using V = Compute<T>;
+  const auto normalize = normalize_span<T, ManyChannels<V>>(a.act, a.residual);
+  const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
+  T* y = static_cast<T*>(a.y);
+  const RowsPlan plan(a.layout, sizeof(T));
+  Coefficients<V> coefficients(plan.channels);
+  RowPartials partials(plan);
+
+  if (a.training) {
+    for_blocks(plan, false, [&](const Block& b) {
+      touch_block(plan, x, b);
+      for (int64_t c = b.c0; c < b.c1; c += ManyChannels<V>::lanes) {
+        add_tile_moments(x + b.r0 * plan.channels + c, b.r1 - b.r0, plan.channels,
+                         int(std::min<int64_t>(ManyChannels<V>::lanes, b.c1 - c)), partials.first(b.chunk) + c,
+                         partials.second(b.chunk) + c, b.done);
+      }
+    });
+  }
+  for_channels(plan, [&](int64_t c) {
+    Moments m;
+    for (int64_t i = 0; a.training && i < plan.row_chunks; ++i) {
+      m.merge(double(plan.first_row(i + 1) - plan.first_row(i)), partials.first(i)[c], partials.second(i)[c]);
+    }
+    finish_channel(a, c, m.mean, m.m2, coefficients);
+  });
+  for_blocks(plan, true, [&](const Block& b) {
+    touch_block(plan, x, b);
+    if (residual) touch_block(plan, residual, b);
+    write_block(plan, y, b, [&](T* to, int64_t i, int64_t c, RowSpan span) {
+      normalize(x + i, residual ? residual + i : nullptr, to, span, coefficients.many().from(c), a.act);
+    });
+  });
+}
+
+}  // namespace
+
+void batch_norm_forward(const BatchNormForward& a) {
+  visit_dtype(a.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (a.layout.rows) forward_rows<T>(a);
+    else forward_planes<T>(a);
+  });
+}
+
+}  // namespace fusedtricks::cpu

@@ -1,0 +1,143 @@
+// BatchNorm over planes (NCHW). A task takes a group of neighbouring channels through all samples, and sweeps back
+// over them while they are in cache: no partial results, no second parallel region. Only where there are too few
+// channels to share out is a group cut into parts, with all parts summed before any is written.
+#pragma once
+
+#include "batch_norm_loops.h"
+#include "dispatch.h"
+#include "memory.h"
+
+namespace fusedtricks::cpu {
+
+constexpr int64_t kShortPlane = 256;  // below it neighbouring planes are taken together
+constexpr int64_t kGroup = 8;
+constexpr int64_t kChunk = 4096;  // elements a channel that are summed in the compute type before they go into double
+constexpr int64_t kFewTasks = 16;
+
+// Samples [n0, n1) at positions [s0, s1): whole planes of some samples, or a part of one sample's.
+struct Chunk {
+  int64_t n0, n1, s0, s1;
+};
+
+// A function of the shape alone.
+struct PlanesPlan {
+  Layout layout;
+  int64_t group, groups, samples_per_chunk, chunks_per_plane, chunks, parts;
+
+  explicit PlanesPlan(const Layout& l) : layout(l) {
+    group = l.positions < kShortPlane ? kGroup : 1;
+    groups = (l.channels + group - 1) / group;
+    samples_per_chunk = std::max<int64_t>(1, kChunk / l.positions);
+    chunks_per_plane = l.positions > kChunk ? (l.positions + kChunk - 1) / kChunk : 1;
+    chunks = (l.samples + samples_per_chunk - 1) / samples_per_chunk * chunks_per_plane;
+    parts = groups >= kFewTasks ? 1 : std::min(chunks, (kFewTasks + groups - 1) / groups);
+  }
+
+  int64_t tasks() const { return groups * parts; }
+  int64_t first_channel(int64_t task) const { return task / parts * group; }
+  int64_t channel_count(int64_t task) const { return std::min(group, layout.channels - first_channel(task)); }
+  int64_t first_chunk(int64_t task) const { return chunks * (task % parts) / parts; }
+  int64_t last_chunk(int64_t task) const { return chunks * (task % parts + 1) / parts; }
+
+  Chunk chunk(int64_t i) const {
+    const int64_t n = i / chunks_per_plane * samples_per_chunk, s = i % chunks_per_plane * kChunk;
+    return {n, std::min(layout.samples, n + samples_per_chunk), s,
+            chunks_per_plane == 1 ? layout.positions : std::min(layout.positions, s + kChunk)};
+  }
+  int64_t index(int64_t n, int64_t c, int64_t s) const { return (n * layout.channels + c) * layout.positions + s; }
+};
+
+// The shift of a channel's first chunk: the mean of its first few values.
+template <class T>
+double first_shift(const T* x, int64_t n) {
+  n = std::min<int64_t>(n, 16);
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += double(load(x[i]));
+  return sum / double(n);
+}
+
+// Moments of one channel over one chunk, and the merge of them into what came before.
+template <class T>
+void merge_chunk(const PlanesPlan& plan, const T* x, int64_t c, const Chunk& k, const Lanes<OneChannel<Compute<T>>>& lanes,
+                 double shift, Moments& moments) {
+  const double count = double((k.n1 - k.n0) * (k.s1 - k.s0));
+  const double sum = lanes.total_sum(), squares = lanes.total_product();
+  if (sums_are_sound(sum, squares, count)) {
+    moments.merge(count, shift + sum / count, squares - sum * sum / count);
+    return;
+  }
+  for (int64_t n = k.n0; n < k.n1; ++n) {
+    const Moments exact = exact_moments(x + plan.index(n, c, k.s0), k.s1 - k.s0, 1);
+    moments.merge(exact.count, exact.mean, exact.m2);
+  }
+}
+
+// The moments of a task's channels over its chunks.
+template <class T>
+void plane_moments(const PlanesPlan& plan, const T* x, int64_t task, Moments* moments) {
+  using V = Compute<T>;
+  const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
+  for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
+    const Chunk k = plan.chunk(i);
+    Lanes<OneChannel<V>> lanes[kGroup];
+    OneChannel<V> channel[kGroup];
+    for (int64_t c = 0; c < count; ++c) {
+      channel[c].value[kShift] = V(moments[c].count > 0
+                                       ? moments[c].mean
+                                       : first_shift(x + plan.index(k.n0, c0 + c, k.s0), k.s1 - k.s0));
+    }
+    for (int64_t n = k.n0; n < k.n1; ++n) {
+      for (int64_t c = 0; c < count; ++c) {
+        const T* run = x + plan.index(n, c0 + c, k.s0);
+        for_pieces<OneChannel<V>>(k.s1 - k.s0, [&](int64_t first, Pieces pieces) {
+          add_moments(run + first, pieces, channel[c], lanes[c]);
+        });
+      }
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      merge_chunk(plan, x, c0 + c, k, lanes[c], double(channel[c].value[kShift]), moments[c]);
+    }
+  }
+}
+
+// Calls write(destination, index, n, channel) for every run of a task's elements, last chunk first; write puts n results
+// for the elements from index on at destination.
+template <class T, class V, class Write>
+void write_planes(const PlanesPlan& plan, T* out, int64_t task, bool stream, const Coefficients<V>& coefficients,
+                  const Write& write) {
+  const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
+  OneChannel<V> channel[kGroup];
+  for (int64_t c = 0; c < count; ++c) channel[c] = coefficients.one(c0 + c);
+  for (int64_t i = plan.last_chunk(task); i-- > plan.first_chunk(task);) {
+    const Chunk k = plan.chunk(i);
+    const int64_t run = k.s1 - k.s0;
+    for (int64_t n = k.n1; n-- > k.n0;) {
+      const int64_t first = plan.index(n, c0, k.s0);
+      emit(out + first, count * run, stream, [&](T* to, int64_t from, int64_t length) {
+        if (count == 1) return write(to, first + from, length, channel[0]);
+        for (int64_t c = 0; c < count; ++c) write(to + c * run, first + c * run, run, channel[c]);
+      });
+    }
+  }
+  if (stream) stream_fence();
+}
+static_assert(kGroup * kShortPlane <= kTile, "the planes of a group must fit one tile");
+
+// Runs sum(task), finish(channel) and write(task) so that every channel's sums are complete before it is finished and
+// written, one task after the other where a task holds whole channels.
+template <class Sum, class Finish, class Write>
+void for_planes(const PlanesPlan& plan, const Sum& sum, const Finish& finish, const Write& write) {
+  if (plan.parts == 1) {
+    parallel_tasks(plan.tasks(), [&](int64_t task) {
+      sum(task);
+      for (int64_t c = 0; c < plan.channel_count(task); ++c) finish(plan.first_channel(task) + c);
+      write(task);
+    });
+    return;
+  }
+  parallel_tasks(plan.tasks(), sum);
+  for (int64_t c = 0; c < plan.layout.channels; ++c) finish(c);
+  parallel_tasks_reversed(plan.tasks(), write);
+}
+
+}  // namespace fusedtricks::cpu

@@ -1,0 +1,61 @@
+// What the CPU loops read and write: an element of type T, computed on in V = Compute<T>, rounded once at the store.
+// The conversions are integer arithmetic, so that loops over them vectorise on every instruction set.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "../elementary.h"
+
+namespace fusedtricks::cpu {
+
+template <class T>
+struct ComputeType {
+  using type = float;
+};
+
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+
+template <class T>
+using Compute = typename ComputeType<T>::type;
+
+FT_INLINE float load(float x) { return x; }
+FT_INLINE double load(double x) { return x; }
+FT_INLINE float load(c10::BFloat16 x) { return bit_cast<float>(uint32_t(x.x) << 16); }
+
+// The exponent is re-biased by a multiplication, which also normalises subnormals.
+FT_INLINE float load(c10::Half x) {
+  const uint32_t sign = uint32_t(x.x & 0x8000u) << 16, magnitude = uint32_t(x.x & 0x7fffu) << 13;
+  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
+  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // Inf and NaN
+  return bit_cast<float>(finite | special | sign);
+}
+
+template <class T>
+FT_INLINE T store(Compute<T> x) {
+  return x;
+}
+
+template <>
+FT_INLINE c10::BFloat16 store<c10::BFloat16>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return c10::BFloat16(uint16_t(x == x ? rounded : 0x7fc0u), c10::BFloat16::from_bits());
+}
+
+template <>
+FT_INLINE c10::Half store<c10::Half>(float x) {
+  const uint32_t sign = bit_cast<uint32_t>(x) & 0x80000000u, magnitude = bit_cast<uint32_t>(x) ^ sign;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  // Below 2^-14 an addition whose unit in the last place is 2^-24 rounds; above, the carry of an integer addition does.
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const uint32_t half = magnitude >= 0x47800000u ? special : finite;
+  return c10::Half(uint16_t(half | (sign >> 16)), c10::Half::from_bits());
+}
+
+}  // namespace fusedtricks::cpu

@@ -1,0 +1,61 @@
+// Philox4x32-10: random bits as a pure function of (seed, offset, index), shared by host and device.
+// Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+//
+// Element i of a tensor, counted in logical (row-major) order whatever its strides, owns word i % 4 of the block with
+// key = seed and counter = (i / 4, offset). A mask is therefore never stored: whoever knows seed and offset has it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "elementary.h"
+
+namespace fusedtricks {
+
+// Product of the low 32 bits of a lane with m.
+struct ScalarMultiply {
+  FT_INLINE uint64_t operator()(uint64_t a, uint32_t m) const { return uint64_t(uint32_t(a)) * m; }
+};
+
+// In place: counter words to random words. V holds one word per 64-bit lane; the high halves of the results are
+// garbage, which the multiplication ignores and the caller must mask.
+template <class V, class Multiply>
+FT_INLINE void philox4x32_10(V (&c)[4], uint64_t seed, Multiply multiply) {
+  uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const V product0 = multiply(c[0], 0xD2511F53u), product1 = multiply(c[2], 0xCD9E8D57u);
+    c[0] = (product1 >> 32) ^ c[1] ^ uint64_t(key0);
+    c[2] = (product0 >> 32) ^ c[3] ^ uint64_t(key1);
+    c[1] = product1;
+    c[3] = product0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+struct PhiloxBlock {
+  uint32_t word[4];
+};
+
+FT_INLINE PhiloxBlock philox_block(uint64_t seed, uint64_t offset, uint64_t counter) {
+  uint64_t c[4] = {uint32_t(counter), counter >> 32, uint32_t(offset), offset >> 32};
+  philox4x32_10(c, seed, ScalarMultiply{});
+  return {{uint32_t(c[0]), uint32_t(c[1]), uint32_t(c[2]), uint32_t(c[3])}};
+}
+
+// A drop probability as the kernels use it: an element is kept where its word >= threshold.
+struct DropRate {
+  uint64_t threshold;  // ceil(p 2^32), 0 … 2^32: the words below it
+  double scale;        // what kept values are multiplied by
+
+  // scale_kept: inverted dropout, whose scale is the inverse of the probability that the threshold gives exactly.
+  static DropRate make(double p, bool scale_kept) {
+    constexpr double words = 4294967296.0;
+    const double threshold = std::ceil(p * words);
+    return {uint64_t(threshold), scale_kept && threshold < words ? words / (words - threshold) : 1.0};
+  }
+
+  bool drops_all() const { return threshold >> 32; }
+};
+
+}  // namespace fusedtricks

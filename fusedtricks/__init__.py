@@ -1,0 +1,11 @@
+"""Fused training layers for PyTorch: the numbers of the stock layers in fewer passes over memory."""
+
+from fusedtricks._load import load_libraries
+
+load_libraries()
+
+from fusedtricks import eager, functional, nn  # noqa: E402  (their ops exist once the libraries are loaded)
+from fusedtricks._build_info import version as __version__  # noqa: E402
+from fusedtricks.memory import keep_freed_memory  # noqa: E402
+
+__all__ = ["__version__", "eager", "functional", "keep_freed_memory", "nn"]

@@ -1,0 +1,96 @@
+"""The two sets of layers that the demo and the benchmarks build one and the same network from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fusedtricks import nn as fused_nn
+
+# The stock activation layer after BatchNorm: in place where its gradient needs the result alone.
+STOCK_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+    "selu": lambda: nn.SELU(inplace=True),
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "softplus": nn.Softplus,
+}
+
+
+class _StockNormAct(_BatchNorm):
+    """Stock BatchNorm, the residual added in place, the stock activation layer, one after another."""
+
+    def __init__(self, num_features: int, *, act: str = "relu") -> None:
+        super().__init__(num_features)
+        self.act = None if act == "identity" else STOCK_ACTIVATIONS[act]()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        if residual is not None:
+            y += residual
+        return y if self.act is None else self.act(y)
+
+
+class StockNormAct1d(_StockNormAct, nn.BatchNorm1d):
+    """``activation(BatchNorm1d(x) [+ residual])`` of stock layers."""
+
+
+class StockNormAct2d(_StockNormAct, nn.BatchNorm2d):
+    """``activation(BatchNorm2d(x) [+ residual])`` of stock layers."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a network is built from; networks of either set have the same ``state_dict`` keys and shapes.
+
+    Attributes:
+        name: "stock" or "fused".
+        norm_act: ``(num_features, act=...)`` -> a module of ``(x, residual=None)``.
+        relu: a ReLU layer that stands alone.
+        dropout: ``(p)`` -> a dropout layer.
+    """
+
+    name: str
+    norm_act: Callable[..., nn.Module]
+    relu: Callable[[], nn.Module]
+    dropout: Callable[[float], nn.Module]
+
+
+STOCK = Layers("stock", StockNormAct2d, lambda: nn.ReLU(inplace=True), nn.Dropout)
+FUSED = Layers("fused", fused_nn.BatchNormAct2d, lambda: fused_nn.ReLU(inplace=True), fused_nn.Dropout)
+
+
+def initialise_convolutions(network: nn.Module) -> None:
+    """He initialisation (normal, fan out) of every convolution; the other layers keep torch's own."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def bytes_kept_for_backward(forward: Callable[..., object], *inputs: Tensor) -> int:
+    """Bytes that a forward pass keeps for backward: distinct storages, but no parameters and buffers."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward(*inputs)
+    if isinstance(forward, nn.Module):
+        for tensor in (*forward.parameters(), *forward.buffers()):
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in kept.values())

@@ -1,0 +1,73 @@
+"""What the demo prints and draws."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from .agreement import epoch_means
+from .training import WARM_UP_STEPS, Learner
+
+HEADER = (
+    "epoch |  stock loss  fused loss   apart   (stock from stock) | stock accuracy  fused accuracy\n"
+    "------+-------------------------------------------------------+-------------------------------"
+)
+
+
+def epoch_line(epoch: int, stock: Learner, fused: Learner, nudged: Learner, steps: int) -> str:
+    """One row of the table under HEADER: mean losses of this epoch, accuracies after it."""
+    loss, fused_loss, nudged_loss = (
+        epoch_means(each.losses, steps)[epoch] for each in (stock, fused, nudged)
+    )
+    return (
+        f"{epoch + 1:5d} | {loss:11.4f} {fused_loss:11.4f} {abs(fused_loss - loss):8.1e}"
+        f"       ({abs(nudged_loss - loss):.1e})      |"
+        f" {stock.accuracies[epoch]:14.1%} {fused.accuracies[epoch]:15.1%}"
+    )
+
+
+def step_times(stock: Learner, fused: Learner) -> str:
+    """The median step of both after the first few, and the median of the pairwise ratios."""
+    skip = min(WARM_UP_STEPS, len(stock.seconds) - 1)
+    pairs = list(zip(stock.seconds[skip:], fused.seconds[skip:], strict=True))
+    stock_ms, fused_ms = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
+    ratio = statistics.median(left / right for left, right in pairs)
+    return (
+        f"training step (median of {len(pairs)}): stock {stock_ms:.1f} ms, fused {fused_ms:.1f} ms,"
+        f" {ratio:.2f} times as fast"
+    )
+
+
+def memory_line(stock_bytes: int, fused_bytes: int) -> str:
+    """What one batch keeps for backward, in both."""
+    return (
+        f"kept for backward: stock {stock_bytes / 1e6:.1f} MB, fused {fused_bytes / 1e6:.1f} MB"
+        f" ({1 - fused_bytes / stock_bytes:.0%} less)"
+    )
+
+
+def draw(learners: Sequence[Learner], steps: int, path: Path) -> None:
+    """Writes the training losses (every step) and the accuracies (every epoch) to a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    styles = {
+        "stock": ("black", "-", 2.5),
+        "fused": ("tab:orange", "-", 1.2),
+        "stock, nudged": ("gray", ":", 1.2),
+    }
+    figure, (losses, accuracies) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for learner in learners:
+        color, style, width = styles[learner.name]
+        positions = [(i + 1) / steps for i in range(len(learner.losses))]
+        losses.plot(positions, learner.losses, style, color=color, linewidth=width, label=learner.name)
+        epochs = range(1, len(learner.accuracies) + 1)
+        accuracies.plot(
+            epochs, learner.accuracies, style, color=color, linewidth=width, marker="o", markersize=3
+        )
+    losses.set(xlabel="epoch", ylabel="training loss of each step", yscale="log")
+    accuracies.set(xlabel="epoch", ylabel="accuracy on the test digits", ylim=(0, 1.02))
+    losses.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,50 @@
+"""Drop-in modules: the stock names, arguments, parameters and buffers, on the fused functions."""
+
+from torch.nn import Identity
+
+from .activation import (
+    ELU,
+    GELU,
+    SELU,
+    Hardswish,
+    LeakyReLU,
+    Mish,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
+from .batchnorm import (
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    BatchNormReLU1d,
+    BatchNormReLU2d,
+    BatchNormReLU3d,
+)
+from .dropout import Dropout
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
+    "BatchNormReLU1d",
+    "BatchNormReLU2d",
+    "BatchNormReLU3d",
+    "Dropout",
+    "Hardswish",
+    "Identity",
+    "LeakyReLU",
+    "Mish",
+    "ReLU",
+    "ReLU6",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+]

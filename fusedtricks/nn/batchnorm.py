@@ -1,0 +1,125 @@
+"""Batch normalisation with an activation: stock BatchNorm's arguments, parameters, buffers, state_dict and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import functional as F
+
+
+class _BatchNormAct(_BatchNorm):
+    """What the modules of every rank share. `act` and `act_kwargs` are not parameters: they are not in the state_dict."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: str = "relu",
+        act_kwargs: Mapping[str, float] | None = None,
+    ) -> None:
+        F.activation_arguments(act, act_kwargs)
+        # torch knows the argument from 2.13 on; before that it says so itself where it is wanted.
+        stock = {} if bias else {"bias": False}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **stock)
+        self.act = act
+        self.act_kwargs = dict(act_kwargs or {})
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(batch_norm(input) + residual); residual of the input's shape and dtype, or None."""
+        self._check_input_dim(input)
+        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
+        tracks = not self.training or self.track_running_stats
+        return F.batch_norm_act(
+            input,
+            self.running_mean if tracks else None,
+            self.running_var if tracks else None,
+            self.weight,
+            self.bias,
+            residual,
+            act=self.act,
+            act_kwargs=self.act_kwargs,
+            training=batch_statistics,
+            momentum=self.momentum,
+            eps=self.eps,
+            num_batches_tracked=self.num_batches_tracked if self.training and self.track_running_stats else None,
+        )
+
+    def extra_repr(self) -> str:
+        arguments = "".join(f", {name}={value}" for name, value in self.act_kwargs.items())
+        return f"{super().extra_repr()}, act={self.act}{arguments}"
+
+
+class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
+    r"""Equivalent to `torch.nn.BatchNorm1d(num_features, …)`, then `+ residual`, then the activation.
+
+    `forward(input, residual=None)` takes (N, C) or (N, C, L). Loads from and into the `state_dict` of the stock module.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a batch in the running statistics, or None for a cumulative average.
+        affine: learn `weight` (γ) and `bias` (β).
+        track_running_stats: keep running statistics for evaluation.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: False leaves out `bias` (β), in versions of torch whose BatchNorm has the argument.
+        act: one of `fusedtricks.functional.ACTIVATIONS`.
+        act_kwargs: its parameters, for example `{"negative_slope": 0.2}`.
+
+    Raises:
+        ValueError: unknown `act`; on forward, as `functional.batch_norm_act`.
+        TypeError: `act_kwargs` that the activation does not take.
+    """
+
+
+class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
+    """Equivalent to `torch.nn.BatchNorm2d(num_features, …)`, then `+ residual`, then the activation.
+
+    `forward(input, residual=None)` takes (N, C, H, W). Arguments and errors: `BatchNormAct1d`.
+    """
+
+
+class BatchNormAct3d(_BatchNormAct, nn.BatchNorm3d):
+    """Equivalent to `torch.nn.BatchNorm3d(num_features, …)`, then `+ residual`, then the activation.
+
+    `forward(input, residual=None)` takes (N, C, D, H, W). Arguments and errors: `BatchNormAct1d`.
+    """
+
+
+class _BatchNormReLU(_BatchNormAct):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+
+
+class BatchNormReLU1d(_BatchNormReLU, BatchNormAct1d):
+    """`BatchNormAct1d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm1d`."""
+
+
+class BatchNormReLU2d(_BatchNormReLU, BatchNormAct2d):
+    """`BatchNormAct2d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm2d`."""
+
+
+class BatchNormReLU3d(_BatchNormReLU, BatchNormAct3d):
+    """`BatchNormAct3d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm3d`."""

@@ -1,0 +1,105 @@
+"""A quick look at whether a backend computes what it should, for an installation that nobody has tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedtricks import _C, eager, functional
+
+_TOLERANCE = 1e-4
+_ELEMENTS = 1003  # whole vectors of every instruction set, and a remainder
+_PHILOX_SEED, _PHILOX_OFFSET, _PHILOX_COUNTER = 0x299F31D0A4093822, 0x0370734413198A2E, 0x85A308D3243F6A88
+_PHILOX_ANSWER = (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)  # Random123's known answer for pi's digits
+
+
+class Result(NamedTuple):
+    """What one check of one backend found."""
+
+    backend: str
+    check: str
+    passed: bool
+    verdict: str
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The result of a function and the gradients of a weighted sum of it, in double on the CPU."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    output = function(*leaves)
+    cotangent = _random(*output.shape, seed=99).to(output)
+    gradients = torch.autograd.grad(output, leaves, cotangent)
+    return [tensor.detach().double().cpu() for tensor in (output, *gradients)]
+
+
+def _error(
+    fused: Callable[..., Tensor], stock: Callable[..., Tensor], inputs: list[Tensor], device: str
+) -> float:
+    """The largest deviation of a fused function on a device from its stock composition in double."""
+    found = _with_gradients(fused, [tensor.to(device) for tensor in inputs])
+    expected = _with_gradients(stock, [tensor.double() for tensor in inputs])
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def _batch_norm_act(device: str) -> float:
+    shape = (4, 3, 7, 5)
+    inputs = [_random(*shape, seed=1), _random(3, seed=2), _random(3, seed=3), _random(*shape, seed=4)]
+
+    def call(module: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return module.batch_norm_act(x, None, None, weight, bias, residual, act="silu", training=True)
+
+    return _error(lambda *a: call(functional, *a), lambda *a: call(eager, *a), inputs, device)
+
+
+def _activation(device: str) -> float:
+    x = [3 * _random(_ELEMENTS, seed=5)]
+
+    def error(act: str) -> float:
+        return _error(lambda t: functional.activation(t, act), lambda t: eager.activation(t, act), x, device)
+
+    return max(error(act) for act in functional.ACTIVATIONS)
+
+
+def _dropout(device: str) -> float:
+    if tuple(_C.philox(_PHILOX_SEED, _PHILOX_OFFSET, _PHILOX_COUNTER)) != _PHILOX_ANSWER:
+        raise ArithmeticError("Philox4x32-10 does not give its published known answer")
+    p, seed = 0.5, 20
+    ones = torch.ones(_ELEMENTS, device=device)
+    key, offset = torch.ops.fusedtricks.dropout(ones, p, True, seed)[1].tolist()
+    words = [word for block in range(-(-_ELEMENTS // 4)) for word in _C.philox(key, offset, block)]
+    mask = torch.tensor(words[:_ELEMENTS]) >= p * 2**32
+    return _error(
+        lambda x: functional.dropout(x, p, seed=seed), lambda x: x * mask / (1 - p), [ones.cpu()], device
+    )
+
+
+CHECKS = {"batch_norm_act": _batch_norm_act, "activation": _activation, "dropout": _dropout}
+
+
+def _run_check(backend: str, check: str) -> Result:
+    try:
+        error = CHECKS[check](backend)
+    except Exception as problem:
+        return Result(backend, check, False, f"FAILED: {type(problem).__name__}: {problem}")
+    passed = error <= _TOLERANCE  # a NaN does not pass
+    return Result(backend, check, passed, f"{'ok' if passed else 'FAILED'}, largest error {error:.1e}")
+
+
+def run(built: Sequence[str]) -> Iterator[Result]:
+    """Checks the CPU kernels in use, and the CUDA kernels where they were built and a device is there."""
+    for check in CHECKS:
+        yield _run_check("cpu", check)
+    if "cuda" not in built:
+        return
+    for check in CHECKS:
+        if torch.cuda.is_available():
+            yield _run_check("cuda", check)
+        else:
+            yield Result("cuda", check, True, "not run: no CUDA device")

@@ -1,0 +1,97 @@
+"""The native libraries: `_C`, the CPU kernels once per instruction set, the CUDA kernels where possible."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / ".build"))
+X86_64 = platform.machine() in ("x86_64", "AMD64")
+INSTRUCTION_SETS = {
+    "default": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mfma",
+        "-mf16c",
+        "-mprefer-vector-width=512",
+    ],
+}
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+]
+SANITIZE = os.environ.get("FUSEDTRICKS_SANITIZE", "")
+if SANITIZE:
+    # Not vptr: it looks up type information that torch keeps to itself.
+    CXX_FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr"]
+LINK_FLAGS = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+
+
+def sources(folder: str, *suffixes: str) -> list[str]:
+    return sorted(str(path) for path in Path(folder).glob("*") if path.suffix in suffixes)
+
+
+def library(name: str, files: list[str], *, libraries=(), flags=(), nvcc_flags=(), link_flags=(), folders=()):
+    """A library that sees torch's headers and is linked to no more of torch than it names."""
+    from toolchain import include_paths, library_paths
+
+    return Extension(
+        f"fusedtricks.{name}",
+        files,
+        depends=[str(path) for path in Path("csrc").rglob("*.*h")],
+        include_dirs=[str(HERE / "csrc"), *include_paths()],
+        library_dirs=[*library_paths(), *folders],
+        libraries=["c10", "torch_cpu", *libraries],
+        extra_compile_args={"cxx": [*CXX_FLAGS, *flags], "nvcc": ["-O3", *nvcc_flags]},
+        extra_link_args=[*LINK_FLAGS, *link_flags],
+        language="c++",
+    )
+
+
+def native() -> dict[str, object]:
+    """The arguments of `setup` that depend on torch."""
+    import toolchain
+
+    openmp_flags, openmp_link_flags = toolchain.openmp()
+    core = library("_C", sources("csrc", ".cpp"), libraries=["torch_python"])
+    backends: dict[str, Extension] = {}
+    left_out: dict[str, str] = {}
+    for isa, isa_flags in INSTRUCTION_SETS.items():
+        if isa_flags and not X86_64:
+            left_out[f"cpu_{isa}"] = f"an instruction set of x86-64, and this is {platform.machine()}"
+            continue
+        backends[f"cpu_{isa}"] = library(
+            f"_cpu_{isa}",
+            sources("csrc/cpu", ".cpp"),
+            flags=[f"-DFUSEDTRICKS_ISA={isa}", *isa_flags, *openmp_flags],
+            link_flags=openmp_link_flags,
+        )
+    cuda = toolchain.Cuda(sources("csrc/cuda", ".cu"))
+    if cuda.obstacle:
+        left_out["cuda"] = cuda.obstacle
+    else:
+        backends["cuda"] = library("_cuda", sources("csrc/cuda", ".cu", ".cpp"), **cuda.library_arguments())
+    info = {"backends": list(backends), "left_out": left_out, "cuda_architectures": cuda.architectures}
+    return {
+        "ext_modules": [core, *backends.values()],
+        "cmdclass": {"build_ext": toolchain.build_ext("sanitize" if SANITIZE else "release", info)},
+        "install_requires": [toolchain.torch_requirement()],
+    }
+
+
+# An sdist holds no compiled code, so it is made without torch; for anything else the backend brings it in.
+setup(**(native() if find_spec("torch") else {}))

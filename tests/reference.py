@@ -1,0 +1,38 @@
+"""Each op in a few lines of eager PyTorch: the specification that the kernels are compared with.
+
+The composition is `fusedtricks.eager`, which uses stock `torch.nn.functional` only; evaluated in float64 it is exact to
+the rounding of any dtype under test. Dropout's mask is here once more, in Python's own integers.
+"""
+
+import torch
+
+from fusedtricks import eager
+
+activation = eager.activation
+batch_norm_act = eager.batch_norm_act
+NAMES = tuple(eager.FORMULAS)
+
+
+def philox(seed: int, offset: int, counter: int) -> tuple[int, int, int, int]:
+    """One block of Philox4x32-10 (Salmon et al., SC 2011), key = seed, counter words (counter, offset)."""
+    low = 0xFFFFFFFF
+    c = [counter & low, counter >> 32, offset & low, offset >> 32]
+    k = [seed & low, seed >> 32 & low]
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [p1 >> 32 ^ c[1] ^ k[0], p1 & low, p0 >> 32 ^ c[3] ^ k[1], p0 & low]
+        k = [k[0] + 0x9E3779B9 & low, k[1] + 0xBB67AE85 & low]
+    return tuple(c)
+
+
+def dropout_mask(numel: int, p: float, seed: int, offset: int = 0) -> torch.Tensor:
+    """Element i is kept where word i % 4 of block i // 4 is at least p 2^32."""
+    words = [word for block in range((numel + 3) // 4) for word in philox(seed, offset, block)]
+    return torch.tensor([word >= p * 2**32 for word in words[:numel]], dtype=torch.bool)
+
+
+def dropout(input: torch.Tensor, p: float, seed: int, mode: str = "inverted") -> torch.Tensor:
+    """The training form: dropped values are 0, kept ones divided by 1 - p unless the mode is classic."""
+    mask = dropout_mask(input.numel(), p, seed).view(input.shape)
+    scale = 1 / (1 - p) if mode == "inverted" and p < 1 else 1
+    return torch.where(mask, input * scale, 0.0)
