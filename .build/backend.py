@@ -54,9 +54,7 @@ def _has_torch() -> bool:
 
 def _prepare() -> None:
     if not _has_torch():
-        raise SystemExit(
-            f"fusedtricks: torch is needed to build; install it first, for example {DEFAULT_TORCH}."
-        )
+        raise SystemExit(f"fusedtricks: torch is needed to build; install it first, for example {DEFAULT_TORCH}.")
     # ninja beside an interpreter whose environment is not activated
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
 

@@ -18,16 +18,12 @@ def _find_toolkit() -> Path | None:
         candidates.append(str(Path(nvcc).resolve().parent.parent))
     candidates.append("/usr/local/cuda")
     roots = [Path(candidate) for candidate in candidates if candidate]
-    return next(
-        (r for r in roots if (r / "bin/nvcc").exists() and (r / "include/cuda_runtime.h").exists()), None
-    )
+    return next((r for r in roots if (r / "bin/nvcc").exists() and (r / "include/cuda_runtime.h").exists()), None)
 
 
 TOOLKIT = _find_toolkit()
 if TOOLKIT is not None:
-    os.environ["CUDA_HOME"] = str(
-        TOOLKIT
-    )  # torch's own guess may be wrong; it guesses when cpp_extension is imported
+    os.environ["CUDA_HOME"] = str(TOOLKIT)  # torch's own guess may be wrong; it guesses when cpp_extension is imported
 
 
 def _ask_nvcc(question: str) -> str:
@@ -57,9 +53,7 @@ class Cuda:
             # A bare toolkit: the rest of the headers is in torch's wheels, searched after the toolkit's own.
             wheels = Path(torch.__file__).parent.parent.glob("nvidia/cu[0-9]*/include")
             headers = [argument for folder in wheels for argument in ("-isystem", str(folder))]
-        lib = next(
-            (TOOLKIT / name for name in ("lib64", "lib") if (TOOLKIT / name).is_dir()), TOOLKIT / "lib64"
-        )
+        lib = next((TOOLKIT / name for name in ("lib64", "lib") if (TOOLKIT / name).is_dir()), TOOLKIT / "lib64")
         return {
             "flags": [f"-I{TOOLKIT / 'include'}", *headers],
             "nvcc_flags": headers,

@@ -195,18 +195,23 @@ struct Mish {
   static constexpr ActivationInfo info{"mish"};
   explicit Mish(const double*) {}
   FT_INLINE V gate(V x) const {
-    const V e = exp(x > V(20) ? V(20) : x);
-    const V n = e * (e + V(2));
+    const V n = product(x);
     return n / (n + V(2));
   }
-  FT_INLINE V forward(V x) const { return x * gate(x); }
-  FT_INLINE V grad(V x, V) const {
-    const V t = gate(x);
-    return t + x * (V(1) - t * t) * sigmoid(x);
+  FT_INLINE V product(V x) const {
+    const V e = exp(x > V(20) ? V(20) : x);
+    return e * (e + V(2));
   }
+  // 1 - gate^2, without the cancellation.
+  FT_INLINE V complement(V x) const {
+    const V n = product(x);
+    return V(4) * (n + V(1)) / ((n + V(2)) * (n + V(2)));
+  }
+  FT_INLINE V forward(V x) const { return x * gate(x); }
+  FT_INLINE V grad(V x, V) const { return gate(x) + x * complement(x) * sigmoid(x); }
   FT_INLINE V grad_slope(V x, V) const {
     const V t = gate(x), s = sigmoid(x);
-    const V t1 = (V(1) - t * t) * s;
+    const V t1 = complement(x) * s;
     const V t2 = t1 * (V(1) - s - V(2) * t * s);
     return V(2) * t1 + x * t2;
   }
@@ -238,21 +243,23 @@ struct Hardswish {
 template <class V>
 struct Softplus {
   static constexpr ActivationInfo info{"softplus", {{"beta", 1.0}, {"threshold", 20.0}}};
-  V beta, threshold;
-  explicit Softplus(const double* p) : beta(V(p[0])), threshold(V(p[1])) {}
+  V beta, threshold, turn;  // turn: beta y where beta x is the threshold
+  explicit Softplus(const double* p)
+      : beta(V(p[0])), threshold(V(p[1])), turn(threshold + log1p_unit(exp(threshold > V(0) ? -threshold : V(0)))) {}
   FT_INLINE V forward(V x) const {
     const V u = beta * x;
     const V soft = ((u > V(0) ? u : V(0)) + log1p_unit(exp(u > V(0) ? -u : u))) / beta;
     return u > threshold ? x : soft;
   }
+  FT_INLINE bool is_linear(V x, V y) const { return keeps_result() ? beta * y > turn : beta * x > threshold; }
   FT_INLINE V grad(V x, V y) const {
     const V slope = -expm1(-beta * y);
-    return beta * x > threshold ? V(1) : slope;
+    return is_linear(x, y) ? V(1) : slope;
   }
   FT_INLINE V grad_slope(V x, V y) const {
     const V decay = exp(-beta * y);
     const V slope = keeps_result() ? beta * decay : beta * decay * (V(1) - decay);
-    return beta * x > threshold ? V(0) : slope;
+    return is_linear(x, y) ? V(0) : slope;
   }
   FT_INLINE bool keeps_result() const { return threshold >= V(20); }
 };

@@ -43,8 +43,7 @@ struct Attributes : torch::CustomClassHolder {
 
 template <class T>
 void keep(AutogradContext* ctx, T attributes) {
-  ctx->saved_data["attributes"] =
-      c10::IValue::make_capsule(c10::make_intrusive<Attributes<T>>(std::move(attributes)));
+  ctx->saved_data["attributes"] = c10::IValue::make_capsule(c10::make_intrusive<Attributes<T>>(std::move(attributes)));
 }
 
 template <class T>

@@ -85,21 +85,25 @@ Tensor activation(const Tensor& input, c10::string_view act, at::ArrayRef<double
   return ActivationFunction::apply(input, NamedActivation{std::string(act), act_args.vec()});
 }
 
-// An activation that keeps its input copies it first, as stock in-place activations do.
+// An activation that keeps its input works on a copy of it, as stock in-place activations do: `original` is that copy,
+// through which the gradient goes. One that keeps its result has none.
 struct ActivationInPlace : Function<ActivationInPlace> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const NamedActivation& act) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& original,
+                        const NamedActivation& act) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor saved = act.resolve().keeps_result() ? input : input.clone();
     ops::activation_(input, act.name, act.arguments);
     ctx->mark_dirty({input});
-    ctx->save_for_backward({saved});
+    ctx->save_for_backward({original ? *original : input});
     ctx->set_materialize_grads(false);
     keep(ctx, act);
+    ctx->saved_data["copied"] = original.has_value();
     return input;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return activation_gradient(ctx, grads[0]);
+    const Tensor gradient = activation_gradient(ctx, grads[0])[0];
+    const bool copied = ctx->saved_data["copied"].toBool();
+    return {copied ? Tensor() : gradient, copied ? gradient : Tensor(), Tensor()};
   }
 };
 
@@ -107,7 +111,9 @@ void activation_inplace(const Tensor& input, c10::string_view act, at::ArrayRef<
   const bool recorded = records(input);
   torch::autograd::check_inplace(input, recorded);
   if (recorded) {
-    ActivationInPlace::apply(input, NamedActivation{std::string(act), act_args.vec()});
+    const NamedActivation named{std::string(act), act_args.vec()};
+    const OptionalTensor original = named.resolve().keeps_result() ? std::nullopt : OptionalTensor(input.clone());
+    ActivationInPlace::apply(input, original, named);
     return;
   }
   at::AutoDispatchBelowADInplaceOrView below;

@@ -4,6 +4,8 @@
 // derivative can be read off it (the next layer keeps it anyway), else the residual.
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/alias.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/rsqrt.h>
 
 #include "autograd.h"
@@ -72,9 +74,10 @@ variable_list gradients_of(const variable_list& outputs, const variable_list& in
   return result;
 }
 
-// A variable that gradients can be taken with respect to, the same one where it already is.
+// A variable to take gradients with respect to: they stop there, and leave out what t itself was computed from.
 Tensor as_variable(const Tensor& t) {
-  return !t.defined() || t.requires_grad() ? t : t.detach().requires_grad_();
+  if (!t.defined()) return t;
+  return t.requires_grad() ? at::alias(t) : t.detach().requires_grad_();
 }
 
 struct BatchNormActBackward : Function<BatchNormActBackward> {
@@ -90,7 +93,9 @@ struct BatchNormActBackward : Function<BatchNormActBackward> {
                             or_undefined(output), save_mean, save_rstd});
     ctx->set_materialize_grads(false);
     keep(ctx, a);
-    return {dx, dw, db, dr};
+    // An autograd function returns tensors only: an empty one for a gradient that is not wanted.
+    const auto or_empty = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, input.options()); };
+    return {or_empty(dx), or_empty(dw), or_empty(db), or_empty(dr)};
   }
 
   // The backward written in differentiable operations, and differentiated.
@@ -133,9 +138,10 @@ Gradients batch_norm_act_backward(const Tensor& grad_output, const Tensor& input
                                         act_args, training, eps, mask);
   }
   const BatchNormAttributes a{{std::string(act), act_args.vec()}, training, eps};
-  const auto g = BatchNormActBackward::apply(grad_output, input, weight, bias, residual, output, save_mean, save_rstd,
-                                             a, mask);
-  return {g[0], g[1], g[2], g[3]};
+  const auto g =
+      BatchNormActBackward::apply(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, a, mask);
+  const auto if_wanted = [&](size_t i) { return mask[i] ? g[i] : Tensor(); };
+  return {if_wanted(0), if_wanted(1), if_wanted(2), if_wanted(3)};
 }
 
 struct BatchNormAct : Function<BatchNormAct> {

@@ -67,30 +67,34 @@ std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, bool scale_kep
   return {results[0], results[1]};
 }
 
+// The input alone is returned, so that it may be a view; rng_state goes out by reference.
 struct DropoutInPlace : Function<DropoutInPlace> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, double p, bool scale_kept,
-                               std::optional<int64_t> seed) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, double p, bool scale_kept,
+                        std::optional<int64_t> seed, Tensor* rng_state) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor rng_state = ops::dropout_(input, p, scale_kept, seed);
+    *rng_state = ops::dropout_(input, p, scale_kept, seed);
     ctx->mark_dirty({input});
-    ctx->save_for_backward({rng_state});
-    ctx->mark_non_differentiable({rng_state});
+    ctx->save_for_backward({*rng_state});
     ctx->set_materialize_grads(false);
     keep(ctx, DropoutAttributes{p, scale_kept});
-    return {input, rng_state};
+    return input;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return dropout_gradient(ctx, grads[0], 4);
+    return dropout_gradient(ctx, grads[0], 5);
   }
 };
 
 Tensor dropout_inplace(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
   const bool recorded = records(input);
   torch::autograd::check_inplace(input, recorded);
-  if (recorded) return DropoutInPlace::apply(input, p, scale_kept, seed)[1];
+  Tensor rng_state;
+  if (recorded) {
+    DropoutInPlace::apply(input, p, scale_kept, seed, &rng_state);
+    return rng_state;
+  }
   at::AutoDispatchBelowADInplaceOrView below;
-  const Tensor rng_state = ops::dropout_(input, p, scale_kept, seed);
+  rng_state = ops::dropout_(input, p, scale_kept, seed);
   bump_version(input);
   return rng_state;
 }

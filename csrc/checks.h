@@ -33,9 +33,9 @@ inline Activation check_activation(std::string_view name, at::ArrayRef<double> a
 // NotImplementedError unless float, double, bfloat16 or half.
 inline void check_floating(const at::Tensor& t, const char* op, const char* name) {
   const auto type = t.scalar_type();
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, op, ": ", name,
-      " of dtype ", type, " is not supported; it takes float32, float64, bfloat16 or float16");
+  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf,
+                              op, ": ", name, " of dtype ", type,
+                              " is not supported; it takes float32, float64, bfloat16 or float16");
 }
 
 inline void check_device(const at::Tensor& t, const at::Tensor& input, const char* name) {
@@ -107,6 +107,7 @@ inline void check_batch_norm(const BatchNormArguments& a) {
   check_per_channel(a.bias, x, "bias");
   if (a.residual) check_like(*a.residual, x, "residual", "input");
   check_running_statistics(a);
+  TORCH_CHECK_VALUE(a.eps >= 0, "batch_norm eps must be non-negative, but got ", a.eps);
   if (!a.training) return;
   TORCH_CHECK_VALUE(a.eps > 0, "batch_norm eps must be positive during training, but got ", a.eps);
   c10::SymInt per_channel = x.sym_size(0);

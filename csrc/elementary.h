@@ -48,16 +48,20 @@ struct ExpTraits<double> {
 template <int term, int last, class V>
 FT_INLINE V exp_series(V r) {
   constexpr V inverse = V(1) / V(term);
-  if constexpr (term == last) return inverse;
-  else return inverse + inverse * r * exp_series<term + 1, last>(r);
+  if constexpr (term == last)
+    return inverse;
+  else
+    return inverse + inverse * r * exp_series<term + 1, last>(r);
 }
 
 // atanh(s) / s by its Taylor series in s^2.
 template <int index, int count, class V>
 FT_INLINE V atanh_series(V square) {
   constexpr V inverse = V(1) / V(2 * index + 1);
-  if constexpr (index + 1 == count) return inverse;
-  else return inverse + square * atanh_series<index + 1, count>(square);
+  if constexpr (index + 1 == count)
+    return inverse;
+  else
+    return inverse + square * atanh_series<index + 1, count>(square);
 }
 
 // e^x = scale * (1 + tail), scale a power of two and |tail| < 0.42; x within [lowest, highest].

@@ -18,9 +18,12 @@ struct Layout {
 // Dense with the channels innermost: channels_last, channels_last_3d, and (N, L, C) seen as (N, C, L).
 inline bool is_channels_innermost(const at::Tensor& t) {
   switch (t.dim()) {
-    case 4: return t.is_contiguous(at::MemoryFormat::ChannelsLast);
-    case 5: return t.is_contiguous(at::MemoryFormat::ChannelsLast3d);
-    default: return t.dim() > 2 && t.movedim(1, -1).is_contiguous();
+    case 4:
+      return t.is_contiguous(at::MemoryFormat::ChannelsLast);
+    case 5:
+      return t.is_contiguous(at::MemoryFormat::ChannelsLast3d);
+    default:
+      return t.dim() > 2 && t.movedim(1, -1).is_contiguous();
   }
 }
 

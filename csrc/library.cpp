@@ -43,14 +43,16 @@ namespace {
 using at::Tensor;
 using Strings = c10::string_view;
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_act_meta(
-    const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& residual, Strings act, at::ArrayRef<double> act_args, bool training,
-    std::optional<double> momentum, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_act_meta(const Tensor& input, const OptionalTensor& running_mean,
+                                                       const OptionalTensor& running_var,
+                                                       const OptionalTensor& num_batches_tracked,
+                                                       const OptionalTensor& weight, const OptionalTensor& bias,
+                                                       const OptionalTensor& residual, Strings act,
+                                                       at::ArrayRef<double> act_args, bool training,
+                                                       std::optional<double> momentum, double eps) {
   check_activation(act, act_args);
-  check_batch_norm({input, running_mean, running_var, num_batches_tracked, weight, bias, residual, training, momentum,
-                    eps});
+  check_batch_norm(
+      {input, running_mean, running_var, num_batches_tracked, weight, bias, residual, training, momentum, eps});
   const auto statistics = input.options().dtype(at::kDouble);
   return {empty_in_kernel_layout(input), at::empty_symint({input.sym_size(1)}, statistics),
           at::empty_symint({input.sym_size(1)}, statistics)};
@@ -63,7 +65,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_meta(
   check_activation(act, act_args);
   check_batch_norm_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd);
   const auto per_channel = [&](const OptionalTensor& parameter, bool wanted) {
-    return wanted ? at::empty_symint({input.sym_size(1)}, parameter ? parameter->options() : input.options()) : Tensor();
+    return wanted ? at::empty_symint({input.sym_size(1)}, parameter ? parameter->options() : input.options())
+                  : Tensor();
   };
   return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), per_channel(weight, output_mask[1]),
           per_channel(bias, output_mask[2]), output_mask[3] ? empty_in_kernel_layout(input) : Tensor()};
@@ -132,9 +135,9 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
-  for (const char* op : {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_",
-                         "activation_backward", "activation_backward_slope", "dropout", "dropout_",
-                         "dropout_backward"}) {
+  for (const char* op :
+       {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_", "activation_backward",
+        "activation_backward_slope", "dropout", "dropout_", "dropout_backward"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

@@ -46,8 +46,7 @@ def check_torch(build_info: ModuleType) -> None:
     if torch_key(*built) == torch_key(*running):
         return
     names = [
-        f"torch {version.split('+')[0]} ({f'CUDA {cuda}' if cuda else 'no CUDA'})"
-        for version, cuda in (built, running)
+        f"torch {version.split('+')[0]} ({f'CUDA {cuda}' if cuda else 'no CUDA'})" for version, cuda in (built, running)
     ]
     raise ImportError(
         f"fusedtricks was built for {names[0]} and cannot run with {names[1]}: "

@@ -95,9 +95,10 @@ def _threshold(p: float) -> int:
 
 
 def dropout(input: Tensor, p: float, *, seed: int | None = None, mode: str = "inverted") -> Tensor:
-    """The training form of dropout; None draws a seed as the kernels do."""
+    """The training form of dropout. Without a seed, stock's mask: `torch.vmap` knows how to draw one a sample."""
     if seed is None:
-        seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
+        result = F.dropout(input, p)
+        return result if mode == "inverted" else result * (1 - p)
     threshold = _threshold(p)
     scale = 2**32 / (2**32 - threshold) if mode == "inverted" and threshold < 2**32 else 1.0
     return torch.where(dropout_mask(input, p, seed), input * scale, 0.0)

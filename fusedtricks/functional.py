@@ -58,7 +58,15 @@ def activation_arguments(act: str, act_kwargs: Mapping[str, float] | None) -> li
         if name not in parameters:
             takes = ", ".join(parameters) or "none"
             raise TypeError(f"act_kwargs: {act} has no parameter {name!r}; it takes: {takes}")
-    return [float(act_kwargs.get(name, default)) for name, default in parameters.items()]
+    return [_number(act, name, act_kwargs.get(name, default)) for name, default in parameters.items()]
+
+
+def _number(act: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        kind = type(value).__name__
+        raise TypeError(f"{act}(): argument {name!r} must be a number, not {kind}") from None
 
 
 def _needs_composition() -> bool:
@@ -66,9 +74,14 @@ def _needs_composition() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
-def _check_tensor(input: Any, op: str) -> None:
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{op}(): argument 'input' must be Tensor, not {type(input).__name__}")
+def _check_types(op: str, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+    """TypeError for the first argument of a wrong type; the first of `tensors` must be one, the others may be None."""
+    for i, (name, value) in enumerate(tensors.items()):
+        if not isinstance(value, Tensor) and (i == 0 or value is not None):
+            raise TypeError(f"{op}(): argument {name!r} must be Tensor, not {type(value).__name__}")
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise TypeError(f"{op}(): argument {name!r} must be a number, not {type(value).__name__}")
 
 
 def batch_norm_act(
@@ -139,10 +152,7 @@ def batch_norm_act(
     arguments = activation_arguments(act, act_kwargs)
     buffers = (running_mean, running_var, num_batches_tracked)
     if torch.compiler.is_compiling():
-        return _ops.batch_norm_act(
-            input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps
-        )[0]
-    _check_tensor(input, "batch_norm_act")
+        return _ops.batch_norm_act(input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps)[0]
     if _needs_composition():
         return eager.batch_norm_act(
             input,
@@ -158,9 +168,20 @@ def batch_norm_act(
             eps=eps,
             num_batches_tracked=num_batches_tracked,
         )
-    return _C.batch_norm_act(
-        input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps
-    )
+    try:
+        return _C.batch_norm_act(input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps)
+    except TypeError:
+        tensors = {
+            "input": input,
+            "running_mean": running_mean,
+            "running_var": running_var,
+            "num_batches_tracked": num_batches_tracked,
+            "weight": weight,
+            "bias": bias,
+            "residual": residual,
+        }
+        _check_types("batch_norm_act", tensors, {"momentum": momentum, "eps": eps})
+        raise
 
 
 def activation(input: Tensor, act: str, *, inplace: bool = False, **act_kwargs: float) -> Tensor:
@@ -191,11 +212,15 @@ def activation(input: Tensor, act: str, *, inplace: bool = False, **act_kwargs: 
             return _ops.activation(input, act, arguments)
         _ops.activation_(input, act, arguments)
         return input
-    _check_tensor(input, "activation")
     if _needs_composition():
-        result = eager.activation(input, act, **act_kwargs)
-        return input.copy_(result) if inplace else result
-    return _C.activation(input, act, arguments, inplace)
+        if not inplace:
+            return eager.activation(input, act, **act_kwargs)
+        return input.copy_(eager.activation(input.clone(), act, **act_kwargs))
+    try:
+        return _C.activation(input, act, arguments, inplace)
+    except TypeError:
+        _check_types(act, {"input": input}, {})
+        raise
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -268,6 +293,8 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
 
 
 def check_dropout(p: float, mode: str) -> None:
+    """ValueError unless 0 <= p <= 1 and the mode is known; TypeError where p is no number."""
+    _check_types("dropout", {}, {"p": p})
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if mode not in ("inverted", "classic"):
@@ -278,6 +305,8 @@ def _signed_seed(seed: int | None) -> int | None:
     """A 64-bit seed, signed or not, as the int64 that operators take."""
     if seed is None:
         return None
+    if not isinstance(seed, int):
+        raise TypeError(f"dropout(): argument 'seed' must be int, not {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed has to fit 64 bits, but got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed
@@ -335,8 +364,11 @@ def dropout(
             return _ops.dropout(input, p, inverted, seed)[0]
         _ops.dropout_(input, p, inverted, seed)
         return input
-    _check_tensor(input, "dropout")
     if _needs_composition():
         result = eager.dropout(input, p, seed=seed, mode=mode)
         return input.copy_(result) if inplace else result
-    return _C.dropout(input, p, inverted, seed, inplace)
+    try:
+        return _C.dropout(input, p, inverted, seed, inplace)
+    except TypeError:
+        _check_types("dropout", {"input": input}, {"p": p})
+        raise

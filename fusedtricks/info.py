@@ -43,9 +43,9 @@ def _facts() -> Iterator[tuple[str, str]]:
 def main() -> int:
     """Prints the report; the status is 1 where a self-check fails."""
     for name, value in _facts():
-        print(f"{name:<19}{value}")
+        print(f"{name:<20}{value}")
     passed = True
     for result in self_check.run(_build_info.backends):
-        print(f"{'self-check':<19}{result.backend:<6}{result.check:<16}{result.verdict}", flush=True)
+        print(f"{'self-check':<20}{result.backend:<6}{result.check:<16}{result.verdict}", flush=True)
         passed &= result.passed
     return 0 if passed else 1

@@ -39,9 +39,7 @@ def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -
     return [tensor.detach().double().cpu() for tensor in (output, *gradients)]
 
 
-def _error(
-    fused: Callable[..., Tensor], stock: Callable[..., Tensor], inputs: list[Tensor], device: str
-) -> float:
+def _error(fused: Callable[..., Tensor], stock: Callable[..., Tensor], inputs: list[Tensor], device: str) -> float:
     """The largest deviation of a fused function on a device from its stock composition in double."""
     found = _with_gradients(fused, [tensor.to(device) for tensor in inputs])
     expected = _with_gradients(stock, [tensor.double() for tensor in inputs])
@@ -75,9 +73,7 @@ def _dropout(device: str) -> float:
     key, offset = torch.ops.fusedtricks.dropout(ones, p, True, seed)[1].tolist()
     words = [word for block in range(-(-_ELEMENTS // 4)) for word in _C.philox(key, offset, block)]
     mask = torch.tensor(words[:_ELEMENTS]) >= p * 2**32
-    return _error(
-        lambda x: functional.dropout(x, p, seed=seed), lambda x: x * mask / (1 - p), [ones.cpu()], device
-    )
+    return _error(lambda x: functional.dropout(x, p, seed=seed), lambda x: x * mask / (1 - p), [ones.cpu()], device)
 
 
 CHECKS = {"batch_norm_act": _batch_norm_act, "activation": _activation, "dropout": _dropout}

@@ -4,6 +4,8 @@ The composition is `fusedtricks.eager`, which uses stock `torch.nn.functional` o
 the rounding of any dtype under test. Dropout's mask is here once more, in Python's own integers.
 """
 
+import math
+
 import torch
 
 from fusedtricks import eager
@@ -32,7 +34,11 @@ def dropout_mask(numel: int, p: float, seed: int, offset: int = 0) -> torch.Tens
 
 
 def dropout(input: torch.Tensor, p: float, seed: int, mode: str = "inverted") -> torch.Tensor:
-    """The training form: dropped values are 0, kept ones divided by 1 - p unless the mode is classic."""
+    """The training form: dropped values are 0, kept ones divided by the probability of that unless the mode is classic.
+
+    It is the probability that the threshold gives, within 2^-32 of 1 - p.
+    """
     mask = dropout_mask(input.numel(), p, seed).view(input.shape)
-    scale = 1 / (1 - p) if mode == "inverted" and p < 1 else 1
+    kept = 1 - math.ceil(p * 2**32) / 2**32
+    scale = 1 / kept if mode == "inverted" and kept else 1
     return torch.where(mask, input * scale, 0.0)

@@ -1,6 +1,7 @@
 // The activations alone: one pass forward, one backward, in memory order whatever the strides.
 #include "activation.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
@@ -51,8 +52,7 @@ void apply(const Tensor& x, const Tensor& y, const Activation& activation) {
     const T* in = static_cast<const T*>(x.const_data_ptr());
     T* out = static_cast<T*>(y.data_ptr());
     const bool stream = in != out && worth_streaming(x.numel(), sizeof(T));
-    for_spans(out, x.numel(), stream,
-              [&](int64_t i, T* to, int64_t count) { span(in + i, to, count, activation); });
+    for_spans(out, x.numel(), stream, [&](int64_t i, T* to, int64_t count) { span(in + i, to, count, activation); });
   });
 }
 
@@ -72,6 +72,7 @@ Tensor activation(const Tensor& input, c10::string_view act, at::ArrayRef<double
 void activation_inplace(const Tensor& input, c10::string_view act, at::ArrayRef<double> act_args) {
   const Activation activation = check_activation(act, act_args);
   check_floating(input, "activation", "input");
+  at::assert_no_internal_overlap(input);
   if (!input.numel()) return;
   if (input.is_non_overlapping_and_dense()) return apply(input, input, activation);
   const Tensor y = at::empty_like(input).copy_(input);

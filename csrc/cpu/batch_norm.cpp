@@ -12,20 +12,32 @@ namespace fusedtricks::cpu {
 double ChannelValues::get(int64_t channel) const {
   const int64_t i = channel * stride;
   switch (dtype) {
-    case at::kFloat: return static_cast<const float*>(data)[i];
-    case at::kDouble: return static_cast<const double*>(data)[i];
-    case at::kBFloat16: return load(static_cast<const c10::BFloat16*>(data)[i]);
-    default: return load(static_cast<const c10::Half*>(data)[i]);
+    case at::kFloat:
+      return static_cast<const float*>(data)[i];
+    case at::kDouble:
+      return static_cast<const double*>(data)[i];
+    case at::kBFloat16:
+      return load(static_cast<const c10::BFloat16*>(data)[i]);
+    default:
+      return load(static_cast<const c10::Half*>(data)[i]);
   }
 }
 
 void ChannelValues::set(int64_t channel, double value) const {
   const int64_t i = channel * stride;
   switch (dtype) {
-    case at::kFloat: static_cast<float*>(data)[i] = float(value); break;
-    case at::kDouble: static_cast<double*>(data)[i] = value; break;
-    case at::kBFloat16: static_cast<c10::BFloat16*>(data)[i] = store<c10::BFloat16>(float(value)); break;
-    default: static_cast<c10::Half*>(data)[i] = store<c10::Half>(float(value)); break;
+    case at::kFloat:
+      static_cast<float*>(data)[i] = float(value);
+      break;
+    case at::kDouble:
+      static_cast<double*>(data)[i] = value;
+      break;
+    case at::kBFloat16:
+      static_cast<c10::BFloat16*>(data)[i] = store<c10::BFloat16>(float(value));
+      break;
+    default:
+      static_cast<c10::Half*>(data)[i] = store<c10::Half>(float(value));
+      break;
   }
 }
 
@@ -55,14 +67,16 @@ double count_batch(const OptionalTensor& num_batches_tracked, std::optional<doub
   return momentum ? *momentum : 1 / double(count);
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_act(
-    const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& residual, c10::string_view act, at::ArrayRef<double> act_args, bool training,
-    std::optional<double> momentum, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& input, const OptionalTensor& running_mean,
+                                                  const OptionalTensor& running_var,
+                                                  const OptionalTensor& num_batches_tracked,
+                                                  const OptionalTensor& weight, const OptionalTensor& bias,
+                                                  const OptionalTensor& residual, c10::string_view act,
+                                                  at::ArrayRef<double> act_args, bool training,
+                                                  std::optional<double> momentum, double eps) {
   const Activation activation = check_activation(act, act_args);
-  check_batch_norm({input, running_mean, running_var, num_batches_tracked, weight, bias, residual, training, momentum,
-                    eps});
+  check_batch_norm(
+      {input, running_mean, running_var, num_batches_tracked, weight, bias, residual, training, momentum, eps});
   const Tensor y = empty_in_kernel_layout(input);
   const Tensor mean = at::zeros({input.size(1)}, input.options().dtype(at::kDouble)), rstd = mean.clone();
   const double factor = training && running_mean ? count_batch(num_batches_tracked, momentum) : 0;

@@ -61,8 +61,9 @@ struct BatchNormBackward {
 void batch_norm_backward(const BatchNormBackward& a);
 
 // Per-channel constants of the elementwise sweeps, for z = (x - shift) * scale + offset and
-// dx = dz * scale + (x - shift) * slope + constant. The shift is the mean rounded to the compute type, and offset and
-// constant hold what the rounding lost: nothing cancels when the mean is large.
+// dx = dz * scale + (x - shift) * rstd * slope + constant. The shift is the mean rounded to the compute type, and
+// offset and constant hold what the rounding lost: nothing cancels when the mean is large. No constant is of the size
+// of rstd^2, which would underflow where x is huge.
 enum Coefficient { kShift, kScale, kOffset, kRstd, kSlope, kConstant, kCoefficients };
 
 // As the loops see them, with what a loop over such channels does at once: `rows` rows, and sums in `lanes` lanes.
@@ -124,9 +125,9 @@ struct Coefficients {
   double set_backward(int64_t c, double sum_dz, double sum_dz_xhat, double mean, double rstd, double weight,
                       double count, bool training) {
     const double lost = (mean - at(kShift, c)) * rstd, dweight = sum_dz_xhat - lost * sum_dz;
-    const double slope = training ? -weight * rstd * rstd * dweight / count : 0;
+    const double slope = training ? -weight * rstd * dweight / count : 0;
     at(kSlope, c) = V(slope);
-    at(kConstant, c) = training ? V(-weight * rstd * sum_dz / count - slope * (mean - at(kShift, c))) : V(0);
+    at(kConstant, c) = training ? V(-weight * rstd * sum_dz / count - slope * lost) : V(0);
     return dweight;
   }
 };
@@ -137,16 +138,17 @@ struct Moments {
 
   void merge(double other_count, double other_mean, double other_m2) {
     if (other_count == 0) return;
-    const double total = count + other_count, delta = other_mean - mean;
-    mean += delta * (other_count / total);
-    m2 += other_m2 + delta * delta * (count * other_count / total);
+    const double total = count + other_count, share = other_count / total, delta = other_mean - mean;
+    m2 += other_m2 + delta * delta * (count * share);
+    // Where the difference is not finite, an infinite mean stays infinite.
+    mean = delta * 0 == 0 ? mean + delta * share : mean * (count / total) + other_mean * share;
     count = total;
   }
 };
 
-// Whether sums of d = x - shift and of d^2 over `count` values in the compute type give their variance to rounding: they
-// do unless the shift lies over two deviations off the mean, or the squares overflow. Then the values are summed again,
-// exactly. The choice depends on the data alone.
+// Whether sums of d = x - shift and of d^2 over `count` values in the compute type give their variance to rounding:
+// they do unless the shift lies over two deviations off the mean, or the squares overflow. Then the values are summed
+// again, exactly. The choice depends on the data alone.
 inline bool sums_are_sound(double sum, double sum_of_squares, double count) {
   return sum * sum <= 0.8 * count * sum_of_squares && sum_of_squares * 0 == 0;
 }

@@ -1,5 +1,5 @@
-// batch_norm_act backward: one sweep for the two sums a channel, one for dx. With a residual the first sweep also writes
-// dz, the residual's gradient, and both go on from dz as it was rounded.
+// batch_norm_act backward: one sweep for the two sums a channel, one for dx. With a residual the first sweep also
+// writes dz, the residual's gradient, and both go on from dz as it was rounded.
 #include "batch_norm_planes.h"
 #include "batch_norm_rows.h"
 
@@ -36,9 +36,8 @@ struct Pass {
   bool sweeps_first() const { return needs_sums || a.after_residual(); }
 
   void finish_channel(int64_t c, Sums s) {
-    const double dweight =
-        coefficients.set_backward(c, s.dz, s.dz_xhat, a.mean[c], a.rstd[c], a.weight.get_or(c, 1),
-                                  double(a.layout.per_channel()), a.training);
+    const double dweight = coefficients.set_backward(c, s.dz, s.dz_xhat, a.mean[c], a.rstd[c], a.weight.get_or(c, 1),
+                                                     double(a.layout.per_channel()), a.training);
     if (a.dweight) a.dweight.set(c, dweight);
     if (a.dbias) a.dbias.set(c, s.dz);
   }
@@ -172,8 +171,10 @@ void batch_norm_backward(const BatchNormBackward& a) {
   visit_dtype(a.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     Pass<T> pass(a);
-    if (a.layout.rows) backward_rows(pass);
-    else backward_planes(pass);
+    if (a.layout.rows)
+      backward_rows(pass);
+    else
+      backward_planes(pass);
   });
 }
 

@@ -1,4 +1,5 @@
-// batch_norm_act forward: one sweep for the statistics, one for y = act((x - mean) * rstd * weight + bias [+ residual]).
+// batch_norm_act forward: one sweep for the statistics, one for y = act((x - mean) * rstd * weight + bias [+
+// residual]).
 #include <cmath>
 
 #include "batch_norm_planes.h"
@@ -98,8 +99,10 @@ void forward_rows(const BatchNormForward& a) {
 void batch_norm_forward(const BatchNormForward& a) {
   visit_dtype(a.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (a.layout.rows) forward_rows<T>(a);
-    else forward_planes<T>(a);
+    if (a.layout.rows)
+      forward_rows<T>(a);
+    else
+      forward_planes<T>(a);
   });
 }
 

@@ -59,8 +59,10 @@ void for_pieces(int64_t n, const F& f) {
 template <class V, int count, class Loop>
 void with_lanes(int width, LaneSums<V, count>& sums, const Loop& loop) {
   LaneSums<V, count> local = sums;
-  if (width == count) loop(count, local.sum, local.product);
-  else loop(width, local.sum, local.product);
+  if (width == count)
+    loop(count, local.sum, local.product);
+  else
+    loop(width, local.sum, local.product);
   sums = local;
 }
 
@@ -138,7 +140,7 @@ void add_gradients(const T* dy, const T* x, Pieces pieces, Channels channels, co
   });
 }
 
-// dx = dz * scale + (x - shift) * slope + constant, with dz as above.
+// dx = dz * scale + (x - shift) * rstd * slope + constant, with dz as above.
 template <class T, class Channels, class Act>
 void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channels, const Activation& activation) {
   using V = Compute<T>;
@@ -146,13 +148,13 @@ void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channe
 #pragma omp simd
   for (int64_t i = 0; i < span.n; ++i) {
     const V shift = channels.template get<kShift>(i), scale = channels.template get<kScale>(i),
-            offset = channels.template get<kOffset>(i), slope = channels.template get<kSlope>(i),
-            constant = channels.template get<kConstant>(i);
+            offset = channels.template get<kOffset>(i), rstd = channels.template get<kRstd>(i),
+            slope = channels.template get<kSlope>(i), constant = channels.template get<kConstant>(i);
 #pragma GCC unroll 4
     for (int r = 0; r < Channels::rows; ++r) {
       const V d = load(x[r * span.in_stride + i]) - shift, z = d * scale + offset;
       const V dz = load(dy[r * span.in_stride + i]) * act.grad(z, act.forward(z));
-      dx[r * span.out_stride + i] = store<T>(dz * scale + (d * slope + constant));
+      dx[r * span.out_stride + i] = store<T>(dz * scale + (d * rstd * slope + constant));
     }
   }
 }

@@ -58,8 +58,8 @@ double first_shift(const T* x, int64_t n) {
 
 // Moments of one channel over one chunk, and the merge of them into what came before.
 template <class T>
-void merge_chunk(const PlanesPlan& plan, const T* x, int64_t c, const Chunk& k, const Lanes<OneChannel<Compute<T>>>& lanes,
-                 double shift, Moments& moments) {
+void merge_chunk(const PlanesPlan& plan, const T* x, int64_t c, const Chunk& k,
+                 const Lanes<OneChannel<Compute<T>>>& lanes, double shift, Moments& moments) {
   const double count = double((k.n1 - k.n0) * (k.s1 - k.s0));
   const double sum = lanes.total_sum(), squares = lanes.total_product();
   if (sums_are_sound(sum, squares, count)) {
@@ -82,16 +82,14 @@ void plane_moments(const PlanesPlan& plan, const T* x, int64_t task, Moments* mo
     Lanes<OneChannel<V>> lanes[kGroup];
     OneChannel<V> channel[kGroup];
     for (int64_t c = 0; c < count; ++c) {
-      channel[c].value[kShift] = V(moments[c].count > 0
-                                       ? moments[c].mean
-                                       : first_shift(x + plan.index(k.n0, c0 + c, k.s0), k.s1 - k.s0));
+      channel[c].value[kShift] =
+          V(moments[c].count > 0 ? moments[c].mean : first_shift(x + plan.index(k.n0, c0 + c, k.s0), k.s1 - k.s0));
     }
     for (int64_t n = k.n0; n < k.n1; ++n) {
       for (int64_t c = 0; c < count; ++c) {
         const T* run = x + plan.index(n, c0 + c, k.s0);
-        for_pieces<OneChannel<V>>(k.s1 - k.s0, [&](int64_t first, Pieces pieces) {
-          add_moments(run + first, pieces, channel[c], lanes[c]);
-        });
+        for_pieces<OneChannel<V>>(
+            k.s1 - k.s0, [&](int64_t first, Pieces pieces) { add_moments(run + first, pieces, channel[c], lanes[c]); });
       }
     }
     for (int64_t c = 0; c < count; ++c) {
@@ -100,8 +98,8 @@ void plane_moments(const PlanesPlan& plan, const T* x, int64_t task, Moments* mo
   }
 }
 
-// Calls write(destination, index, n, channel) for every run of a task's elements, last chunk first; write puts n results
-// for the elements from index on at destination.
+// Calls write(destination, index, n, channel) for every run of a task's elements, last chunk first; write puts n
+// results for the elements from index on at destination.
 template <class T, class V, class Write>
 void write_planes(const PlanesPlan& plan, T* out, int64_t task, bool stream, const Coefficients<V>& coefficients,
                   const Write& write) {

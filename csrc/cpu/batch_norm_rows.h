@@ -9,13 +9,14 @@
 
 namespace fusedtricks::cpu {
 
-constexpr int64_t kSegment = 1024;           // channels of a task, and of a row of the output tile
-constexpr int64_t kTaskBytes = 192 << 10;    // from this much work on, a task of its own
-constexpr int64_t kBlockBytes = 128 << 10;   // of one tensor, between the touch and its use
+constexpr int64_t kSegment = 1024;          // channels of a task, and of a row of the output tile
+constexpr int64_t kTaskBytes = 192 << 10;   // from this much work on, a task of its own
+constexpr int64_t kBlockBytes = 128 << 10;  // of one tensor, between the touch and its use
+constexpr int64_t kMaxBlockRows = 512;      // summed in one lane before they go into double
 constexpr int64_t kMaxTasks = 64;
-constexpr int64_t kTouchRowBytes = 256;      // shorter rows stream at full speed without the touch
+constexpr int64_t kTouchRowBytes = 256;  // shorter rows stream at full speed without the touch
 constexpr int64_t kMergeChannels = 128;
-constexpr int64_t kParallelMerge = 8192;     // partial results from which merging them is shared out
+constexpr int64_t kParallelMerge = 8192;  // partial results from which merging them is shared out
 
 // A function of shape and element size alone.
 struct RowsPlan {
@@ -29,7 +30,7 @@ struct RowsPlan {
     const int64_t tasks = std::clamp<int64_t>(bytes / kTaskBytes, 1, kMaxTasks);
     row_chunks = std::max<int64_t>(1, std::min((tasks + segments - 1) / segments, rows / 32));
     if (row_chunks > 1) row_chunks = (row_chunks + 1) / 2 * 2;
-    block_rows = std::max<int64_t>(16, kBlockBytes / segment_bytes);
+    block_rows = std::clamp<int64_t>(kBlockBytes / segment_bytes, 16, kMaxBlockRows);
     streams = worth_streaming(rows * channels, element_size);
     touches = streams && segment_bytes > kTouchRowBytes;
   }
@@ -59,8 +60,10 @@ void for_blocks(const RowsPlan& plan, bool reversed, const F& f) {
               plan.first_channel(segment + 1), r0 - begin});
     }
   };
-  if (reversed) parallel_tasks_reversed(plan.tasks(), task);
-  else parallel_tasks(plan.tasks(), task);
+  if (reversed)
+    parallel_tasks_reversed(plan.tasks(), task);
+  else
+    parallel_tasks(plan.tasks(), task);
 }
 
 template <class T>
@@ -87,8 +90,10 @@ void for_channels(const RowsPlan& plan, const F& f) {
     for (int64_t c = t * kMergeChannels; c < std::min(plan.channels, (t + 1) * kMergeChannels); ++c) f(c);
   };
   const int64_t tasks = (plan.channels + kMergeChannels - 1) / kMergeChannels;
-  if (plan.row_chunks * plan.channels >= kParallelMerge) parallel_tasks(tasks, task);
-  else for (int64_t t = 0; t < tasks; ++t) task(t);
+  if (plan.row_chunks * plan.channels >= kParallelMerge)
+    parallel_tasks(tasks, task);
+  else
+    for (int64_t t = 0; t < tasks; ++t) task(t);
 }
 
 // Merges the moments of `rows` rows of up to ManyChannels::lanes channels into those of the `done` rows before them.
@@ -144,7 +149,8 @@ void write_block(const RowsPlan& plan, T* out, const Block& b, const Write& writ
         continue;
       }
       write(tile, index, c, RowSpan{n, in_stride, rows == 1 ? 0 : kSegment});
-      for (int64_t q = 0; q < rows; ++q) stream_copy(out + index + q * plan.channels, tile + q * kSegment, n * sizeof(T));
+      for (int64_t q = 0; q < rows; ++q)
+        stream_copy(out + index + q * plan.channels, tile + q * kSegment, n * sizeof(T));
     }
   }
   if (plan.streams) stream_fence();

@@ -17,10 +17,14 @@ struct Type {
 template <class F>
 void visit_dtype(at::ScalarType dtype, F&& f) {
   switch (dtype) {
-    case at::kFloat: return f(Type<float>{});
-    case at::kDouble: return f(Type<double>{});
-    case at::kBFloat16: return f(Type<c10::BFloat16>{});
-    default: return f(Type<c10::Half>{});
+    case at::kFloat:
+      return f(Type<float>{});
+    case at::kDouble:
+      return f(Type<double>{});
+    case at::kBFloat16:
+      return f(Type<c10::BFloat16>{});
+    default:
+      return f(Type<c10::Half>{});
   }
 }
 

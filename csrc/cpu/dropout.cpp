@@ -1,6 +1,7 @@
 // Dropout: y = x * mask * scale in one pass, the mask recomputed from (seed, offset, logical index) wherever it is
 // needed. The backward is the same pass over dy.
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -37,27 +38,28 @@ void drop_span(const T* x, T* y, int64_t n, const uint32_t* word, uint32_t thres
   for (int64_t i = 0; i < n; ++i) y[i] = store<T>(masked(load(x[i]) * scale, word[i], threshold));
 }
 
-// Contiguous: element i takes word i. Tasks of whole tiles, so that each begins with a whole block.
+// Contiguous: element i takes word i. The words of a step need no memory; meanwhile the elements of later steps can
+// come and those of earlier ones can go.
 template <class T>
 void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
-  constexpr int64_t kTask = 8 * kTile;
-  constexpr int kStep = 4 * kCountersAtOnce;
+  constexpr int64_t kTask = 16384, kStep = 4 * kCountersAtOnce, kAhead = 4096 / sizeof(T);
+  static_assert(kTask % kStep == 0 && kStep <= kTile);
   const uint32_t threshold = uint32_t(mask.rate.threshold);
   const auto scale = Compute<T>(mask.rate.scale);
   const bool stream = x != y && worth_streaming(n, sizeof(T));
   Words lane{};
-  for (int j = 0; j < kCountersAtOnce; ++j) lane[j] = j;
+  for (int j = 0; j < kLanesOfVector; ++j) lane[j] = j;
 
   parallel_tasks((n + kTask - 1) / kTask, [&](int64_t task) {
-    const int64_t begin = task * kTask, end = std::min(n, begin + kTask);
-    for (int64_t first = begin; first < end; first += kTile) {
-      alignas(kCacheLine) uint32_t word[kTile];
-      const int64_t count = std::min(kTile, end - first);
-      for (int64_t i = 0; i < count; i += kStep) {
-        PhiloxLanes(lane + uint64_t((first + i) / 4), mask.seed, mask.offset).store_interleaved(word + i);
-      }
-      emit(y + first, count, stream,
-           [&](T* to, int64_t, int64_t m) { drop_span(x + first, to, m, word, threshold, scale); });
+    const int64_t end = std::min(n, (task + 1) * kTask);
+    for (int64_t i = task * kTask; i < end; i += kStep) {
+      alignas(kCacheLine) uint32_t word[kStep];
+      const uint64_t counter = uint64_t(i) / 4;
+      for (int64_t j = 0; j < kStep; j += kCacheLine / int64_t(sizeof(T))) __builtin_prefetch(x + i + kAhead + j);
+      PhiloxLanes([&](int v) { return lane + (counter + v * kLanesOfVector); }, mask.seed, mask.offset)
+          .store_interleaved(word);
+      emit(y + i, std::min(kStep, end - i), stream,
+           [&](T* to, int64_t, int64_t count) { drop_span(x + i, to, count, word, threshold, scale); });
     }
     if (stream) stream_fence();
   });
@@ -67,7 +69,7 @@ void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
 constexpr int kChannels = 64, kPositions = 64;
 
 struct RowWords {
-  // One block more a channel than positions / 4: a channel's first position may lie inside a block.
+  // One block more a channel than kPositions / 4: a channel's first position may lie inside a block.
   alignas(kCacheLine) uint32_t word[(kPositions / 4 + 1) * 4 * kChannels];
   int32_t start[kChannels];  // where channel c's first word is
   bool aligned = true;       // every channel starts a block
@@ -82,13 +84,19 @@ struct RowWords {
       start[c] = int32_t(index % 4) * kChannels + c;
       aligned &= index % 4 == 0;
     }
-    const int blocks = positions / 4 + 1;
-    for (int b = 0; b < blocks; ++b) {
-      for (int c = 0; c < count; c += kCountersAtOnce) {
-        Words counters;
-        std::memcpy(&counters, counter + c, sizeof(counters));
-        PhiloxLanes(counters + uint64_t(b), mask.seed, mask.offset)
-            .store_planar(word + b * 4 * kChannels + c, kChannels);
+    // A vector holds one block of some channels; vectors are numbered through all blocks, and go in packs.
+    const int vectors = (count + kLanesOfVector - 1) / kLanesOfVector, total = ((positions + 2) / 4 + 1) * vectors;
+    for (int first_vector = 0; first_vector < total; first_vector += kVectors) {
+      const auto counters = [&](int v) {
+        const int vector = first_vector + v;
+        Words of_block_0;
+        std::memcpy(&of_block_0, counter + vector % vectors * kLanesOfVector, sizeof(of_block_0));
+        return of_block_0 + uint64_t(vector / vectors);
+      };
+      const PhiloxLanes lanes(counters, mask.seed, mask.offset);
+      for (int v = 0; v < std::min(kVectors, total - first_vector); ++v) {
+        const int vector = first_vector + v;
+        lanes.store_planar(v, word + vector / vectors * 4 * kChannels + vector % vectors * kLanesOfVector, kChannels);
       }
     }
   }
@@ -135,8 +143,10 @@ void drop(const Tensor& x, const Tensor& y, const Mask& mask) {
     using T = typename decltype(type)::type;
     const T* in = static_cast<const T*>(x.const_data_ptr());
     T* out = static_cast<T*>(y.data_ptr());
-    if (y.is_contiguous()) drop_contiguous(in, out, y.numel(), mask);
-    else drop_rows(in, out, layout_of(y), mask);
+    if (y.is_contiguous())
+      drop_contiguous(in, out, y.numel(), mask);
+    else
+      drop_rows(in, out, layout_of(y), mask);
   });
 }
 
@@ -172,6 +182,7 @@ std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, bool scale_kep
 Tensor dropout_inplace(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
   check_floating(input, "dropout", "input");
   check_probability(p);
+  at::assert_no_internal_overlap(input);
   const Tensor rng_state = draw(seed);
   const Mask mask = mask_of(rng_state, p, scale_kept);
   if (is_kernel_layout(input)) {

@@ -5,6 +5,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from .layers import STOCK_ACTIVATIONS
+
 EXTRAS = ("sklearn", "matplotlib", "tqdm")
 
 
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> int:
     settings = Settings(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
+        act=arguments.act,
         dropout=arguments.dropout,
         channels_last=arguments.channels_last,
         seed=arguments.seed,
@@ -49,12 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=_positive, default=8)
     parser.add_argument("--batch-size", type=_positive, default=64)
     parser.add_argument("--images", type=_positive, help="train on only so many images")
+    parser.add_argument("--act", choices=STOCK_ACTIVATIONS, default="relu", help="the activation")
     parser.add_argument(
         "--dropout", type=_probability, default=0.0, metavar="P", help="drop features with this probability"
     )
-    parser.add_argument(
-        "--channels-last", action="store_true", help="keep images and weights in this memory format"
-    )
+    parser.add_argument("--channels-last", action="store_true", help="keep images and weights in this memory format")
     parser.add_argument("--threads", type=_positive, help="threads of torch")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, batches and split")
     parser.add_argument(

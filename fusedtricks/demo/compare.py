@@ -13,9 +13,7 @@ from .layers import FUSED, STOCK, Layers, bytes_kept_for_backward
 from .training import Learner, Settings, build_network, nudge, steps_per_epoch, train_side_by_side
 
 
-def compare(
-    settings: Settings, images: int | None, double_steps: int, threads: int | None, picture: Path
-) -> bool:
+def compare(settings: Settings, images: int | None, double_steps: int, threads: int | None, picture: Path) -> bool:
     """Trains both networks, prints and draws the comparison.
 
     Args:
@@ -33,9 +31,7 @@ def compare(
     data = load_digits(images, settings.seed)
     steps = steps_per_epoch(data, settings)
     if steps == 0:
-        raise SystemExit(
-            f"a batch of {settings.batch_size} needs as many images, there are {len(data.train_labels)}"
-        )
+        raise SystemExit(f"a batch of {settings.batch_size} needs as many images, there are {len(data.train_labels)}")
     double_steps = min(double_steps, steps)
     stock, fused, nudged = learners = _learners(settings, steps * settings.epochs)
     single_steps = StepComparison(data, settings)
@@ -88,7 +84,7 @@ def _heading(data: Digits, settings: Settings, network: nn.Module) -> str:
     layout = "channels_last" if settings.channels_last else "contiguous"
     return (
         f"{len(data.train_labels)} digits of {shape} to train on, {len(data.test_labels)} to test; "
-        f"residual network of {weights} weights, {layout}, batch {settings.batch_size}, "
+        f"residual network of {weights} weights, {settings.act}, {layout}, batch {settings.batch_size}, "
         f"dropout {settings.dropout:g}, {torch.get_num_threads()} threads\n"
         "each batch goes to stock, to fused, and to stock started one unit in the last place away\n"
     )

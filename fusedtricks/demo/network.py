@@ -10,14 +10,14 @@ BLOCKS_PER_STAGE = 2
 
 
 class ResidualBlock(nn.Module):
-    """The basic block of He et al. (2015): two 3 x 3 convolutions, the shortcut added before the ReLU."""
+    """The basic block of He et al. (2015): two 3 x 3 convolutions, the shortcut added before the last act."""
 
-    def __init__(self, layers: Layers, channels: int, width: int, stride: int) -> None:
+    def __init__(self, layers: Layers, act: str, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.norm1 = layers.norm_act(width, act="relu")
+        self.norm1 = layers.norm_act(width, act=act)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = layers.norm_act(width, act="relu")
+        self.norm2 = layers.norm_act(width, act=act)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
             projection = nn.Conv2d(channels, width, 1, stride, bias=False)
@@ -31,17 +31,15 @@ class ResidualBlock(nn.Module):
 class ResidualNetwork(nn.Module):
     """A stem, three stages of residual blocks (the later two halve the image), the mean, a linear layer."""
 
-    def __init__(self, layers: Layers, dropout: float = 0.0) -> None:
+    def __init__(self, layers: Layers, act: str = "relu", dropout: float = 0.0) -> None:
         super().__init__()
         channels = WIDTHS[0]
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, channels, 3, padding=1, bias=False), layers.norm_act(channels, act="relu")
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1, bias=False), layers.norm_act(channels, act=act))
         blocks: list[nn.Module] = []
         for width in WIDTHS:
             for position in range(BLOCKS_PER_STAGE):
                 stride = 2 if position == 0 and width != WIDTHS[0] else 1
-                blocks.append(ResidualBlock(layers, channels, width, stride))
+                blocks.append(ResidualBlock(layers, act, channels, width, stride))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.dropout = layers.dropout(dropout) if dropout else nn.Identity()

@@ -15,9 +15,7 @@ HEADER = (
 
 def epoch_line(epoch: int, stock: Learner, fused: Learner, nudged: Learner, steps: int) -> str:
     """One row of the table under HEADER: mean losses of this epoch, accuracies after it."""
-    loss, fused_loss, nudged_loss = (
-        epoch_means(each.losses, steps)[epoch] for each in (stock, fused, nudged)
-    )
+    loss, fused_loss, nudged_loss = (epoch_means(each.losses, steps)[epoch] for each in (stock, fused, nudged))
     return (
         f"{epoch + 1:5d} | {loss:11.4f} {fused_loss:11.4f} {abs(fused_loss - loss):8.1e}"
         f"       ({abs(nudged_loss - loss):.1e})      |"
@@ -39,10 +37,7 @@ def step_times(stock: Learner, fused: Learner) -> str:
 
 def memory_line(stock_bytes: int, fused_bytes: int) -> str:
     """What one batch keeps for backward, in both."""
-    return (
-        f"kept for backward: stock {stock_bytes / 1e6:.1f} MB, fused {fused_bytes / 1e6:.1f} MB"
-        f" ({1 - fused_bytes / stock_bytes:.0%} less)"
-    )
+    return f"kept for backward by a batch: stock {stock_bytes / 1e6:.1f} MB, fused {fused_bytes / 1e6:.1f} MB"
 
 
 def draw(learners: Sequence[Learner], steps: int, path: Path) -> None:
@@ -63,9 +58,7 @@ def draw(learners: Sequence[Learner], steps: int, path: Path) -> None:
         positions = [(i + 1) / steps for i in range(len(learner.losses))]
         losses.plot(positions, learner.losses, style, color=color, linewidth=width, label=learner.name)
         epochs = range(1, len(learner.accuracies) + 1)
-        accuracies.plot(
-            epochs, learner.accuracies, style, color=color, linewidth=width, marker="o", markersize=3
-        )
+        accuracies.plot(epochs, learner.accuracies, style, color=color, linewidth=width, marker="o", markersize=3)
     losses.set(xlabel="epoch", ylabel="training loss of each step", yscale="log")
     accuracies.set(xlabel="epoch", ylabel="accuracy on the test digits", ylim=(0, 1.02))
     losses.legend()

@@ -25,6 +25,7 @@ class Settings:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    act: str = "relu"
     dropout: float = 0.0
     channels_last: bool = False
     seed: int = 0
@@ -37,7 +38,7 @@ class Settings:
 def build_network(layers: Layers, settings: Settings, initial: nn.Module | None = None) -> ResidualNetwork:
     """A network of these layers, with the parameters and buffers of ``initial`` where one is given."""
     torch.manual_seed(settings.seed)
-    network = ResidualNetwork(layers, settings.dropout)
+    network = ResidualNetwork(layers, settings.act, settings.dropout)
     if initial is not None:
         network.load_state_dict(initial.state_dict())
     return network.to(memory_format=settings.memory_format)  # type: ignore[call-overload]
