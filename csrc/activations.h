@@ -198,8 +198,10 @@ struct Mish {
     const V n = product(x);
     return n / (n + V(2));
   }
+  // From 20 on the gate is 1 to rounding, and no product of x with 1 - gate^2 may bring back what is left of it.
+  FT_INLINE V capped(V x) const { return x > V(20) ? V(20) : x; }
   FT_INLINE V product(V x) const {
-    const V e = exp(x > V(20) ? V(20) : x);
+    const V e = exp(capped(x));
     return e * (e + V(2));
   }
   // 1 - gate^2, without the cancellation.
@@ -208,12 +210,12 @@ struct Mish {
     return V(4) * (n + V(1)) / ((n + V(2)) * (n + V(2)));
   }
   FT_INLINE V forward(V x) const { return x * gate(x); }
-  FT_INLINE V grad(V x, V) const { return gate(x) + x * complement(x) * sigmoid(x); }
+  FT_INLINE V grad(V x, V) const { return gate(x) + capped(x) * complement(x) * sigmoid(x); }
   FT_INLINE V grad_slope(V x, V) const {
     const V t = gate(x), s = sigmoid(x);
     const V t1 = complement(x) * s;
     const V t2 = t1 * (V(1) - s - V(2) * t * s);
-    return V(2) * t1 + x * t2;
+    return V(2) * t1 + capped(x) * t2;
   }
   FT_INLINE bool keeps_result() const { return false; }
 };
@@ -245,10 +247,10 @@ struct Softplus {
   static constexpr ActivationInfo info{"softplus", {{"beta", 1.0}, {"threshold", 20.0}}};
   V beta, threshold, turn;  // turn: beta y where beta x is the threshold
   explicit Softplus(const double* p)
-      : beta(V(p[0])), threshold(V(p[1])), turn(threshold + log1p_unit(exp(threshold > V(0) ? -threshold : V(0)))) {}
+      : beta(V(p[0])), threshold(V(p[1])), turn(threshold + log1p_unit(exp_nonpositive(threshold > V(0) ? -threshold : V(0)))) {}
   FT_INLINE V forward(V x) const {
     const V u = beta * x;
-    const V soft = ((u > V(0) ? u : V(0)) + log1p_unit(exp(u > V(0) ? -u : u))) / beta;
+    const V soft = ((u > V(0) ? u : V(0)) + log1p_unit(exp_nonpositive(u > V(0) ? -u : u))) / beta;
     return u > threshold ? x : soft;
   }
   FT_INLINE bool is_linear(V x, V y) const { return keeps_result() ? beta * y > turn : beta * x > threshold; }

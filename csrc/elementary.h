@@ -74,30 +74,42 @@ template <class V>
 FT_INLINE ScaledExp<V> scaled_exp(V x) {
   using Traits = ExpTraits<V>;
   using Int = typename Traits::Int;
-  x = x < Traits::lowest ? Traits::lowest : x;
-  x = x > Traits::highest ? Traits::highest : x;
-  // Adding 1.5 * 2^mantissa_bits leaves the nearest integer in the low bits.
-  const V magic = V(3) * V(Int(1) << (Traits::mantissa_bits - 1));
+  // Adding 1.5 * 2^mantissa_bits leaves the nearest integer in the low bits; adding the bias, the exponent's bits.
+  const V magic = V(3) * V(Int(1) << (Traits::mantissa_bits - 1)) + V(Traits::bias);
   const V shifted = x * V(1.44269504088896340736) + magic;
-  const Int exponent = bit_cast<Int>(shifted) - bit_cast<Int>(magic);
   const V n = shifted - magic;
   const V r = (x - n * Traits::ln2_high) - n * Traits::ln2_low;
-  const V scale = bit_cast<V>(Int((exponent + Traits::bias) << Traits::mantissa_bits));
+  const V scale = bit_cast<V>(Int(bit_cast<std::make_unsigned_t<Int>>(shifted) << Traits::mantissa_bits));
   return {scale, r * exp_series<1, Traits::degree>(r)};
 }
 
 template <class V>
+FT_INLINE V at_least_lowest(V x) {
+  return x < ExpTraits<V>::lowest ? ExpTraits<V>::lowest : x;
+}
+
+template <class V>
+FT_INLINE V at_most_highest(V x) {
+  return x > ExpTraits<V>::highest ? ExpTraits<V>::highest : x;
+}
+
+// exp for x <= 0.
+template <class V>
+FT_INLINE V exp_nonpositive(V x) {
+  const auto e = scaled_exp(at_least_lowest(x));
+  return x < ExpTraits<V>::lowest ? V(0) : e.scale * e.tail + e.scale;
+}
+
+template <class V>
 FT_INLINE V exp(V x) {
-  const auto e = scaled_exp(x);
-  const V value = e.scale * e.tail + e.scale;
-  const V capped = x > ExpTraits<V>::highest ? std::numeric_limits<V>::infinity() : value;
-  return x < ExpTraits<V>::lowest ? V(0) : capped;
+  const V value = exp_nonpositive(at_most_highest(x));
+  return x > ExpTraits<V>::highest ? std::numeric_limits<V>::infinity() : value;
 }
 
 // Saturates at highest instead of overflowing.
 template <class V>
 FT_INLINE V expm1(V x) {
-  const auto e = scaled_exp(x);
+  const auto e = scaled_exp(at_most_highest(at_least_lowest(x)));
   return e.scale * e.tail + (e.scale - V(1));
 }
 
@@ -120,30 +132,25 @@ FT_INLINE V tanh(V x) {
   return e / (e + V(2));
 }
 
-// Distribution function of the standard normal, x -> erfc(-x / sqrt(2)) / 2.
-FT_INLINE double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
-
-// The float form is the Chebyshev fit of erfc in Press et al., Numerical Recipes, section 6.2 (erfcc):
-// relative error below 1.2e-7 everywhere, tails included.
-FT_INLINE float normal_cdf(float x) {
-  const float z = std::fabs(x) * 0.70710678f;
-  const float t = 1.0f / (1.0f + 0.5f * z);
-  const float series =
-      -1.26551223f +
-      t * (1.00002368f +
-           t * (0.37409196f +
-                t * (0.09678418f +
-                     t * (-0.18628806f +
-                          t * (0.27886807f +
-                               t * (-1.13520398f + t * (1.48851587f + t * (-0.82215223f + t * 0.17087277f))))))));
-  const float upper_tail = 0.5f * t * exp(series - z * z);
-  return x > 0.0f ? 1.0f - upper_tail : upper_tail;
-}
-
 // Density of the standard normal.
 template <class V>
 FT_INLINE V normal_pdf(V x) {
-  return V(0.39894228040143267794) * exp(V(-0.5) * x * x);
+  return V(0.39894228040143267794) * exp_nonpositive(V(-0.5) * x * x);
+}
+
+// Distribution function of the standard normal, x -> erfc(-x / sqrt(2)) / 2.
+FT_INLINE double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
+
+// erfc(z) e^(z^2) = t P(t), t = 1 / (1 + 0.3 z): P fitted for z in [0, 10] with a relative error below 2e-8, so that the
+// tails, where e^(-z^2) is all there is, are as exact as the centre.
+FT_INLINE float normal_cdf(float x) {
+  const float t = 1.0f / (1.0f + 0.3f * 0.70710678f * std::fabs(x));
+  const float t2 = t * t, t4 = t2 * t2;
+  const float low = (0.169187993f + 0.170715332f * t) + (0.148338407f + 0.21492894f * t) * t2;
+  const float high = (-0.0946572572f + 0.547729194f * t) + (-0.512285829f + 0.485566854f * t) * t2;
+  const float series = low + (high + -0.129523635f * t4) * t4;
+  const float upper_tail = 0.5f * t * series * exp_nonpositive(-0.5f * x * x);
+  return x > 0.0f ? 1.0f - upper_tail : upper_tail;
 }
 
 }  // namespace fusedtricks

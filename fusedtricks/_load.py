@@ -32,12 +32,9 @@ def torch_key(version: str, cuda: str | None) -> tuple[str, str | None]:
     version has to be the very same. The CUDA release decides which runtime torch brings along, and a copy
     built for a torch without CUDA has no kernels for it.
     """
-    release = version.split("+")[0]
-    if all(part.isdigit() for part in release.split(".")):
-        release = ".".join(release.split(".")[:2])
-    else:
-        release = version
-    return release, cuda
+    numbers = version.split("+")[0].split(".")
+    released = all(number.isdigit() for number in numbers)
+    return ".".join(numbers[:2]) if released else version, cuda
 
 
 def check_torch(build_info: ModuleType) -> None:

@@ -69,8 +69,8 @@ enum Coefficient { kShift, kScale, kOffset, kRstd, kSlope, kConstant, kCoefficie
 // As the loops see them, with what a loop over such channels does at once: `rows` rows, and sums in `lanes` lanes.
 template <class V>
 struct OneChannel {
-  // Sums are alive across the runs of a plane, so few enough to fetch and put back for a run of 49.
-  static constexpr int rows = 1, lanes = 16 * int(sizeof(float)) / int(sizeof(V));
+  // Few enough for a plane of 7 x 7 to have a full row.
+  static constexpr int rows = 1, lanes = 32 * int(sizeof(float)) / int(sizeof(V));
 
   V value[kCoefficients];
 

@@ -42,10 +42,9 @@ struct Pass {
     if (a.dbias) a.dbias.set(c, s.dz);
   }
 
-  // Writes dz for n neighbouring elements where a residual was added.
+  // Writes dz for n neighbouring elements; there is a residual.
   template <class Channels>
   void write_dz(int64_t first, int64_t n, Channels channels) const {
-    if (!a.after_residual()) return;
     if (output) return derivative_of_output(dy + first, output + first, dz_out + first, n, a.act);
     for (int64_t i = 0; i < n; i += kTile) {
       V z[kTile];
@@ -61,47 +60,43 @@ struct Pass {
 template <class T>
 void plane_sums(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, Sums* sums) {
   using Channel = OneChannel<Compute<T>>;
-  const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
   const BackwardSpans<T, Channel> spans(pass.act);
-  Channel channel[kGroup];
-  for (int64_t c = 0; c < count; ++c) channel[c] = pass.coefficients.one(c0 + c);
+  const int64_t c0 = plan.first_channel(task);
   for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
     const Chunk k = plan.chunk(i);
-    Lanes<Channel> lanes[kGroup];
-    for (int64_t n = k.n0; n < k.n1; ++n) {
-      for (int64_t c = 0; c < count; ++c) {
-        const int64_t index = plan.index(n, c0 + c, k.s0), run = k.s1 - k.s0;
-        pass.write_dz(index, run, channel[c]);
-        if (!pass.needs_sums) continue;
-        for_pieces<Channel>(run, [&](int64_t first, Pieces pieces) {
-          spans.add_gradients(pass.dz + index + first, pass.x + index + first, pieces, channel[c], pass.act, lanes[c]);
-        });
+    for (int64_t c = 0; c < plan.channel_count(task); ++c) {
+      const Channel channel = pass.coefficients.one(c0 + c);
+      for (int64_t n = k.n0; pass.a.after_residual() && n < k.n1; ++n) {
+        pass.write_dz(plan.index(n, c0 + c, k.s0), k.s1 - k.s0, channel);
       }
-    }
-    for (int64_t c = 0; c < count; ++c) {
-      sums[c].dz += lanes[c].total_sum();
-      sums[c].dz_xhat += lanes[c].total_product();
+      if (!pass.needs_sums) continue;
+      const int64_t index = plan.index(k.n0, c0 + c, k.s0);
+      Lanes<Channel> lanes;
+      spans.add_gradients(pass.dz + index, pass.x + index, plan.runs(k), channel, pass.act, lanes);
+      sums[c].dz += lanes.total_sum();
+      sums[c].dz_xhat += lanes.total_product();
     }
   }
 }
 
 template <class T>
 void backward_planes(Pass<T>& pass) {
-  using Channel = OneChannel<Compute<T>>;
+  using V = Compute<T>;
   const PlanesPlan plan(pass.a.layout);
-  const BackwardSpans<T, Channel> spans(pass.act);
+  const BackwardSpans<T, OneChannel<V>> one(pass.act);
+  const BackwardSpans<T, ManyChannels<V>> many(pass.act);
   const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
-  std::vector<Sums> partials(plan.groups * kGroup * plan.parts);
+  std::vector<Sums> partials(plan.slots());
 
   for_planes(
       plan,
       [&](int64_t task) {
-        if (pass.sweeps_first()) plane_sums(plan, pass, task, &partials[task * kGroup]);
+        if (pass.sweeps_first()) plane_sums(plan, pass, task, &partials[plan.slot(task)]);
       },
       [&](int64_t c) {
         Sums s;
         for (int64_t part = 0; part < plan.parts; ++part) {
-          const Sums& p = partials[(c / plan.group * plan.parts + part) * kGroup + c % plan.group];
+          const Sums& p = partials[plan.slot_of(c, part)];
           s.dz += p.dz;
           s.dz_xhat += p.dz_xhat;
         }
@@ -109,10 +104,12 @@ void backward_planes(Pass<T>& pass) {
       },
       [&](int64_t task) {
         if (!pass.dx) return;
-        write_planes(plan, pass.dx, task, stream, pass.coefficients,
-                     [&](T* to, int64_t i, int64_t n, const Channel& channel) {
-                       spans.differentiate(pass.dz + i, pass.x + i, to, RowSpan{n, 0, 0}, channel, pass.act);
-                     });
+        const auto with = [&](const auto& spans) {
+          return [&](T* to, int64_t i, RowSpan span, auto channels) {
+            spans.differentiate(pass.dz + i, pass.x + i, to, span, channels, pass.act);
+          };
+        };
+        write_planes(plan, pass.dx, task, stream, pass.coefficients, with(one), with(many));
       });
 }
 
@@ -125,7 +122,7 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
   if (pass.output) touch_block(plan, pass.output, b);
   if (pass.residual) touch_block(plan, pass.residual, b);
   touch_block(plan, pass.x, b);
-  for (int64_t r = b.r0; r < b.r1; ++r) {
+  for (int64_t r = b.r0; pass.a.after_residual() && r < b.r1; ++r) {
     pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
   }
   if (!pass.needs_sums) return;
@@ -133,7 +130,7 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
     const int64_t index = b.r0 * plan.channels + c;
     const int width = int(std::min<int64_t>(Channels::lanes, b.c1 - c));
     Lanes<Channels> lanes;
-    spans.add_gradients(pass.dz + index, pass.x + index, Pieces{b.r1 - b.r0, plan.channels, width}, channels.from(c),
+    spans.add_gradients(pass.dz + index, pass.x + index, Runs{b.r1 - b.r0, plan.channels, width}, channels.from(c),
                         pass.act, lanes);
     double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
     for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];

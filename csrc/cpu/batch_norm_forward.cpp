@@ -30,31 +30,35 @@ void finish_channel(const BatchNormForward& a, int64_t c, double mean, double m2
 template <class T>
 void forward_planes(const BatchNormForward& a) {
   using V = Compute<T>;
-  const auto normalize = normalize_span<T, OneChannel<V>>(a.act, a.residual);
+  const auto one = normalize_span<T, OneChannel<V>>(a.act, a.residual);
+  const auto many = normalize_span<T, ManyChannels<V>>(a.act, a.residual);
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   T* y = static_cast<T*>(a.y);
   const PlanesPlan plan(a.layout);
   const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
   Coefficients<V> coefficients(a.layout.channels);
-  std::vector<Moments> partials(plan.groups * kGroup * plan.parts);
+  std::vector<Moments> partials(plan.slots());
 
   for_planes(
       plan,
       [&](int64_t task) {
-        if (a.training) plane_moments(plan, x, task, &partials[task * kGroup]);
+        if (a.training) plane_moments(plan, x, task, &partials[plan.slot(task)]);
       },
       [&](int64_t c) {
         Moments m;
         for (int64_t part = 0; part < plan.parts; ++part) {
-          const Moments& p = partials[(c / plan.group * plan.parts + part) * kGroup + c % plan.group];
+          const Moments& p = partials[plan.slot_of(c, part)];
           m.merge(p.count, p.mean, p.m2);
         }
         finish_channel(a, c, m.mean, m.m2, coefficients);
       },
       [&](int64_t task) {
-        write_planes(plan, y, task, stream, coefficients, [&](T* to, int64_t i, int64_t n, OneChannel<V> channel) {
-          normalize(x + i, residual ? residual + i : nullptr, to, RowSpan{n, 0, 0}, channel, a.act);
-        });
+        const auto with = [&](auto span_of) {
+          return [&, span_of](T* to, int64_t i, RowSpan span, auto channels) {
+            span_of(x + i, residual ? residual + i : nullptr, to, span, channels, a.act);
+          };
+        };
+        write_planes(plan, y, task, stream, coefficients, with(one), with(many));
       });
 }
 

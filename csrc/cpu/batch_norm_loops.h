@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "activation.h"
 #include "batch_norm.h"
@@ -40,46 +41,96 @@ struct ValueOf<Channels<V>> {
 template <class Channels>
 using Lanes = LaneSums<typename ValueOf<Channels>::type, Channels::lanes>;
 
-// `rows` pieces of `width` neighbouring elements, `stride` apart; width at most Channels::lanes.
-struct Pieces {
-  int64_t rows, stride;
-  int width;
+// Runs of n neighbouring elements, `stride` apart. Element j of a run goes to lane j % lanes; with a channel to each, n
+// is at most the number of lanes.
+struct Runs {
+  int64_t count, stride, n;
 };
 
-// A run of n neighbouring elements as pieces: full ones, and the rest.
-template <class Channels, class F>
-void for_pieces(int64_t n, const F& f) {
-  constexpr int lanes = Channels::lanes;
-  const int64_t rows = n / lanes, done = rows * lanes;
-  if (rows) f(int64_t(0), Pieces{rows, lanes, lanes});
-  if (n > done) f(done, Pieces{1, 0, int(n - done)});
+#if defined(__AVX512F__)
+constexpr int kVectorSize = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorSize = 32;
+#else
+constexpr int kVectorSize = 16;
+#endif
+
+// Asks for the start of a run that comes about 2 KB later: runs of a plane begin in pages of their own, where the
+// hardware does not look ahead.
+template <class T>
+FT_INLINE void prefetch_run(const T* x, const Runs& runs, int64_t run) {
+  constexpr int64_t line = 64 / int64_t(sizeof(T)), ahead = 2048 / int64_t(sizeof(T));
+  const T* later = x + (run + 1 + ahead / runs.n) * runs.stride;
+  for (int64_t i = 0; i < std::min(runs.n, ahead); i += line) __builtin_prefetch(later + i);
 }
 
-// Runs loop(width) with a compile-time width where it is a full one, on sums in registers.
-template <class V, int count, class Loop>
-void with_lanes(int width, LaneSums<V, count>& sums, const Loop& loop) {
-  LaneSums<V, count> local = sums;
-  if (width == count)
-    loop(count, local.sum, local.product);
-  else
-    loop(width, local.sum, local.product);
-  sums = local;
+// Adds terms(i, j), two numbers for the element at index i in lane j, over all runs of at least as many elements as
+// there are lanes. The sums stay in registers: they are vectors by name, of as many lanes as T has in one, since the
+// compiler leaves arrays in memory. What is left of a run over full rows is read as the end of one more, the rest of it
+// masked.
+template <class T, bool has_rest, class V, int lanes, class Terms>
+FT_INLINE void add_long_runs(const T* x, const T* dy, const Runs& runs, LaneSums<V, lanes>& sums, const Terms& terms) {
+  using Index = typename ExpTraits<V>::Int;
+  constexpr int width = std::min(kVectorSize / int(sizeof(T)), lanes), steps = lanes / width;
+  constexpr int size = std::min(kVectorSize / int(sizeof(V)), lanes), vectors = lanes / size, per_step = width / size;
+  typedef V Vector __attribute__((vector_size(size * sizeof(V))));
+  Vector sum[vectors], product[vectors];
+  std::memcpy(sum, sums.sum, sizeof(sum));
+  std::memcpy(product, sums.product, sizeof(product));
+  const int64_t full = runs.n / lanes, rows = has_rest ? (runs.n + lanes - 1) / lanes : full;
+  for (int64_t run = 0; run < runs.count; ++run) {
+    if (has_rest) prefetch_run(x, runs, run);
+    if (has_rest && dy) prefetch_run(dy, runs, run);
+    for (int64_t row = 0; row < rows; ++row) {
+      const bool is_full = !has_rest || row < full;
+      const int64_t first = run * runs.stride + (is_full ? row * lanes : runs.n - lanes);
+      const Index done = is_full ? 0 : Index(rows * lanes - runs.n);
+#pragma GCC unroll 8
+      for (int step = 0; step < steps; ++step) {
+        alignas(64) V e[width], f[width];
+#pragma omp simd
+        for (Index j = 0; j < width; ++j) {
+          const auto term = terms(first + step * width + j, step * width + j);
+          const bool counts = !has_rest || step * width + j >= done;
+          e[j] = counts ? term.first : V(0);
+          f[j] = counts ? term.second : V(0);
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < per_step; ++v) {
+          Vector ve, vf;
+          std::memcpy(&ve, e + v * size, sizeof(ve));
+          std::memcpy(&vf, f + v * size, sizeof(vf));
+          sum[step * per_step + v] += ve;
+          product[step * per_step + v] += vf;
+        }
+      }
+    }
+  }
+  std::memcpy(sums.sum, sum, sizeof(sum));
+  std::memcpy(sums.product, product, sizeof(product));
+}
+
+template <class T, class Channels, class Terms>
+FT_INLINE void add_runs(const T* x, const T* dy, const Runs& runs, Lanes<Channels>& sums, const Terms& terms) {
+  constexpr bool has_rest = Channels::rows == 1;  // runs of one channel are of any length
+  if (runs.n >= Channels::lanes) return add_long_runs<T, has_rest>(x, dy, runs, sums, terms);
+  for (int64_t run = 0; run < runs.count; ++run) {
+#pragma omp simd
+    for (int64_t j = 0; j < runs.n; ++j) {
+      const auto term = terms(run * runs.stride + j, j);
+      sums.sum[j] += term.first;
+      sums.product[j] += term.second;
+    }
+  }
 }
 
 // Adds d = x - shift and d^2.
 template <class T, class Channels>
-void add_moments(const T* x, Pieces pieces, Channels channels, Lanes<Channels>& sums) {
+void add_moments(const T* x, Runs runs, Channels channels, Lanes<Channels>& sums) {
   using V = Compute<T>;
-  with_lanes(pieces.width, sums, [&](int width, V* sum, V* product) {
-    for (int64_t r = 0; r < pieces.rows; ++r) {
-      const T* row = x + r * pieces.stride;
-#pragma omp simd
-      for (int j = 0; j < width; ++j) {
-        const V d = load(row[j]) - channels.template get<kShift>(j);
-        sum[j] += d;
-        product[j] += d * d;
-      }
-    }
+  add_runs<T, Channels>(x, nullptr, runs, sums, [=](int64_t i, int64_t j) {
+    const V d = load(x[i]) - channels.template get<kShift>(j);
+    return std::pair<V, V>(d, d * d);
   });
 }
 
@@ -121,22 +172,15 @@ NormalizeSpan<T, Channels> normalize_span(const Activation& activation, bool has
 
 // Adds dz and dz * xhat, xhat = (x - shift) * rstd; dz is dy times the activation's derivative at z, recomputed from x.
 template <class T, class Channels, class Act>
-void add_gradients(const T* dy, const T* x, Pieces pieces, Channels channels, const Activation& activation,
+void add_gradients(const T* dy, const T* x, Runs runs, Channels channels, const Activation& activation,
                    Lanes<Channels>& sums) {
   using V = Compute<T>;
   const Act act(activation.parameters);
-  with_lanes(pieces.width, sums, [&](int width, V* sum, V* product) {
-    for (int64_t r = 0; r < pieces.rows; ++r) {
-      const T *dy_row = dy + r * pieces.stride, *x_row = x + r * pieces.stride;
-#pragma omp simd
-      for (int j = 0; j < width; ++j) {
-        const V d = load(x_row[j]) - channels.template get<kShift>(j);
-        const V z = d * channels.template get<kScale>(j) + channels.template get<kOffset>(j);
-        const V dz = load(dy_row[j]) * act.grad(z, act.forward(z));
-        sum[j] += dz;
-        product[j] += dz * (d * channels.template get<kRstd>(j));
-      }
-    }
+  add_runs<T, Channels>(x, dy, runs, sums, [=](int64_t i, int64_t j) {
+    const V d = load(x[i]) - channels.template get<kShift>(j);
+    const V z = d * channels.template get<kScale>(j) + channels.template get<kOffset>(j);
+    const V dz = load(dy[i]) * act.grad(z, act.forward(z));
+    return std::pair<V, V>(dz, dz * (d * channels.template get<kRstd>(j)));
   });
 }
 
@@ -161,7 +205,7 @@ void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channe
 
 template <class T, class Channels>
 struct BackwardSpans {
-  void (*add_gradients)(const T*, const T*, Pieces, Channels, const Activation&, Lanes<Channels>&) = nullptr;
+  void (*add_gradients)(const T*, const T*, Runs, Channels, const Activation&, Lanes<Channels>&) = nullptr;
   void (*differentiate)(const T*, const T*, T*, RowSpan, Channels, const Activation&) = nullptr;
 
   explicit BackwardSpans(const Activation& activation) {

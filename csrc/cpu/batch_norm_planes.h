@@ -3,14 +3,13 @@
 // channels to share out is a group cut into parts, with all parts summed before any is written.
 #pragma once
 
-#include "batch_norm_loops.h"
+#include "batch_norm_columns.h"
 #include "dispatch.h"
-#include "memory.h"
 
 namespace fusedtricks::cpu {
 
-constexpr int64_t kShortPlane = 256;  // below it neighbouring planes are taken together
-constexpr int64_t kGroup = 8;
+constexpr int64_t kColumnPlane = 64;  // planes below it are written as columns, a row a sample
+constexpr int64_t kShortPlane = 256;  // neighbouring planes below it are taken together, as many as fill an output tile
 constexpr int64_t kChunk = 4096;  // elements a channel that are summed in the compute type before they go into double
 constexpr int64_t kFewTasks = 16;
 
@@ -25,7 +24,8 @@ struct PlanesPlan {
   int64_t group, groups, samples_per_chunk, chunks_per_plane, chunks, parts;
 
   explicit PlanesPlan(const Layout& l) : layout(l) {
-    group = l.positions < kShortPlane ? kGroup : 1;
+    const int64_t elements = writes_columns() ? kSegment : kTile;
+    group = l.positions < kShortPlane ? std::min(l.channels, elements / l.positions) : 1;
     groups = (l.channels + group - 1) / group;
     samples_per_chunk = std::max<int64_t>(1, kChunk / l.positions);
     chunks_per_plane = l.positions > kChunk ? (l.positions + kChunk - 1) / kChunk : 1;
@@ -33,6 +33,7 @@ struct PlanesPlan {
     parts = groups >= kFewTasks ? 1 : std::min(chunks, (kFewTasks + groups - 1) / groups);
   }
 
+  bool writes_columns() const { return layout.positions < kColumnPlane; }
   int64_t tasks() const { return groups * parts; }
   int64_t first_channel(int64_t task) const { return task / parts * group; }
   int64_t channel_count(int64_t task) const { return std::min(group, layout.channels - first_channel(task)); }
@@ -44,6 +45,13 @@ struct PlanesPlan {
     return {n, std::min(layout.samples, n + samples_per_chunk), s,
             chunks_per_plane == 1 ? layout.positions : std::min(layout.positions, s + kChunk)};
   }
+  // A channel's elements of a chunk.
+  Runs runs(const Chunk& k) const { return {k.n1 - k.n0, sample_stride(), k.s1 - k.s0}; }
+  int64_t sample_stride() const { return layout.channels * layout.positions; }
+  // Where a task keeps its partial results, one a channel of its group.
+  int64_t slot(int64_t task) const { return task * group; }
+  int64_t slot_of(int64_t c, int64_t part) const { return (c / group * parts + part) * group + c % group; }
+  int64_t slots() const { return tasks() * group; }
   int64_t index(int64_t n, int64_t c, int64_t s) const { return (n * layout.channels + c) * layout.positions + s; }
 };
 
@@ -76,50 +84,60 @@ void merge_chunk(const PlanesPlan& plan, const T* x, int64_t c, const Chunk& k,
 template <class T>
 void plane_moments(const PlanesPlan& plan, const T* x, int64_t task, Moments* moments) {
   using V = Compute<T>;
-  const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
+  const int64_t c0 = plan.first_channel(task);
   for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
     const Chunk k = plan.chunk(i);
-    Lanes<OneChannel<V>> lanes[kGroup];
-    OneChannel<V> channel[kGroup];
-    for (int64_t c = 0; c < count; ++c) {
-      channel[c].value[kShift] =
-          V(moments[c].count > 0 ? moments[c].mean : first_shift(x + plan.index(k.n0, c0 + c, k.s0), k.s1 - k.s0));
-    }
-    for (int64_t n = k.n0; n < k.n1; ++n) {
-      for (int64_t c = 0; c < count; ++c) {
-        const T* run = x + plan.index(n, c0 + c, k.s0);
-        for_pieces<OneChannel<V>>(
-            k.s1 - k.s0, [&](int64_t first, Pieces pieces) { add_moments(run + first, pieces, channel[c], lanes[c]); });
-      }
-    }
-    for (int64_t c = 0; c < count; ++c) {
-      merge_chunk(plan, x, c0 + c, k, lanes[c], double(channel[c].value[kShift]), moments[c]);
+    for (int64_t c = 0; c < plan.channel_count(task); ++c) {
+      const T* first = x + plan.index(k.n0, c0 + c, k.s0);
+      OneChannel<V> channel;
+      channel.value[kShift] = V(moments[c].count > 0 ? moments[c].mean : first_shift(first, k.s1 - k.s0));
+      Lanes<OneChannel<V>> sums;
+      add_moments(first, plan.runs(k), channel, sums);
+      merge_chunk(plan, x, c0 + c, k, sums, double(channel.value[kShift]), moments[c]);
     }
   }
 }
 
-// Calls write(destination, index, n, channel) for every run of a task's elements, last chunk first; write puts n
-// results for the elements from index on at destination.
-template <class T, class V, class Write>
+// A task's coefficients, one for every column.
+template <class V>
+Coefficients<V> column_coefficients(const PlanesPlan& plan, int64_t task, const Coefficients<V>& channels) {
+  const int64_t S = plan.layout.positions, c0 = plan.first_channel(task), count = plan.channel_count(task);
+  Coefficients<V> columns(count * S);
+  for (int64_t c = 0; c < count; ++c) {
+    const OneChannel<V> one = channels.one(c0 + c);
+    for (int f = 0; f < kCoefficients; ++f) std::fill_n(&columns.at(Coefficient(f), c * S), S, one.value[f]);
+  }
+  return columns;
+}
+
+// Has write_one(destination, index, span, channel) or, for the shortest planes, write_many(destination, index, span,
+// columns) write all elements of a task, last chunk first: those from `index` on, as span says.
+template <class T, class V, class WriteOne, class WriteMany>
 void write_planes(const PlanesPlan& plan, T* out, int64_t task, bool stream, const Coefficients<V>& coefficients,
-                  const Write& write) {
+                  const WriteOne& write_one, const WriteMany& write_many) {
   const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
-  OneChannel<V> channel[kGroup];
-  for (int64_t c = 0; c < count; ++c) channel[c] = coefficients.one(c0 + c);
+  const Coefficients<V> columns =
+      plan.writes_columns() ? column_coefficients(plan, task, coefficients) : Coefficients<V>(0);
   for (int64_t i = plan.last_chunk(task); i-- > plan.first_chunk(task);) {
     const Chunk k = plan.chunk(i);
-    const int64_t run = k.s1 - k.s0;
+    if (plan.writes_columns()) {
+      const int64_t first = plan.index(k.n0, c0, 0);
+      write_rows(out + first, k.n1 - k.n0, plan.sample_stride(), columns.channels, stream,
+                 [&](T* to, int64_t at, RowSpan span) { write_many(to, first + at, span, columns.many()); });
+      continue;
+    }
     for (int64_t n = k.n1; n-- > k.n0;) {
-      const int64_t first = plan.index(n, c0, k.s0);
-      emit(out + first, count * run, stream, [&](T* to, int64_t from, int64_t length) {
-        if (count == 1) return write(to, first + from, length, channel[0]);
-        for (int64_t c = 0; c < count; ++c) write(to + c * run, first + c * run, run, channel[c]);
+      const int64_t first = plan.index(n, c0, k.s0), run = k.s1 - k.s0;
+      emit(out + first, count * run, stream, [&](T* to, int64_t at, int64_t length) {
+        if (count == 1) return write_one(to, first + at, RowSpan{length, 0, 0}, coefficients.one(c0));
+        for (int64_t c = 0; c < count; ++c) {
+          write_one(to + c * run, first + c * run, RowSpan{run, 0, 0}, coefficients.one(c0 + c));
+        }
       });
     }
   }
   if (stream) stream_fence();
 }
-static_assert(kGroup * kShortPlane <= kTile, "the planes of a group must fit one tile");
 
 // Runs sum(task), finish(channel) and write(task) so that every channel's sums are complete before it is finished and
 // written, one task after the other where a task holds whole channels.

@@ -3,13 +3,11 @@
 // second sweep takes the blocks last first. Never the rows: within a block memory is read upwards.
 #pragma once
 
-#include "batch_norm_loops.h"
+#include "batch_norm_columns.h"
 #include "dispatch.h"
-#include "memory.h"
 
 namespace fusedtricks::cpu {
 
-constexpr int64_t kSegment = 1024;          // channels of a task, and of a row of the output tile
 constexpr int64_t kTaskBytes = 192 << 10;   // from this much work on, a task of its own
 constexpr int64_t kBlockBytes = 128 << 10;  // of one tensor, between the touch and its use
 constexpr int64_t kMaxBlockRows = 512;      // summed in one lane before they go into double
@@ -96,64 +94,14 @@ void for_channels(const RowsPlan& plan, const F& f) {
     for (int64_t t = 0; t < tasks; ++t) task(t);
 }
 
-// Merges the moments of `rows` rows of up to ManyChannels::lanes channels into those of the `done` rows before them.
-template <class T>
-void add_tile_moments(const T* x, int64_t rows, int64_t stride, int width, double* mean, double* m2, int64_t done) {
-  using V = Compute<T>;
-  V shift[ManyChannels<V>::lanes];
-  const int64_t sample = std::min<int64_t>(rows, 8);
-  for (int j = 0; j < width; ++j) shift[j] = V(mean[j]);
-  if (done == 0) {
-    for (int j = 0; j < width; ++j) shift[j] = 0;
-    for (int64_t r = 0; r < sample; ++r) {
-      for (int j = 0; j < width; ++j) shift[j] += load(x[r * stride + j]) / V(sample);
-    }
-  }
-  Lanes<ManyChannels<V>> lanes;
-  add_moments(x, Pieces{rows, stride, width}, ManyChannels<V>{shift, 0}, lanes);
-
-  const double n = double(rows), total = double(done) + n, share = n / total, weight = double(done) * share;
-  bool sound = true;
-  for (int j = 0; j < width; ++j) sound &= sums_are_sound(lanes.sum[j], lanes.product[j], n);
-  if (sound) {
-#pragma omp simd
-    for (int j = 0; j < width; ++j) {
-      const double sum = lanes.sum[j], offset = sum / n, delta = double(shift[j]) + offset - mean[j];
-      m2[j] += lanes.product[j] - sum * offset + delta * delta * weight;
-      mean[j] += delta * share;
-    }
-    return;
-  }
-  for (int j = 0; j < width; ++j) {
-    Moments m{double(done), mean[j], m2[j]};
-    const Moments exact = exact_moments(x + j, rows, stride);
-    m.merge(exact.count, exact.mean, exact.m2);
-    mean[j] = m.mean;
-    m2[j] = m.m2;
-  }
-}
-
-// Calls write(destination, index, span) for groups of rows of at most kSegment channels within the block, where span
-// covers four rows, or one row four times.
+// Calls write(destination, index, channel, span) for groups of rows of the block, at most kSegment channels each.
 template <class T, class Write>
 void write_block(const RowsPlan& plan, T* out, const Block& b, const Write& write) {
-  constexpr int kRows = 4;
-  alignas(kCacheLine) T tile[kRows * kSegment];
-  for (int64_t r = b.r0, rows; r < b.r1; r += rows) {
-    rows = b.r1 - r >= kRows ? kRows : 1;
-    for (int64_t c = b.c0; c < b.c1; c += kSegment) {
-      const int64_t n = std::min(kSegment, b.c1 - c), index = r * plan.channels + c;
-      const int64_t in_stride = rows == 1 ? 0 : plan.channels;
-      if (!plan.streams) {
-        write(out + index, index, c, RowSpan{n, in_stride, in_stride});
-        continue;
-      }
-      write(tile, index, c, RowSpan{n, in_stride, rows == 1 ? 0 : kSegment});
-      for (int64_t q = 0; q < rows; ++q)
-        stream_copy(out + index + q * plan.channels, tile + q * kSegment, n * sizeof(T));
-    }
+  for (int64_t c = b.c0; c < b.c1; c += kSegment) {
+    const int64_t first = b.r0 * plan.channels + c;
+    write_rows(out + first, b.r1 - b.r0, plan.channels, std::min(kSegment, b.c1 - c), plan.streams,
+               [&](T* to, int64_t i, RowSpan span) { write(to, first + i, c, span); });
   }
-  if (plan.streams) stream_fence();
 }
 
 }  // namespace fusedtricks::cpu

@@ -1,0 +1,56 @@
+"""What a benchmark case is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .workload import Workload
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op at one shape, element type, layout and direction.
+
+    Attributes:
+        op: name of the op.
+        name: where the shape comes from, and the shape.
+        shape: of the input.
+        dtype: of the input; parameters are float32.
+        layout: "contiguous" or "channels_last".
+        direction: "forward", "forward+backward" or, of a network, "training step".
+        build: makes what is checked and timed.
+    """
+
+    op: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: str
+    direction: str
+    build: "Callable[[Case], Workload]"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+
+    @property
+    def id(self) -> str:
+        """op/case/direction/dtype/layout, which patterns are matched against."""
+        return "/".join((self.op, self.name, self.direction, self.dtype_name, self.layout))
+
+    def matches(self, *patterns: str) -> bool:
+        """Whether the id contains any of the patterns or, with wildcards, is matched by it."""
+        return any(fnmatchcase(self.id, p) if set(p) & set("*?[") else p in self.id for p in patterns)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """32x64x56x56."""
+    return "x".join(str(length) for length in shape)

@@ -1,0 +1,176 @@
+"""The registry: every case that can be timed."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusedtricks import functional as fused_functional
+from fusedtricks import nn as fused_nn
+from fusedtricks.demo.layers import StockNormAct1d, StockNormAct2d
+
+from .case import Case, shape_text
+from .end_to_end import Network, build_step
+from .models import DropoutMLP, MobileNetV2, ResNet50
+from .workload import Op, build_op, check_dropout
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+# (channels, height, width) of each different BatchNorm input of the network, from its input to its output.
+RESNET50 = (
+    (64, 112, 112),
+    (64, 56, 56),
+    (256, 56, 56),
+    (128, 56, 56),
+    (128, 28, 28),
+    (512, 28, 28),
+    (256, 28, 28),
+    (256, 14, 14),
+    (1024, 14, 14),
+    (512, 14, 14),
+    (512, 7, 7),
+    (2048, 7, 7),
+)
+MOBILENETV2_EXPANDED = (
+    (32, 112, 112),
+    (96, 112, 112),
+    (144, 56, 56),
+    (192, 28, 28),
+    (384, 14, 14),
+    (960, 7, 7),
+    (1280, 7, 7),
+)
+MOBILENETV2_PROJECTED = ((24, 56, 56), (32, 28, 28), (96, 14, 14), (320, 7, 7))
+
+RESNET50_SHAPES: Shapes = {f"resnet50-{shape_text((32, *s))}": (32, *s) for s in RESNET50}
+EXPANDED_SHAPES: Shapes = {f"mobilenetv2-{shape_text((32, *s))}": (32, *s) for s in MOBILENETV2_EXPANDED}
+PROJECTED_SHAPES: Shapes = {f"mobilenetv2-{shape_text((32, *s))}": (32, *s) for s in MOBILENETV2_PROJECTED}
+CIFAR_SHAPES: Shapes = {"cifar-128x64x32x32": (128, 64, 32, 32)}
+MLP_SHAPES: Shapes = {"mlp-1024x4096": (1024, 4096), "mlp-256x4096": (256, 4096)}
+TINY_SHAPES: Shapes = {"tiny-64x128": (64, 128)}
+
+
+def _some(shapes: Shapes, *parts: str) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if name.endswith(parts)}
+
+
+TYPICAL_SHAPES = _some(RESNET50_SHAPES, "32x64x56x56", "32x512x28x28", "32x256x14x14", "32x512x7x7")
+LARGEST_SHAPES = _some(RESNET50_SHAPES, "32x256x56x56")
+
+
+def batch_norm(act: str, residual: bool = False, training: bool = True) -> Op:
+    """activation(BatchNorm(x) [+ residual]), of stock layers as torchvision uses them and of the fused."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        flat = len(shape) == 2
+        stock = (StockNormAct1d if flat else StockNormAct2d)(shape[1], act=act)
+        fused = (fused_nn.BatchNormAct1d if flat else fused_nn.BatchNormAct2d)(shape[1], act=act)
+        nn.init.uniform_(stock.weight, 0.5, 1.5)
+        nn.init.normal_(stock.bias, std=0.1)
+        fused.load_state_dict(stock.state_dict())
+        for module in (stock, fused):
+            module.train(training).requires_grad_(training)
+        return stock, fused
+
+    names = ["batch_norm", *["add"] * residual, *[act] * (act != "identity"), *["eval"] * (not training)]
+    return Op(
+        "_".join(names),
+        make,
+        forward_tensors=3 if residual else 2,
+        backward_tensors=5 if residual else 3,
+        inputs=2 if residual else 1,
+        training=training,
+    )
+
+
+def activation(name: str, inplace: bool = False) -> Op:
+    """The activation alone, as the function of the stock name or of the fused one."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        eager, fused = _function(F, name), _function(fused_functional, name)
+        return (partial(eager, inplace=True), partial(fused, inplace=True)) if inplace else (eager, fused)
+
+    return Op(f"{name}_inplace" if inplace else name, make, inplace=inplace)
+
+
+def _function(module: Any, name: str) -> Callable[..., Tensor]:
+    return partial(module.gelu, approximate="tanh") if name == "gelu_tanh" else getattr(module, name)
+
+
+DROPOUT = Op("dropout", lambda shape: (F.dropout, fused_functional.dropout), backward_tensors=2, check=check_dropout)
+
+NETWORKS: dict[str, tuple[Network, Shape]] = {
+    "resnet50": (Network(ResNet50, classes=1000), (16, 3, 224, 224)),
+    "mobilenetv2": (Network(MobileNetV2, classes=1000), (32, 3, 224, 224)),
+    "mlp": (Network(DropoutMLP, classes=10), (256, 4096)),
+}
+
+
+def _op_cases(op: Op, shapes: Shapes, layouts: Iterable[str] = ("contiguous", "channels_last")) -> list[Case]:
+    """The op at each shape in float32 and bfloat16, each layout that the shape has, each direction."""
+    return [
+        Case(op.name, name, shape, dtype, layout, direction, partial(build_op, op))
+        for name, shape in shapes.items()
+        for dtype in (torch.float32, torch.bfloat16)
+        for layout in layouts
+        if layout == "contiguous" or len(shape) == 4
+        for direction in ("forward", "forward+backward")
+        if op.training or direction == "forward"
+    ]
+
+
+def _network_cases() -> list[Case]:
+    return [
+        Case("end_to_end", name, shape, torch.float32, layout, "training step", partial(build_step, network))
+        for name, (network, shape) in NETWORKS.items()
+        for layout in ("contiguous", "channels_last")
+        if layout == "contiguous" or len(shape) == 4
+    ]
+
+
+def _cases() -> list[Case]:
+    plain = ("contiguous",)
+    elementwise_shapes = _some(RESNET50_SHAPES, "32x64x56x56") | _some(MLP_SHAPES, "1024x4096") | TINY_SHAPES
+    cases = _op_cases(batch_norm("relu"), RESNET50_SHAPES | CIFAR_SHAPES | MLP_SHAPES | TINY_SHAPES)
+    cases += _op_cases(batch_norm("relu", residual=True), RESNET50_SHAPES)
+    cases += _op_cases(batch_norm("relu6"), EXPANDED_SHAPES)
+    cases += _op_cases(batch_norm("identity"), PROJECTED_SHAPES | TYPICAL_SHAPES)
+    for act in ("leaky_relu", "silu", "gelu"):
+        cases += _op_cases(batch_norm(act), TYPICAL_SHAPES)
+    cases += _op_cases(batch_norm("relu", training=False), TYPICAL_SHAPES | TINY_SHAPES)
+    for name in fused_functional.ACTIVATIONS:
+        if name != "identity":
+            cases += _op_cases(activation(name), elementwise_shapes, plain)
+    cases += _op_cases(activation("leaky_relu"), LARGEST_SHAPES, plain)
+    cases += _op_cases(activation("leaky_relu", inplace=True), elementwise_shapes | LARGEST_SHAPES, plain)
+    cases += _op_cases(DROPOUT, TYPICAL_SHAPES | MLP_SHAPES | TINY_SHAPES)
+    return cases + _network_cases()
+
+
+CASES: list[Case] = _cases()
+
+# Patterns of the cases that --quick leaves.
+QUICK = (
+    "batch_norm_relu/*32x64x56x56/*/float32/*",
+    "batch_norm_relu/*32x512x7x7/forward+backward/*",
+    "batch_norm_relu/tiny*/*/float32/*",
+    "batch_norm_add_relu/*32x256x14x14/forward+backward/*",
+    "batch_norm_relu6/*32x192x28x28/forward+backward/float32/*",
+    "batch_norm_relu_eval/*32x256x14x14/*/float32/*",
+    "leaky_relu/*32x64x56x56/*/float32/*",
+    "leaky_relu_inplace/mlp-1024x4096/*/float32/*",
+    "gelu/mlp-1024x4096/*/float32/*",
+    "dropout/mlp-256x4096/*/float32/*",
+    "dropout/tiny*/*/float32/*",
+)
+
+
+def select(patterns: Iterable[str] = (), quick: bool = False) -> list[Case]:
+    """The cases that match any of the patterns (all where there are none), of the quick ones if asked."""
+    patterns = tuple(patterns)
+    cases = [case for case in CASES if case.matches(*QUICK)] if quick else CASES
+    return [case for case in cases if not patterns or case.matches(*patterns)]

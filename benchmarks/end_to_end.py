@@ -1,0 +1,96 @@
+"""Training steps of whole networks, stock layers against fused ones."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusedtricks.demo.layers import FUSED, STOCK, Layers, bytes_kept_for_backward
+
+from .case import Case
+from .measure import Side
+from .workload import Mismatch, Workload
+
+CHECKED_SAMPLES = 4
+FACTOR, SLACK = 3, 1e-3
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the classes it tells apart."""
+
+    make: Callable[[Layers], nn.Module]
+    classes: int
+
+
+def build_step(network: Network, case: Case) -> Workload:
+    """Builds both networks from one initialisation, a batch and its labels."""
+    torch.manual_seed(0)
+    stock = network.make(STOCK).to(memory_format=case.memory_format)  # type: ignore[call-overload]
+    fused = network.make(FUSED).to(memory_format=case.memory_format)  # type: ignore[call-overload]
+    fused.load_state_dict(stock.state_dict())
+    x = torch.randn(case.shape).contiguous(memory_format=case.memory_format)
+    labels = torch.randint(network.classes, case.shape[:1])
+
+    def compiled() -> Side:
+        torch.compiler.reset()
+        return Side(_step(torch.compile(stock, dynamic=False), x, labels))
+
+    return Workload(
+        sides={name: Side(_step(model, x, labels)) for name, model in (("eager", stock), ("fused", fused))},
+        compiled=compiled,
+        check=partial(_check, stock, fused, x[:CHECKED_SAMPLES], labels[:CHECKED_SAMPLES]),
+        bytes_kept=lambda: (bytes_kept_for_backward(stock, x), bytes_kept_for_backward(fused, x)),
+        elements=x.numel(),
+        min_bytes=None,
+        min_rounds=5,
+        max_rounds=9,
+    )
+
+
+def _step(model: Callable[[Tensor], Tensor] | nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
+    """A training step: gradients cleared, forward, loss, backward, SGD with momentum."""
+    assert isinstance(model, nn.Module)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _check(stock: nn.Module, fused: nn.Module, x: Tensor, labels: Tensor) -> None:
+    """Compares loss and gradients at the initial weights, without dropout, with those of stock in float64.
+
+    Rounding that moves the input of a ReLU across zero moves a gradient, and there are many layers: stock
+    itself is off by percents, and fused may be off by a few times as much.
+    """
+    exact = _gradient(copy.deepcopy(stock).double(), x.double(), labels)
+    errors, fused_errors = (_errors(_gradient(model, x, labels), exact) for model in (stock, fused))
+    for what, error, fused_error in zip(("loss", "gradients"), errors, fused_errors, strict=True):
+        if not fused_error <= FACTOR * error + SLACK:
+            raise Mismatch(f"{what} off by {fused_error:.1e} of their norm, stock's by {error:.1e}")
+
+
+def _errors(values: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
+    return [((a - b).norm() / b.norm()).item() for a, b in zip(values, exact, strict=True)]
+
+
+def _gradient(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and all gradients, flat, in float64; buffers and dropout probabilities stay as they are."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    for module, _ in dropouts:
+        module.p = 0.0
+    loss = F.cross_entropy(model(x), labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    for module, p in dropouts:
+        module.p = p
+    model.load_state_dict(buffers, strict=False)
+    return loss.detach().double(), torch.cat([gradient.flatten().double() for gradient in gradients])

@@ -1,0 +1,157 @@
+"""Rows, tables and the summary of a run."""
+
+import datetime
+import math
+import platform
+import subprocess
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from .case import Case, shape_text
+from .measure import Samples, median_ratio
+from .workload import Workload
+
+Row = dict[str, Any]
+
+
+def machine(memory: str) -> dict[str, Any]:
+    """Where and on what the numbers were measured."""
+    return {
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "isa": torch.ops.fusedtricks.cpu_capability(),
+        "memory": memory,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout, with a "+" where files differ from it; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def row(case: Case, workload: Workload, samples: dict[str, Samples], memory: str) -> Row:
+    """What is written of a case: the median of each side, ratios as medians of the rounds' ratios."""
+    eager, fused = samples["eager"], samples["fused"]
+    copied, compiled = samples.get("copy"), samples.get("compile")
+    kept_eager, kept_fused = workload.bytes_kept()
+    return {
+        "op": case.op,
+        "case": case.name,
+        "direction": case.direction,
+        "dtype": case.dtype_name,
+        "layout": case.layout,
+        "shape": list(case.shape),
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+        "eager_ms": eager.median_ms,
+        "fused_ms": fused.median_ms,
+        "compile_ms": compiled.median_ms if compiled else None,
+        "copy_ms": copied.median_ms if copied else None,
+        "ratio_eager": median_ratio(eager, fused),
+        "ratio_copy": median_ratio(fused, copied) if copied else None,
+        "ratio_compile": median_ratio(compiled, fused) if compiled else None,
+        "memory": memory,
+        "rounds": len(fused.ms),
+        "elements": workload.elements,
+        "min_bytes": workload.min_bytes,
+        "gbps_eager": _gbps(workload.min_bytes, eager.median_ms),
+        "gbps_fused": _gbps(workload.min_bytes, fused.median_ms),
+        "gbps_copy": _gbps(2 * workload.elements * case.dtype.itemsize, copied.median_ms) if copied else None,
+        "kept_bytes_eager": kept_eager,
+        "kept_bytes_fused": kept_fused,
+        "faults_eager": eager.median_faults,
+        "faults_fused": fused.median_faults,
+    }
+
+
+def _gbps(nbytes: int | None, ms: float) -> float | None:
+    return None if nbytes is None else nbytes / ms / 1e6
+
+
+def table(rows: Iterable[Row], compiled: bool) -> Table:
+    """One line a row; where fused is the slower side the ratio says so by being below 1."""
+    result = Table(box=box.MARKDOWN)
+    for name in ("op", "case", "direction", "dtype", "layout"):
+        result.add_column(name, overflow="fold")
+    numbers = ["eager ms", "fused ms", "compile ms", "x eager", "x copy", "GB/s", "kept B/element", "faults"]
+    for name in numbers if compiled else [n for n in numbers if n != "compile ms"]:
+        result.add_column(name, justify="right", no_wrap=True)
+    for each in rows:
+        cells = [each["op"], each["case"], each["direction"], each["dtype"], each["layout"]]
+        if each["min_bytes"] is None:
+            cells[1] += f" {shape_text(tuple(each['shape']))}"
+        cells += [_ms(each["eager_ms"]), _ms(each["fused_ms"])]
+        if compiled:
+            cells.append(_ms(each["compile_ms"]))
+        cells += [f"{each['ratio_eager']:.2f}", _optional(each["ratio_copy"], ".2f")]
+        cells += [_optional(each["gbps_fused"], ".1f"), _kept(each)]
+        cells.append(f"{each['faults_eager']:.0f} → {each['faults_fused']:.0f}")
+        result.add_row(*cells)
+    return result
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if value < 1 else f"{value:.2f}"
+
+
+def _optional(value: float | None, format_spec: str) -> str:
+    return "-" if value is None else format(value, format_spec)
+
+
+def _kept(each: Row) -> str:
+    """Kept for backward, eager → fused: bytes an element of an op, MB of a network."""
+    kept = each["kept_bytes_eager"], each["kept_bytes_fused"]
+    if each["min_bytes"] is None:
+        return f"{kept[0] / 1e6:.0f} → {kept[1] / 1e6:.0f} MB"
+    return f"{kept[0] / each['elements']:.2f} → {kept[1] / each['elements']:.2f}"
+
+
+def summary(rows: list[Row]) -> Table:
+    """Geometric means of the ratios for each op, direction, dtype and layout, and the lost cases of each."""
+    result = Table(box=box.MARKDOWN)
+    for name in ("op", "direction", "dtype", "layout"):
+        result.add_column(name, overflow="fold")
+    for name in ("cases", "slower", "x eager (geometric mean)", "least", "x copy (geometric mean)"):
+        result.add_column(name, justify="right")
+    keys = ("op", "direction", "dtype", "layout")
+
+    def group_of(each: Row) -> tuple[str, ...]:
+        return tuple(each[key] for key in keys)
+
+    for group, members in groupby(sorted(rows, key=group_of), key=group_of):
+        ratios, copies = [], []
+        for each in members:
+            ratios.append(each["ratio_eager"])
+            copies += [each["ratio_copy"]] * (each["ratio_copy"] is not None)
+        lost = sum(ratio < 1 for ratio in ratios)
+        means = f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}"
+        result.add_row(*group, str(len(ratios)), str(lost), *means, f"{geometric_mean(copies):.2f}" if copies else "-")
+    return result
+
+
+def geometric_mean(values: list[float]) -> float:
+    """The exponential of the mean logarithm."""
+    return math.exp(math.fsum(math.log(value) for value in values) / len(values))

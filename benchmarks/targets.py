@@ -1,0 +1,122 @@
+"""The speed that the project set itself, and how much of it a run reached."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+
+from rich import box
+from rich.table import Table
+
+from .case import Case
+from .cases import CASES, NETWORKS, RESNET50_SHAPES
+from .report import Row, geometric_mean
+
+BOTH = "forward+backward"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal for some cases.
+
+    Attributes:
+        cases: names of the cases; each of them has to reach the goal, unless `least` is given.
+        eager: times as fast as eager, at least.
+        copies: `Tensor.copy_`s of the same tensor, at most.
+        least: if given, the geometric mean of the cases has to reach `eager`, and each case this.
+    """
+
+    op: str
+    cases: tuple[str, ...]
+    direction: str
+    dtype: str
+    layout: str
+    eager: float
+    copies: float | None = None
+    least: float | None = None
+
+    def includes(self, row: Row) -> bool:
+        """Whether the row counts for this goal."""
+        wanted = (self.op, self.direction, self.dtype, self.layout)
+        return (row["op"], row["direction"], row["dtype"], row["layout"]) == wanted and row["case"] in self.cases
+
+
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
+IMAGES = ("resnet50-32x64x56x56", "cifar-128x64x32x32")
+OUT_OF_CACHE = ("resnet50-32x64x56x56",)
+RESNET50 = tuple(RESNET50_SHAPES)
+
+TARGETS = [
+    Target("batch_norm_relu", IMAGES, BOTH, "float32", CONTIGUOUS, eager=3.0, copies=4.5),
+    Target("batch_norm_relu", IMAGES, BOTH, "float32", CHANNELS_LAST, eager=2.2, copies=6.0),
+    Target("batch_norm_relu", OUT_OF_CACHE, "forward", "float32", CONTIGUOUS, eager=4.0, copies=1.5),
+    *(
+        Target("batch_norm_relu", RESNET50, BOTH, dtype, layout, eager=goal, least=1.2)
+        for (dtype, goal), layout in product((("float32", 2.3), ("bfloat16", 1.8)), (CONTIGUOUS, CHANNELS_LAST))
+    ),
+    *(
+        Target("batch_norm_add_relu", RESNET50, BOTH, dtype, layout, eager=2.5, least=0.0)
+        for dtype, layout in product(("float32", "bfloat16"), (CONTIGUOUS, CHANNELS_LAST))
+    ),
+    Target("dropout", (*OUT_OF_CACHE, "mlp-1024x4096"), "forward", "float32", CONTIGUOUS, eager=40.0, copies=1.7),
+    Target("leaky_relu", OUT_OF_CACHE, "forward", "float32", CONTIGUOUS, eager=1.0, copies=1.2),
+    Target("leaky_relu", OUT_OF_CACHE, BOTH, "float32", CONTIGUOUS, eager=1.2, copies=2.8),
+    Target("batch_norm_relu", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
+    Target("dropout", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
+    *(
+        Target("end_to_end", (network,), "training step", "float32", layout, eager=goal)
+        for network, goal in (("resnet50", 1.15), ("mobilenetv2", 1.2), ("mlp", 1.05))
+        for layout in (CONTIGUOUS, CHANNELS_LAST)
+        if layout == CONTIGUOUS or len(NETWORKS[network][1]) == 4
+    ),
+]
+
+
+def target_cases() -> list[Case]:
+    """The cases of the registry that a goal is set for."""
+    return [case for case in CASES if any(target.includes(_key(case)) for target in TARGETS)]
+
+
+def _key(case: Case) -> Row:
+    return {
+        "op": case.op,
+        "case": case.name,
+        "direction": case.direction,
+        "dtype": case.dtype_name,
+        "layout": case.layout,
+    }
+
+
+def target_table(rows: Iterable[Row]) -> Table:
+    """A line for each goal, and for each case where each has to reach it: set, measured, met or not."""
+    rows = list(rows)
+    result = Table(box=box.MARKDOWN)
+    for name in ("op", "case", "direction", "dtype", "layout"):
+        result.add_column(name, overflow="fold")
+    for name in ("x eager", "goal", "x copy", "goal", "met"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for target in TARGETS:
+        found = [row for row in rows if target.includes(row)]
+        if target.least is None:
+            for row in found:
+                _add(result, target, row["case"], [row])
+        elif found:
+            _add(result, target, f"{len(found)} shapes of ResNet-50, geometric mean", found)
+    return result
+
+
+def _add(table: Table, target: Target, case: str, rows: list[Row]) -> None:
+    ratios = [row["ratio_eager"] for row in rows]
+    mean = geometric_mean(ratios)
+    met = mean >= target.eager
+    measured, goal, copies, copies_goal = f"{mean:.2f}", f"≥ {target.eager}", "", ""
+    if target.least is not None:
+        met = met and min(ratios) >= target.least and len(rows) == len(target.cases)
+        measured += f", least {min(ratios):.2f}"
+        goal += f", least ≥ {target.least}" if target.least else ""
+    if rows[0]["ratio_copy"] is not None and target.least is None:
+        copies = f"{rows[0]['ratio_copy']:.2f}"
+    if target.copies is not None:
+        met = met and rows[0]["ratio_copy"] <= target.copies
+        copies_goal = f"≤ {target.copies}"
+    setting = (target.direction, target.dtype, target.layout)
+    table.add_row(target.op, case, *setting, measured, goal, copies, copies_goal, "yes" if met else "NO")

@@ -1,0 +1,153 @@
+"""Shapes, layouts, dtypes and activations shared by the tests; a shape carries the reason why it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusedtricks.functional import ACTIVATIONS
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# Every activation with its defaults, then the parameters that change its character.
+ACTIVATION_CASES: list[tuple[str, dict[str, float]]] = [
+    *((name, {}) for name in ACTIVATIONS),
+    ("leaky_relu", {"negative_slope": 0.2}),
+    ("leaky_relu", {"negative_slope": -0.5}),  # the result no longer tells the sign of the input
+    ("leaky_relu", {"negative_slope": 0.0}),
+    ("elu", {"alpha": 1.7}),  # the derivative jumps at 0
+    ("elu", {"alpha": -0.5}),  # not monotonic
+    ("softplus", {"beta": 2.0, "threshold": 3.0}),  # values and derivative jump at 1.5
+]
+
+
+def activation_id(case: tuple[str, dict[str, float]]) -> str:
+    name, kwargs = case
+    return "-".join([name, *(f"{key}={value:g}" for key, value in kwargs.items())])
+
+
+each_activation = pytest.mark.parametrize(
+    ("act", "act_kwargs"), [pytest.param(*case, id=activation_id(case)) for case in ACTIVATION_CASES]
+)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+# Primes, whole vectors, and sizes on each side of where the kernels change how they share out the work.
+BATCH_NORM_SHAPES = {
+    "2d_primes": (7, 13),
+    "2d_more_rows_than_a_block": (1031, 33),
+    "2d_more_channels_than_a_block": (3, 4099),
+    "2d_channels_in_the_tens_of_thousands": (2, 20_011),
+    "3d_rows_shorter_than_a_vector": (5, 3, 7),
+    "3d_one_position": (9, 5, 1),
+    "3d_rows_longer_than_a_page": (2, 3, 4099),
+    "4d_primes": (3, 5, 7, 11),
+    "4d_whole_vectors": (2, 16, 8, 8),
+    "4d_one_channel": (4, 1, 9, 5),
+    "4d_many_samples_of_short_planes": (331, 9, 5, 5),
+    "4d_many_short_planes": (2, 131, 5, 5),
+    "4d_many_long_planes": (3, 17, 16, 19),
+    "4d_one_sample": (1, 6, 5, 9),
+    "5d": (2, 3, 4, 3, 5),
+    "6d": (2, 3, 2, 3, 2, 5),
+}
+
+
+# Over 12 MB in either dtype: results of this size are written past the caches.
+STREAMED_SHAPES = {torch.float32: (5, 67, 101, 103), torch.bfloat16: (7, 131, 87, 89)}
+
+
+def channels_last(t: Tensor) -> Tensor:
+    """Dense with the channels fastest: (N, L, C) storage, `torch.channels_last`, `torch.channels_last_3d`."""
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def reversed_dimensions(t: Tensor) -> Tensor:
+    """Dense in the opposite order: neither contiguous nor channels last."""
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
+
+
+def sliced(t: Tensor) -> Tensor:
+    """Rows with gaps between them that hold NaN."""
+    return torch.nn.functional.pad(t, (1, 2), value=float("nan"))[..., 1:-2]
+
+
+def strided(t: Tensor) -> Tensor:
+    """Every other element of its rows; the ones between hold NaN."""
+    return torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0]
+
+
+def expanded(t: Tensor) -> Tensor:
+    """One sample standing for all of them: other values than `t`."""
+    return t[:1].expand(t.shape)
+
+
+def misaligned(t: Tensor) -> Tensor:
+    """Contiguous from one element after an aligned address."""
+    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+
+def misaligned_channels_last(t: Tensor) -> Tensor:
+    return misaligned(t.movedim(1, -1)).movedim(-1, 1)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels_last": channels_last,
+    "reversed": reversed_dimensions,
+    "sliced": sliced,
+    "strided": strided,
+    "expanded": expanded,
+    "misaligned": misaligned,
+    "misaligned_channels_last": misaligned_channels_last,
+}
+DENSE_LAYOUTS = ["contiguous", "channels_last", "reversed", "misaligned", "misaligned_channels_last"]
+
+
+_KINKS = {
+    "relu": [0.0],
+    "relu6": [0.0, 6.0],
+    "leaky_relu": [0.0],
+    "elu": [0.0],
+    "selu": [0.0],
+    "hardswish": [-3.0, 3.0],
+}
+
+
+def kinks(act: str, act_kwargs: dict[str, Any]) -> list[float]:
+    """Where the derivative jumps (of softplus the value too): roundings decide which side is answered."""
+    parameters = {**ACTIVATIONS[act], **act_kwargs}
+    if act == "softplus":
+        return [parameters["threshold"] / parameters["beta"]]
+    return _KINKS.get(act, [])
+
+
+def distance_to_kinks(x: Tensor, act: str, act_kwargs: dict[str, Any]) -> float:
+    return min((x.double() - kink).abs().min().item() for kink in kinks(act, act_kwargs))
+
+
+_STOCK_MODULES: dict[str, Callable[..., torch.nn.Module]] = {
+    "identity": torch.nn.Identity,
+    "relu": torch.nn.ReLU,
+    "relu6": torch.nn.ReLU6,
+    "leaky_relu": torch.nn.LeakyReLU,
+    "elu": torch.nn.ELU,
+    "selu": torch.nn.SELU,
+    "gelu": torch.nn.GELU,
+    "gelu_tanh": partial(torch.nn.GELU, approximate="tanh"),
+    "sigmoid": torch.nn.Sigmoid,
+    "tanh": torch.nn.Tanh,
+    "silu": torch.nn.SiLU,
+    "mish": torch.nn.Mish,
+    "hardswish": torch.nn.Hardswish,
+    "softplus": torch.nn.Softplus,
+}
+
+
+def stock_module(act: str, act_kwargs: dict[str, Any]) -> torch.nn.Module:
+    return _STOCK_MODULES[act](**act_kwargs)

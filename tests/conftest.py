@@ -1,0 +1,46 @@
+"""Fixtures that every test runs under, and the devices that tests are repeated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fusedtricks import _build_info
+
+
+def devices() -> list[str]:
+    """The devices that have both a backend in this build and hardware to run it."""
+    cuda = "cuda" in _build_info.backends and torch.cuda.is_available()
+    return ["cpu", "cuda"] if cuda else ["cpu"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "each_isa: also run once for every instruction set of the machine")
+
+
+@pytest.fixture(params=devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def uninitialized_memory_is_nan() -> Iterator[None]:
+    """`torch.empty` and C++'s `at::empty` answer NaN: an element nobody writes cannot pass for a value."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(8).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,273 @@
+"""Mistakes: the error class stock raises, the argument named, and nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import fusedtricks.functional as ftF
+import fusedtricks.nn as ftnn
+
+NAN = float("nan")
+
+
+def good() -> dict[str, Any]:
+    """Arguments of a call that works."""
+    return {
+        "input": torch.randn(4, 3, 5),
+        "running_mean": torch.zeros(3),
+        "running_var": torch.ones(3),
+        "num_batches_tracked": torch.tensor(0),
+        "weight": torch.ones(3),
+        "bias": torch.zeros(3),
+        "residual": torch.randn(4, 3, 5),
+        "training": True,
+    }
+
+
+BATCH_NORM_MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "rank_1": ({"input": torch.randn(3), "residual": None}, IndexError, "input"),
+    "rank_0": ({"input": torch.tensor(1.0), "residual": None}, IndexError, "input"),
+    "input_integer": (
+        {"input": torch.ones(4, 3, 5, dtype=torch.int64), "residual": None},
+        NotImplementedError,
+        "input",
+    ),
+    "input_bool": (
+        {"input": torch.ones(4, 3, 5, dtype=torch.bool), "residual": None},
+        NotImplementedError,
+        "input",
+    ),
+    "input_complex": (
+        {"input": torch.ones(4, 3, 5, dtype=torch.complex64), "residual": None},
+        NotImplementedError,
+        "input",
+    ),
+    "input_no_tensor": ({"input": [[1.0]]}, TypeError, "input"),
+    "input_sparse": (
+        {"input": torch.randn(4, 3).to_sparse(), "residual": None},
+        NotImplementedError,
+        "input",
+    ),
+    "weight_channels": ({"weight": torch.ones(4)}, RuntimeError, "weight"),
+    "bias_channels": ({"bias": torch.ones(2)}, RuntimeError, "bias"),
+    "running_mean_channels": ({"running_mean": torch.ones(4)}, RuntimeError, "running_mean"),
+    "running_var_channels": ({"running_var": torch.ones(1)}, RuntimeError, "running_var"),
+    "weight_rank": ({"weight": torch.ones(3, 1)}, RuntimeError, "weight"),
+    "weight_dtype": ({"weight": torch.ones(3).double()}, RuntimeError, "weight"),
+    "bias_integer": ({"bias": torch.ones(3, dtype=torch.int64)}, RuntimeError, "bias"),
+    "running_mean_dtype": ({"running_mean": torch.zeros(3).half()}, RuntimeError, "running_mean"),
+    "running_var_integer": ({"running_var": torch.ones(3, dtype=torch.int32)}, RuntimeError, "running_var"),
+    "weight_no_tensor": ({"weight": [1.0, 1.0, 1.0]}, TypeError, "weight"),
+    "residual_no_tensor": ({"residual": 1.0}, TypeError, "residual"),
+    "residual_shape": ({"residual": torch.randn(4, 3, 1)}, RuntimeError, "residual"),
+    "residual_rank": ({"residual": torch.randn(5)}, RuntimeError, "residual"),
+    "residual_dtype": ({"residual": torch.randn(4, 3, 5).double()}, RuntimeError, "residual"),
+    "residual_device": ({"residual": torch.randn(4, 3, 5, device="meta")}, RuntimeError, "residual"),
+    "weight_device": ({"weight": torch.ones(3, device="meta")}, RuntimeError, "weight"),
+    "bias_device": ({"bias": torch.ones(3, device="meta")}, RuntimeError, "bias"),
+    "running_mean_device": ({"running_mean": torch.ones(3, device="meta")}, RuntimeError, "running_mean"),
+    "running_var_device": ({"running_var": torch.ones(3, device="meta")}, RuntimeError, "running_var"),
+    "half_of_the_statistics_mean": ({"running_var": None}, ValueError, "running_mean and running_var"),
+    "half_of_the_statistics_var": ({"running_mean": None}, ValueError, "running_mean and running_var"),
+    "evaluation_without_statistics": (
+        {"running_mean": None, "running_var": None, "training": False},
+        RuntimeError,
+        "running_mean",
+    ),
+    "evaluation_without_variance": ({"running_var": None, "training": False}, RuntimeError, "running_var"),
+    "one_value_per_channel": (
+        {"input": torch.randn(1, 3), "residual": None},
+        ValueError,
+        r"Expected more than 1 value per channel when training, got input size .*\[1, 3\]",
+    ),
+    "one_value_per_channel_4d": (
+        {"input": torch.randn(1, 3, 1, 1), "residual": None},
+        ValueError,
+        "more than 1 value per channel",
+    ),
+    "eps_zero": ({"eps": 0.0}, ValueError, "eps"),
+    "eps_negative": ({"eps": -1e-5}, ValueError, "eps"),
+    "eps_negative_in_evaluation": ({"eps": -1e-5, "training": False}, ValueError, "eps"),
+    "eps_nan": ({"eps": NAN}, ValueError, "eps"),
+    "momentum_above_one": ({"momentum": 1.5}, ValueError, "momentum"),
+    "momentum_negative": ({"momentum": -0.1}, ValueError, "momentum"),
+    "momentum_nan": ({"momentum": NAN}, ValueError, "momentum"),
+    "momentum_none_without_count": (
+        {"momentum": None, "num_batches_tracked": None},
+        (ValueError, RuntimeError),
+        "num_batches_tracked",
+    ),
+    "count_dtype": ({"num_batches_tracked": torch.tensor(0.0)}, RuntimeError, "num_batches_tracked"),
+    "count_shape": (
+        {"num_batches_tracked": torch.zeros(2, dtype=torch.int64)},
+        RuntimeError,
+        "num_batches_tracked",
+    ),
+    "activation_unknown": ({"act": "relo"}, ValueError, "relo.*leaky_relu.*softplus"),
+    "activation_no_string": ({"act": torch.relu}, (TypeError, ValueError), "act"),
+    "act_kwargs_unknown": ({"act": "leaky_relu", "act_kwargs": {"slope": 0.2}}, TypeError, "slope"),
+    "act_kwargs_of_another": ({"act": "relu", "act_kwargs": {"alpha": 0.2}}, TypeError, "alpha"),
+}
+
+
+def snapshot(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+    return {name: t.clone() for name, t in given.items() if t.device.type != "meta"}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
+@pytest.mark.parametrize(("change", "error", "message"), BATCH_NORM_MISTAKES.values(), ids=BATCH_NORM_MISTAKES)
+def test_batch_norm_act(change, error, message, requires_grad):
+    arguments = good() | change
+    x = arguments["input"]
+    if requires_grad and isinstance(x, torch.Tensor) and x.is_floating_point():
+        arguments["input"] = x.detach().clone().requires_grad_()
+    before, generator = snapshot(arguments), torch.get_rng_state()
+    with pytest.raises(error, match=message):
+        ftF.batch_norm_act(**arguments)
+    assert torch.equal(torch.get_rng_state(), generator)
+    torch.testing.assert_close(snapshot(arguments), before, rtol=0, atol=0)
+
+
+def test_the_good_arguments_are_good():
+    arguments = good()
+    ftF.batch_norm_act(**arguments)
+    assert arguments["num_batches_tracked"] == 1
+
+
+def test_unsupported_device_is_named():
+    """No backend answers for meta-like devices that nobody registered kernels for."""
+    x = torch.randn(4, 3).to_mkldnn()
+    for call in (
+        lambda: ftF.batch_norm_act(x, None, None, training=True),
+        lambda: ftF.activation(x, "silu"),
+        lambda: ftF.dropout(x, 0.5),
+    ):
+        with pytest.raises(NotImplementedError, match="input"):
+            call()
+
+
+class Unchanged:
+    """Checks on leaving that the generator and the tensor are as they were on entering."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.values, self.state = tensor, tensor.clone(), torch.get_rng_state()
+
+    def __enter__(self) -> torch.Tensor:
+        return self.tensor
+
+    def __exit__(self, *_: object) -> None:
+        assert torch.equal(self.tensor, self.values)
+        assert torch.equal(torch.get_rng_state(), self.state)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("p", [-0.1, 1.1, NAN, float("inf")])
+def test_dropout_probability(p, inplace):
+    with Unchanged(torch.ones(9)) as x, pytest.raises(ValueError, match=r"probability.*between 0 and 1"):
+        ftF.dropout(x, p, inplace=inplace)
+
+
+def test_dropout_probability_is_checked_in_evaluation_too():
+    with pytest.raises(ValueError, match="probability"):
+        ftF.dropout(torch.ones(9), 1.5, training=False)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, NAN])
+def test_dropout_module_probability(p):
+    with pytest.raises(ValueError, match="probability"):
+        ftnn.Dropout(p)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_dtype(dtype, inplace):
+    with Unchanged(torch.ones(9, dtype=dtype)) as x, pytest.raises(NotImplementedError, match="input"):
+        ftF.dropout(x, 0.5, inplace=inplace)
+
+
+DROPOUT_MISTAKES = {
+    "mode": (lambda: ftF.dropout(torch.ones(9), 0.5, mode="inversed"), ValueError, "mode.*inversed"),
+    "module_mode": (lambda: ftnn.Dropout(0.5, mode="inversed"), ValueError, "mode.*inversed"),
+    "no_tensor": (lambda: ftF.dropout([1.0], 0.5), TypeError, "input"),
+    "seed_no_integer": (lambda: ftF.dropout(torch.ones(9), 0.5, seed=0.5), TypeError, "seed"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), DROPOUT_MISTAKES.values(), ids=DROPOUT_MISTAKES)
+def test_dropout(call, error, message):
+    state = torch.get_rng_state()
+    with pytest.raises(error, match=message):
+        call()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("function", [ftF.dropout, ftF.leaky_relu], ids=["dropout", "leaky_relu"])
+def test_in_place_on_memory_shared_by_elements(function):
+    """As stock: an expanded tensor cannot be written to."""
+    with Unchanged(torch.ones(1).expand(9)) as x, pytest.raises(RuntimeError, match="single memory location"):
+        function(x, inplace=True)
+
+
+def test_in_place_on_a_leaf():
+    leaf = torch.ones(9, requires_grad=True)
+    with Unchanged(leaf.detach()), pytest.raises(RuntimeError, match="leaf"):
+        ftF.dropout(leaf, inplace=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_activation_dtype(dtype, inplace):
+    with Unchanged(torch.ones(9, dtype=dtype)) as x, pytest.raises(NotImplementedError, match="input"):
+        ftF.activation(x, "silu", inplace=inplace)
+
+
+ACTIVATION_MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "unknown": (lambda: ftF.activation(torch.ones(9), "swish"), ValueError, "swish.*leaky_relu.*softplus"),
+    "parameter": (lambda: ftF.activation(torch.ones(9), "elu", beta=1.0), TypeError, "beta"),
+    "parameter_type": (lambda: ftF.leaky_relu(torch.ones(9), "steep"), TypeError, "negative_slope"),
+    "no_tensor": (lambda: ftF.relu([1.0]), TypeError, "input"),
+    "gelu_approximate": (lambda: ftF.gelu(torch.ones(9), approximate="sinh"), RuntimeError, "approximate"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ACTIVATION_MISTAKES.values(), ids=ACTIVATION_MISTAKES)
+def test_activation(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape"),
+    [("1d", (2, 3, 4, 4)), ("1d", (3,)), ("2d", (2, 3, 4)), ("2d", (3, 4)), ("3d", (2, 3, 4, 4))],
+)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_batch_norm_module_rank(rank, shape, training):
+    module = getattr(ftnn, f"BatchNormAct{rank}")(3).train(training)
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"expected .* input \(got {len(shape)}D input\)"):
+        module(torch.randn(shape))
+    torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("shape", [(4, 2, 5), (1, 3)], ids=["channels", "one_value"])
+def test_batch_norm_module_counts_no_failed_batch(shape, momentum):
+    """Stock has counted the batch by the time it raises; this one has not."""
+    module = ftnn.BatchNormAct1d(3, momentum=momentum)
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with pytest.raises((RuntimeError, ValueError)):
+        module(torch.randn(shape))
+    torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+
+
+def test_batch_norm_module_activation():
+    with pytest.raises(ValueError, match=r"relo.*leaky_relu"):
+        ftnn.BatchNormAct2d(3, act="relo")
+    with pytest.raises(TypeError, match="slope"):
+        ftnn.BatchNormAct2d(3, act="leaky_relu", act_kwargs={"slope": 0.2})

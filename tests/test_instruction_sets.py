@@ -1,0 +1,48 @@
+"""Every instruction set of the machine, forced one by one, proves that it answers and that it is right."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+FORCE = "ATEN_CPU_CAPABILITY"
+INSTRUCTION_SETS = ["default", "avx2", "avx512"]
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != FORCE}
+    return subprocess.run(
+        [sys.executable, *arguments], env=inherited | environment, text=True, capture_output=True, timeout=600
+    )
+
+
+@cache
+def best_of_the_machine() -> str:
+    result = python("-c", "import torch; print(torch.backends.cpu.get_cpu_capability())")
+    name = result.stdout.strip().lower()
+    return name if name in INSTRUCTION_SETS else "default"
+
+
+@pytest.mark.each_isa
+def test_the_forced_instruction_set_answers():
+    """What the kernels' own library says, not what was asked of it."""
+    assert torch.ops.fusedtricks.cpu_capability() == os.environ.get(FORCE, best_of_the_machine())
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_instruction_set(name):
+    """Runs the tests marked each_isa in a process that is forced to `name`."""
+    best = best_of_the_machine()
+    if name not in INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]:
+        pytest.skip(f"this machine's best is {best}")
+    folder = Path(__file__).parent
+    # The machine's best is what the other tests of this run have used: there, only that it can be named.
+    tests = Path(__file__) if name == torch.ops.fusedtricks.cpu_capability() else folder
+    result = python("-m", "pytest", "-q", "-m", "each_isa", "-p", "no:cacheprovider", str(tests), **{FORCE: name})
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

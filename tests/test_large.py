@@ -1,0 +1,122 @@
+"""Tensors of more than 2^31 elements: an index kept in 32 bits wraps, a count kept in fp32 stalls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from rounding import assert_rounds_to
+from torch import Tensor
+
+from fusedtricks.functional import batch_norm_act, dropout, leaky_relu
+
+ELEMENTS = 2**31 + 4096
+PATTERN = 64 * 16411  # rows of 64 channels; no power of two, which an index error could land on again
+NEEDED_GB = 16  # input, result, gradient: 13 GB in bf16
+
+
+def available_gb() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 2**20
+    return 0.0
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/meminfo").exists() or available_gb() < NEEDED_GB,
+        reason=f"needs {NEEDED_GB} GB of free memory",
+    ),
+]
+
+
+def pattern() -> Tensor:
+    return (torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)) + 0.25).bfloat16()
+
+
+def patterned() -> Tensor:
+    """One-dimensional bf16 whose element i is pattern()[i % PATTERN]."""
+    values = pattern()
+    x = torch.zeros(ELEMENTS, dtype=torch.bfloat16)
+    for start in range(0, ELEMENTS, PATTERN):
+        piece = x[start : start + PATTERN]
+        piece.copy_(values[: len(piece)])
+    return x
+
+
+def probes() -> Tensor:
+    """Indices at both ends, around 2^31, and in between."""
+    spots = [0, 2**30 - 100, 2**31 - 100, ELEMENTS - 200]
+    return torch.cat([*(torch.arange(s, s + 200) for s in spots), torch.randint(ELEMENTS, (2000,))])
+
+
+def test_leaky_relu():
+    x = patterned().requires_grad_()
+    y = leaky_relu(x, 0.25)
+    (dx,) = torch.autograd.grad(y, x, x.detach())
+    at = probes()
+    expected = torch.nn.functional.leaky_relu(x.detach()[at], 0.25)
+    assert torch.equal(y.detach()[at], expected) and torch.equal(dx[at], expected)
+
+
+def test_dropout():
+    x = patterned().requires_grad_()
+    y = dropout(x, 0.5, seed=7)
+    (dx,) = torch.autograd.grad(y, x, x.detach())
+    at = probes()
+    kept = torch.tensor([int(reference.philox(7, 0, i // 4)[i % 4]) >= 2**31 for i in at.tolist()])
+    expected = 2 * x.detach()[at] * kept
+    assert torch.equal(y.detach()[at], expected) and torch.equal(dx[at], expected)
+
+
+def occurrences(begin: int, end: int) -> Tensor:
+    """How often each element of the pattern is found at the indices from begin to end."""
+    first = begin + (torch.arange(PATTERN) - begin) % PATTERN
+    return (end - first + PATTERN - 1).div(PATTERN, rounding_mode="floor").clamp(min=0)
+
+
+def channel(shape: tuple[int, ...], c: int) -> tuple[Tensor, Tensor]:
+    """The values in channel c, in double, and how often each is found there."""
+    if len(shape) == 2:
+        return pattern()[c :: shape[1]].double(), occurrences(0, ELEMENTS)[c :: shape[1]]
+    return pattern().double(), occurrences(c * shape[2], (c + 1) * shape[2])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, ELEMENTS), (1, 2, ELEMENTS // 2), (ELEMENTS // 64, 64)],
+    ids=["one_channel", "second_channel_behind_2^30", "rows"],
+)
+def test_batch_norm_act(shape):
+    """Values and gradients at the probes, sums over everything; the gradient is the input itself."""
+    n, channels = ELEMENTS // shape[1], shape[1]
+    x = patterned().view(shape)
+    running_var = torch.zeros(channels)
+    leaf, weight = x.detach().requires_grad_(), torch.ones(channels).requires_grad_()
+    y = batch_norm_act(leaf, torch.zeros(channels), running_var, weight, training=True, momentum=1.0)
+    dx, dw = torch.autograd.grad(y, [leaf, weight], x)
+
+    at = probes()
+    coordinates = torch.unravel_index(at, shape)
+    for c in range(channels):
+        v, count = channel(shape, c)
+        mean = (v * count).sum() / n
+        var = ((v - mean).square() * count).sum() / n
+        rstd = (var + 1e-5).rsqrt()
+        xhat, dz = (v - mean) * rstd, v * (v > mean)
+        sum_dz, sum_dz_xhat = (dz * count).sum(), (dz * xhat * count).sum()
+        assert_rounds_to(running_var[c], var * (n / (n - 1)), name="running_var")
+        # 32: the square root of the length of a partial sum in fp32.
+        assert_rounds_to(dw[c], sum_dz_xhat, scale=32 * sum_dz_xhat.abs().item(), name="grad_weight")
+
+        here = at[coordinates[1] == c]
+        place = torch.unravel_index(here, shape)
+        v = x[place].double()
+        xhat = (v - mean) * rstd
+        assert (xhat.abs() > 1e-5).all()
+        assert_rounds_to(y.detach()[place], xhat.relu(), scale=4.0, name="output")
+        expected = rstd * (v * (xhat > 0) - sum_dz / n - xhat * sum_dz_xhat / n)
+        assert_rounds_to(dx[place], expected, scale=8.0, name="grad_input")

@@ -1,0 +1,238 @@
+"""What PyTorch does around a module: autocast, copies, casts, meta, checkpoints, DDP, changes in between."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import channels_last
+from network import Network
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fusedtricks.nn as ftnn
+from fusedtricks.functional import batch_norm_act, leaky_relu
+
+
+def test_autocast(device):
+    """A convolution in bf16, its BatchNorm with float parameters: dtype and values as stock."""
+    conv, bn = nn.Conv2d(3, 8, 3, device=device), nn.BatchNorm2d(8, device=device)
+    fused = ftnn.BatchNormReLU2d(8, device=device)
+    fused.load_state_dict(bn.state_dict())
+    x = torch.randn(4, 3, 9, 9, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        h = conv(x)
+        expected, actual = bn(h).relu(), fused(h)
+    assert actual.dtype is expected.dtype is torch.bfloat16
+    # One rounding here, several there: two units in the last place of bf16.
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(fused.running_var, bn.running_var)
+    actual.sum().backward()
+    assert fused.weight.grad.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "residual_dtype"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_autocast_promotes_a_residual_of_another_dtype(dtype, residual_dtype, device):
+    """The sum of a bf16 branch and a float skip connection is float, as with stock."""
+    x, residual = torch.randn(4, 8, 5, 5, device=device).to(dtype), torch.randn(4, 8, 5, 5, device=device)
+    residual = residual.to(residual_dtype).requires_grad_()
+    bn, fused = nn.BatchNorm2d(8, device=device), ftnn.BatchNormReLU2d(8, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        expected, actual = (bn(x) + residual).relu(), fused(x, residual)
+    assert actual.dtype is expected.dtype
+    # Stock rounds the branch to bf16 before it adds.
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-6)
+    (grad,) = torch.autograd.grad(actual.sum(), residual)
+    assert grad.dtype is residual_dtype
+
+
+def model_of_everything() -> nn.Sequential:
+    model = nn.Sequential(
+        ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.3}, momentum=0.2),
+        ftnn.LeakyReLU(0.2),
+        ftnn.Dropout(0.25, mode="classic"),
+        ftnn.BatchNormReLU2d(4),
+        ftnn.Softplus(2, 3),
+    )
+    model(torch.randn(3, 4, 5, 6))
+    return model
+
+
+def through_torch_save(model: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), through_torch_save],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+def test_copies(duplicate):
+    model = model_of_everything()
+    twin = duplicate(model)
+    assert repr(twin) == repr(model)
+    torch.testing.assert_close(twin.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
+    x = torch.randn(3, 4, 5, 6)
+    for _ in range(2):
+        results = []
+        for m in (model, twin):
+            torch.manual_seed(2)
+            results.append(m(x))
+        assert torch.equal(*results)
+        model.eval(), twin.eval()
+
+
+def test_meta_construction_and_to_empty():
+    source = model_of_everything()
+    with torch.device("meta"):
+        model = nn.Sequential(
+            ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.3}, momentum=0.2),
+            ftnn.LeakyReLU(0.2),
+            ftnn.Dropout(0.25, mode="classic"),
+            ftnn.BatchNormReLU2d(4),
+            ftnn.Softplus(2, 3),
+        )
+        y = model(channels_last(torch.empty(3, 4, 5, 6)))
+    assert all(t.is_meta for t in model.state_dict().values())
+    assert y.is_meta and y.shape == (3, 4, 5, 6) and y.is_contiguous(memory_format=torch.channels_last)
+    model.to_empty(device="cpu").load_state_dict(source.state_dict())
+    x = torch.randn(3, 4, 5, 6)
+    assert torch.equal(model.eval()(x), source.eval()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_cast_modules(dtype, device):
+    """`.half()` and its like cast parameters and statistics, not the batch count."""
+    fused, bn = ftnn.BatchNormAct2d(4, act="identity").to(device, dtype), nn.BatchNorm2d(4).to(device, dtype)
+    x = torch.randn(3, 4, 5, 6, device=device).to(dtype)
+    y, expected = fused(x), bn(x)
+    assert y.dtype is fused.weight.dtype is fused.running_var.dtype is dtype
+    assert fused.num_batches_tracked.dtype is torch.int64 and fused.num_batches_tracked == 1
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(y, expected, rtol=4 * eps, atol=4 * eps)
+    torch.testing.assert_close(fused.running_mean, bn.running_mean, rtol=2 * eps, atol=2 * eps)
+    y.sum().backward()
+    assert fused.weight.grad.dtype is dtype
+
+
+def test_module_to_double_and_back(device):
+    fused = ftnn.BatchNormReLU2d(4, device=device)
+    state = copy.deepcopy(fused.state_dict())
+    torch.testing.assert_close(fused.double().float().state_dict(), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint(use_reentrant, device):
+    """Gradients as without; the statistics are updated by the recomputation too, as stock's are."""
+    model = Network().to(device)
+    x = torch.randn(3, 4, 6, 5, device=device, requires_grad=True)
+    plain = copy.deepcopy(model)
+    leaves = [x, *plain.parameters()]
+    expected = torch.autograd.grad(plain(x).square().sum(), leaves)
+    checkpoint(model, x, use_reentrant=use_reentrant).square().sum().backward()
+    torch.testing.assert_close([x.grad, *(p.grad for p in model.parameters())], list(expected))
+    assert model.bn1.num_batches_tracked == 2
+
+
+def test_distributed_data_parallel(monkeypatch):
+    """One process of gloo: hooks fire, gradients arrive, buffers are broadcast."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = Network()
+        parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+        x = torch.randn(3, 4, 6, 5)
+        for _ in range(2):
+            model.zero_grad(), parallel.zero_grad()
+            model(x).square().sum().backward()
+            parallel(x).square().sum().backward()
+        for ours, theirs in zip(parallel.module.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+        torch.testing.assert_close(parallel.module.state_dict(), model.state_dict())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_inference_mode(device):
+    """Its tensors have no version counter; statistics are updated, and written in place all the same."""
+    model = model_of_everything().to(device)
+    expected = copy.deepcopy(model)
+    x = torch.randn(3, 4, 5, 6, device=device)
+    for training in (True, False):
+        model.train(training), expected.train(training)
+        torch.manual_seed(2)
+        with torch.inference_mode():
+            y = model(x)
+            z = leaky_relu(x * 1, 0.2, inplace=True)
+        torch.manual_seed(2)
+        assert torch.equal(y, expected(x)) and y.is_inference()
+        assert torch.equal(z, nn.functional.leaky_relu(x, 0.2))
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_what_is_written_has_a_new_version():
+    """Autograd's check that nothing kept was changed sees statistics and in-place results."""
+    bn = ftnn.BatchNormReLU1d(3)
+    before = [t._version for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked)]
+    bn(torch.randn(5, 3))
+    after = [t._version for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked)]
+    assert all(a > b for a, b in zip(after, before, strict=True))
+    with torch.no_grad():
+        bn.eval()(torch.randn(5, 3))
+    assert [t._version for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked)] == after
+
+
+def test_running_statistics_changed_twice_before_backward():
+    """Two forwards, then both backwards: the statistics are mutated in between, and are not needed."""
+    bn = ftnn.BatchNormReLU1d(3)
+    x = torch.randn(5, 3, requires_grad=True)
+    (bn(x).sum() + bn(x * 2).sum()).backward()
+    twin = nn.BatchNorm1d(3)
+    z = x.detach().requires_grad_()
+    (twin(z).relu().sum() + twin(z * 2).relu().sum()).backward()
+    torch.testing.assert_close(x.grad, z.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_statistics_changed_before_backward():
+    """They are part of the gradient there: changing them must raise or not matter."""
+    bn = ftnn.BatchNormAct1d(3, act="silu").eval()
+    x = torch.randn(5, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(bn(x).sum(), x)
+    y = bn(x)
+    bn.train()(torch.randn(5, 3) * 7)
+    try:
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:
+        torch.testing.assert_close(dx, expected)
+
+
+def test_input_changed_before_backward_raises():
+    x = torch.randn(5, 3, requires_grad=True)
+    h = x * 1
+    y = batch_norm_act(h, None, None, training=True)
+    h.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_stock_op_in_place_on_the_result():
+    """Allowed, as with stock, where the input alone was kept."""
+    x = torch.randn(5, 3, requires_grad=True)
+    y = batch_norm_act(x, None, None, act="identity", training=True)
+    nn.functional.relu_(y)
+    twin = x.detach().requires_grad_()
+    expected = nn.functional.batch_norm(twin, None, None, training=True).relu()
+    dy = torch.randn(5, 3)
+    torch.testing.assert_close(torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, twin, dy))

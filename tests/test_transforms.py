@@ -1,0 +1,78 @@
+"""torch.func and forward-mode differentiation, which go through the eager composition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+import fusedtricks.nn as ftnn
+from fusedtricks.functional import activation, batch_norm_act, dropout
+
+
+def batch_norm_loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return batch_norm_act(x, None, None, weight, bias, act="silu", training=True).square().sum()
+
+
+def test_func_grad(device):
+    x, w, b = (torch.randn(shape, device=device) for shape in [(4, 3, 5), (3,), (3,)])
+    actual = torch.func.grad(batch_norm_loss, argnums=(0, 1, 2))(x, w, b)
+    leaves = [t.requires_grad_() for t in (x, w, b)]
+    torch.testing.assert_close(actual, torch.autograd.grad(batch_norm_loss(*leaves), leaves))
+
+
+def test_func_vmap_of_per_sample_gradients(device):
+    """Evaluation, as for stock: a vmap over training statistics cannot update them."""
+    model = nn.Sequential(ftnn.BatchNormAct1d(3, act="gelu"), ftnn.LeakyReLU(0.1)).to(device).eval()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x[None],)).square().sum()
+
+    x = torch.randn(6, 3, 5, device=device)
+    per_sample = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    total = torch.autograd.grad(model(x).square().sum(), list(parameters.values()))
+    torch.testing.assert_close([g.sum(0) for g in per_sample.values()], list(total))
+
+
+FUNCTIONS = {
+    "batch_norm_act": lambda x: batch_norm_act(x, None, None, residual=x.sin(), act="silu", training=True),
+    "activation": lambda x: activation(x, "leaky_relu", negative_slope=0.2),
+    "activation_in_place": lambda x: activation(x * 1, "elu", inplace=True),
+    "dropout": lambda x: dropout(x, 0.4, seed=5),
+}
+
+
+def finite_difference(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
+    step = 1e-6
+    return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_func_jvp_and_forward_mode(function, device):
+    x, direction = (torch.randn(4, 3, 5, dtype=torch.float64, device=device) for _ in range(2))
+    expected = finite_difference(function, x, direction)
+    value, tangent = torch.func.jvp(function, (x,), (direction,))
+    torch.testing.assert_close(value, function(x))
+    torch.testing.assert_close(tangent, expected, rtol=1e-6, atol=1e-6)
+    with forward_ad.dual_level():
+        result = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))
+    torch.testing.assert_close(result.primal, function(x))
+    torch.testing.assert_close(result.tangent, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_func_grad_equals_autograd(function, device):
+    x = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
+    actual = torch.func.grad(lambda x: function(x).square().sum())(x)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(actual, torch.autograd.grad(function(leaf).square().sum(), leaf)[0])
+
+
+def test_func_vmap_of_dropout_draws_a_mask_for_each_sample(device):
+    x = torch.ones(4, 100, device=device)
+    y = torch.vmap(dropout, randomness="different")(x)
+    assert set(y.unique().tolist()) == {0.0, 2.0} and not torch.equal(y[0], y[1])
