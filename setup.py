@@ -12,7 +12,6 @@ from setuptools import Extension, setup
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / ".build"))
-X86_64 = platform.machine() in ("x86_64", "AMD64")
 INSTRUCTION_SETS = {
     "default": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -39,6 +38,14 @@ if SANITIZE:
     # Not vptr: it looks up type information that torch keeps to itself.
     CXX_FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr"]
 LINK_FLAGS = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+
+
+def obstacle(isa: str) -> str:
+    """Why an instruction set is left out; "" where it is built, as the default always is."""
+    chosen = os.environ.get("FUSEDTRICKS_INSTRUCTION_SETS", ",".join(INSTRUCTION_SETS))
+    if isa != "default" and platform.machine() not in ("x86_64", "AMD64"):
+        return f"an instruction set of x86-64, and this is {platform.machine()}"
+    return "" if isa in ("default", *chosen.split(",")) else f"FUSEDTRICKS_INSTRUCTION_SETS={chosen}"
 
 
 def sources(folder: str, *suffixes: str) -> list[str]:
@@ -71,8 +78,8 @@ def native() -> dict[str, object]:
     backends: dict[str, Extension] = {}
     left_out: dict[str, str] = {}
     for isa, isa_flags in INSTRUCTION_SETS.items():
-        if isa_flags and not X86_64:
-            left_out[f"cpu_{isa}"] = f"an instruction set of x86-64, and this is {platform.machine()}"
+        if reason := obstacle(isa):
+            left_out[f"cpu_{isa}"] = reason
             continue
         backends[f"cpu_{isa}"] = library(
             f"_cpu_{isa}",
