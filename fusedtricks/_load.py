@@ -51,6 +51,20 @@ def check_torch(build_info: ModuleType) -> None:
     )
 
 
+def _missing() -> ImportError:
+    return ImportError(
+        f"fusedtricks has no compiled libraries for this Python in {_FOLDER}: if that is a checkout, run "
+        "`pip install -e .` in it or start Python in another folder, and otherwise install it again."
+    )
+
+
+def _load_backend(name: str) -> None:
+    path = _FOLDER / f"_{name}.so"
+    if not path.exists():
+        raise _missing()
+    torch.ops.load_library(path)
+
+
 def load_libraries() -> None:
     """Loads `_C`, the CPU kernels of one instruction set, and the CUDA kernels where they were built."""
     try:
@@ -58,12 +72,8 @@ def load_libraries() -> None:
         check_torch(build_info)
         import_module("fusedtricks._C")
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"fusedtricks has no compiled libraries for this Python in {_FOLDER}: if that is a checkout, run "
-            "`pip install -e .` in it or start Python in another folder, and otherwise install it again."
-        ) from error
+        raise _missing() from error
     built = [name.removeprefix("cpu_") for name in build_info.backends if name.startswith("cpu_")]
-    capability = torch.backends.cpu.get_cpu_capability()
-    torch.ops.load_library(_FOLDER / f"_cpu_{choose_instruction_set(capability, built)}.so")
+    _load_backend(f"cpu_{choose_instruction_set(torch.backends.cpu.get_cpu_capability(), built)}")
     if "cuda" in build_info.backends:
-        torch.ops.load_library(_FOLDER / "_cuda.so")
+        _load_backend("cuda")

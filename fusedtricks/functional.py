@@ -99,7 +99,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
-    r"""Equivalent to `act(F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps) + residual)`.
+    r"""Equivalent to `act(F.batch_norm(input, running_mean, running_var, weight, bias, training, …) + residual)`.
 
     Batch normalisation (Ioffe & Szegedy, 2015), an optional residual and an activation, in one sweep over memory after
     the one for the statistics. For backward the input is kept, and two values per channel; with a residual also the
@@ -234,9 +234,9 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """Equivalent to `F.leaky_relu(input, negative_slope, inplace)`: x, or `negative_slope` x below 0 (the lecture's a).
+    """Equivalent to `F.leaky_relu(input, negative_slope, inplace)`: x, or `negative_slope` x below 0.
 
-    Keeps the result for backward (the input if `negative_slope` is negative). See `activation`.
+    `negative_slope` is the lecture's a. Keeps the result for backward (the input if it is negative). See `activation`.
     """
     return activation(input, "leaky_relu", inplace=inplace, negative_slope=negative_slope)
 

@@ -12,7 +12,7 @@ from .. import functional as F
 
 
 class _BatchNormAct(_BatchNorm):
-    """What the modules of every rank share. `act` and `act_kwargs` are not parameters: they are not in the state_dict."""
+    """What the modules of every rank share. `act` and `act_kwargs` are not in the state_dict."""
 
     def __init__(
         self,
