@@ -247,7 +247,9 @@ struct Softplus {
   static constexpr ActivationInfo info{"softplus", {{"beta", 1.0}, {"threshold", 20.0}}};
   V beta, threshold, turn;  // turn: beta y where beta x is the threshold
   explicit Softplus(const double* p)
-      : beta(V(p[0])), threshold(V(p[1])), turn(threshold + log1p_unit(exp_nonpositive(threshold > V(0) ? -threshold : V(0)))) {}
+      : beta(V(p[0])),
+        threshold(V(p[1])),
+        turn(threshold + log1p_unit(exp_nonpositive(threshold > V(0) ? -threshold : V(0)))) {}
   FT_INLINE V forward(V x) const {
     const V u = beta * x;
     const V soft = ((u > V(0) ? u : V(0)) + log1p_unit(exp_nonpositive(u > V(0) ? -u : u))) / beta;

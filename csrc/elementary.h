@@ -141,8 +141,8 @@ FT_INLINE V normal_pdf(V x) {
 // Distribution function of the standard normal, x -> erfc(-x / sqrt(2)) / 2.
 FT_INLINE double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
 
-// erfc(z) e^(z^2) = t P(t), t = 1 / (1 + 0.3 z): P fitted for z in [0, 10] with a relative error below 2e-8, so that the
-// tails, where e^(-z^2) is all there is, are as exact as the centre.
+// erfc(z) e^(z^2) = t P(t), t = 1 / (1 + 0.3 z): P fitted for z in [0, 10] with a relative error below 2e-8, so that
+// the tails, where e^(-z^2) is all there is, are as exact as the centre.
 FT_INLINE float normal_cdf(float x) {
   const float t = 1.0f / (1.0f + 0.3f * 0.70710678f * std::fabs(x));
   const float t2 = t * t, t4 = t2 * t2;
