@@ -33,7 +33,7 @@ void ChannelValues::set(int64_t channel, double value) const {
       static_cast<double*>(data)[i] = value;
       break;
     case at::kBFloat16:
-      static_cast<c10::BFloat16*>(data)[i] = store<c10::BFloat16>(float(value));
+      static_cast<c10::BFloat16*>(data)[i] = store<c10::BFloat16>(canonical<float>(value));
       break;
     default:
       static_cast<c10::Half*>(data)[i] = store<c10::Half>(float(value));

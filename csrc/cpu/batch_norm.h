@@ -113,12 +113,12 @@ struct Coefficients {
   ManyChannels<V> many() const { return {values.data(), channels}; }
 
   void set_forward(int64_t c, double mean, double rstd, double weight, double bias) {
-    const V shift = V(mean);
+    const V shift = canonical<V>(mean);
     const double scale = weight * rstd;
     at(kShift, c) = shift;
-    at(kScale, c) = V(scale);
-    at(kOffset, c) = V(bias - (mean - shift) * scale);
-    at(kRstd, c) = V(rstd);
+    at(kScale, c) = canonical<V>(scale);
+    at(kOffset, c) = canonical<V>(bias - (mean - shift) * scale);
+    at(kRstd, c) = canonical<V>(rstd);
   }
 
   // From the sums over the channel of dz and of dz * (x - shift) * rstd. Returns dweight.
@@ -126,8 +126,8 @@ struct Coefficients {
                       double count, bool training) {
     const double lost = (mean - at(kShift, c)) * rstd, dweight = sum_dz_xhat - lost * sum_dz;
     const double slope = training ? -weight * rstd * dweight / count : 0;
-    at(kSlope, c) = V(slope);
-    at(kConstant, c) = training ? V(-weight * rstd * sum_dz / count - slope * lost) : V(0);
+    at(kSlope, c) = canonical<V>(slope);
+    at(kConstant, c) = training ? canonical<V>(-weight * rstd * sum_dz / count - slope * lost) : V(0);
     return dweight;
   }
 };

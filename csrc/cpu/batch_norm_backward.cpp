@@ -6,6 +6,8 @@
 namespace fusedtricks::cpu {
 namespace {
 
+constexpr int64_t kResidualRows = 16;
+
 struct Sums {
   double dz = 0, dz_xhat = 0;
 };
@@ -109,7 +111,7 @@ void backward_planes(Pass<T>& pass) {
             spans.differentiate(pass.dz + i, pass.x + i, to, span, channels, pass.act);
           };
         };
-        write_planes(plan, pass.dx, task, stream, pass.coefficients, with(one), with(many));
+        write_planes(plan, pass.dx, task, stream, pass.coefficients, {pass.x, pass.dz}, with(one), with(many));
       });
 }
 
@@ -122,19 +124,23 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
   if (pass.output) touch_block(plan, pass.output, b);
   if (pass.residual) touch_block(plan, pass.residual, b);
   touch_block(plan, pass.x, b);
-  for (int64_t r = b.r0; pass.a.after_residual() && r < b.r1; ++r) {
-    pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
-  }
-  if (!pass.needs_sums) return;
-  for (int64_t c = b.c0; c < b.c1; c += Channels::lanes) {
-    const int64_t index = b.r0 * plan.channels + c;
-    const int width = int(std::min<int64_t>(Channels::lanes, b.c1 - c));
-    Lanes<Channels> lanes;
-    spans.add_gradients(pass.dz + index, pass.x + index, Runs{b.r1 - b.r0, plan.channels, width}, channels.from(c),
-                        pass.act, lanes);
-    double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
-    for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
-    for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
+  // With a residual a few rows at a time, which stay in L1 between being written and being added up.
+  const int64_t step = pass.a.after_residual() ? kResidualRows : b.r1 - b.r0;
+  for (int64_t r0 = b.r0; r0 < b.r1; r0 += step) {
+    const int64_t r1 = std::min(b.r1, r0 + step);
+    for (int64_t r = r0; pass.a.after_residual() && r < r1; ++r) {
+      pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
+    }
+    for (int64_t c = b.c0; pass.needs_sums && c < b.c1; c += Channels::lanes) {
+      const int64_t index = r0 * plan.channels + c;
+      const int width = int(std::min<int64_t>(Channels::lanes, b.c1 - c));
+      Lanes<Channels> lanes;
+      spans.add_gradients(pass.dz + index, pass.x + index, Runs{r1 - r0, plan.channels, width}, channels.from(c),
+                          pass.act, lanes);
+      double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
+      for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
+      for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
+    }
   }
 }
 

@@ -58,7 +58,7 @@ void forward_planes(const BatchNormForward& a) {
             span_of(x + i, residual ? residual + i : nullptr, to, span, channels, a.act);
           };
         };
-        write_planes(plan, y, task, stream, coefficients, with(one), with(many));
+        write_planes(plan, y, task, stream, coefficients, {x, residual}, with(one), with(many));
       });
 }
 

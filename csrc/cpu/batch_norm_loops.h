@@ -55,13 +55,18 @@ constexpr int kVectorSize = 32;
 constexpr int kVectorSize = 16;
 #endif
 
-// Asks for the start of a run that comes about 2 KB later: runs of a plane begin in pages of their own, where the
+// Asks for the start of n elements that will be read soon: runs of a plane begin in pages of their own, where the
 // hardware does not look ahead.
 template <class T>
-FT_INLINE void prefetch_run(const T* x, const Runs& runs, int64_t run) {
-  constexpr int64_t line = 64 / int64_t(sizeof(T)), ahead = 2048 / int64_t(sizeof(T));
-  const T* later = x + (run + 1 + ahead / runs.n) * runs.stride;
-  for (int64_t i = 0; i < std::min(runs.n, ahead); i += line) __builtin_prefetch(later + i);
+FT_INLINE void prefetch(const T* x, int64_t n) {
+  constexpr int64_t line = 64 / int64_t(sizeof(T)), most = 2048 / int64_t(sizeof(T));
+  for (int64_t i = 0; i < std::min(n, most); i += line) __builtin_prefetch(x + i);
+}
+
+// How many runs lie between one and the one to ask for while it is read: about 4 KB.
+template <class T>
+FT_INLINE int64_t prefetch_distance(int64_t n) {
+  return 1 + 4096 / int64_t(sizeof(T)) / n;
 }
 
 // Adds terms(i, j), two numbers for the element at index i in lane j, over all runs of at least as many elements as
@@ -79,8 +84,11 @@ FT_INLINE void add_long_runs(const T* x, const T* dy, const Runs& runs, LaneSums
   std::memcpy(product, sums.product, sizeof(product));
   const int64_t full = runs.n / lanes, rows = has_rest ? (runs.n + lanes - 1) / lanes : full;
   for (int64_t run = 0; run < runs.count; ++run) {
-    if (has_rest) prefetch_run(x, runs, run);
-    if (has_rest && dy) prefetch_run(dy, runs, run);
+    if (has_rest) {
+      const int64_t later = (run + prefetch_distance<T>(runs.n)) * runs.stride;
+      prefetch(x + later, runs.n);
+      if (dy) prefetch(dy + later, runs.n);
+    }
     for (int64_t row = 0; row < rows; ++row) {
       const bool is_full = !has_rest || row < full;
       const int64_t first = run * runs.stride + (is_full ? row * lanes : runs.n - lanes);

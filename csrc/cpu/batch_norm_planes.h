@@ -111,10 +111,10 @@ Coefficients<V> column_coefficients(const PlanesPlan& plan, int64_t task, const 
 }
 
 // Has write_one(destination, index, span, channel) or, for the shortest planes, write_many(destination, index, span,
-// columns) write all elements of a task, last chunk first: those from `index` on, as span says.
+// columns) write all elements of a task from the inputs, last chunk first: those from `index` on, as span says.
 template <class T, class V, class WriteOne, class WriteMany>
 void write_planes(const PlanesPlan& plan, T* out, int64_t task, bool stream, const Coefficients<V>& coefficients,
-                  const WriteOne& write_one, const WriteMany& write_many) {
+                  std::initializer_list<const T*> inputs, const WriteOne& write_one, const WriteMany& write_many) {
   const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
   const Coefficients<V> columns =
       plan.writes_columns() ? column_coefficients(plan, task, coefficients) : Coefficients<V>(0);
@@ -128,6 +128,9 @@ void write_planes(const PlanesPlan& plan, T* out, int64_t task, bool stream, con
     }
     for (int64_t n = k.n1; n-- > k.n0;) {
       const int64_t first = plan.index(n, c0, k.s0), run = k.s1 - k.s0;
+      for (const T* input : inputs) {
+        if (input) prefetch(input + first - prefetch_distance<T>(count * run) * plan.sample_stride(), count * run);
+      }
       emit(out + first, count * run, stream, [&](T* to, int64_t at, int64_t length) {
         if (count == 1) return write_one(to, first + at, RowSpan{length, 0, 0}, coefficients.one(c0));
         for (int64_t c = 0; c < count; ++c) {

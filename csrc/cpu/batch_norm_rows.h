@@ -12,7 +12,8 @@ constexpr int64_t kTaskBytes = 192 << 10;   // from this much work on, a task of
 constexpr int64_t kBlockBytes = 128 << 10;  // of one tensor, between the touch and its use
 constexpr int64_t kMaxBlockRows = 512;      // summed in one lane before they go into double
 constexpr int64_t kMaxTasks = 64;
-constexpr int64_t kTouchRowBytes = 256;  // shorter rows stream at full speed without the touch
+constexpr int64_t kTouchRowBytes = 256;   // shorter rows stream at full speed without the touch
+constexpr int64_t kTouchBytes = 8 << 20;  // smaller tensors come out of the caches
 constexpr int64_t kMergeChannels = 128;
 constexpr int64_t kParallelMerge = 8192;  // partial results from which merging them is shared out
 
@@ -30,7 +31,7 @@ struct RowsPlan {
     if (row_chunks > 1) row_chunks = (row_chunks + 1) / 2 * 2;
     block_rows = std::clamp<int64_t>(kBlockBytes / segment_bytes, 16, kMaxBlockRows);
     streams = worth_streaming(rows * channels, element_size);
-    touches = streams && segment_bytes > kTouchRowBytes;
+    touches = bytes >= kTouchBytes && segment_bytes > kTouchRowBytes;
   }
 
   int64_t tasks() const { return row_chunks * segments; }

@@ -39,11 +39,19 @@ FT_INLINE T store(Compute<T> x) {
   return x;
 }
 
+// The value in V, any NaN as the default one.
+template <class V>
+FT_INLINE V canonical(double value) {
+  return value == value ? V(value) : std::numeric_limits<V>::quiet_NaN();
+}
+
+// NaN stays NaN unless its low 16 bits are set, which neither the processor's own NaN nor one that was loaded from 16
+// bits has: what else enters a computation on bfloat16 goes through canonical() first.
 template <>
 FT_INLINE c10::BFloat16 store<c10::BFloat16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return c10::BFloat16(uint16_t(x == x ? rounded : 0x7fc0u), c10::BFloat16::from_bits());
+  return c10::BFloat16(uint16_t(rounded), c10::BFloat16::from_bits());
 }
 
 template <>

@@ -12,7 +12,7 @@
 namespace fusedtricks::cpu {
 
 // Outputs from this size on do not stay in the caches until their reader comes.
-constexpr int64_t kStreamBytes = 20 << 20;
+constexpr int64_t kStreamBytes = 12 << 20;
 constexpr int64_t kCacheLine = 64;
 
 inline bool worth_streaming(int64_t elements, int64_t element_size) {
