@@ -14,7 +14,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kSpan = 16384;  // elements of a task
+constexpr int64_t kSpan = 16384;                  // elements of a task
+constexpr int64_t kStreamResultBytes = 32 << 20;  // the backward may still find a smaller result in the caches
 
 template <class T, class Act>
 void forward(const T* x, T* y, int64_t n, const Activation& activation) {
@@ -51,7 +52,7 @@ void apply(const Tensor& x, const Tensor& y, const Activation& activation) {
     activation.visit<Compute<T>>([&](auto act) { span = forward<T, decltype(act)>; });
     const T* in = static_cast<const T*>(x.const_data_ptr());
     T* out = static_cast<T*>(y.data_ptr());
-    const bool stream = in != out && worth_streaming(x.numel(), sizeof(T));
+    const bool stream = in != out && worth_streaming(x.numel(), sizeof(T), kStreamResultBytes);
     for_spans(out, x.numel(), stream, [&](int64_t i, T* to, int64_t count) { span(in + i, to, count, activation); });
   });
 }
@@ -94,7 +95,7 @@ Tensor multiply(const Tensor& grad, const Tensor& kept, c10::string_view act, at
     using T = typename decltype(type)::type;
     const DerivativeSpan<T, T> span = choose(type, activation);
     const T *gp = static_cast<const T*>(g.const_data_ptr()), *kp = static_cast<const T*>(k.const_data_ptr());
-    for_spans(static_cast<T*>(out.data_ptr()), out.numel(), worth_streaming(out.numel(), sizeof(T)),
+    for_spans(static_cast<T*>(out.data_ptr()), out.numel(), worth_streaming(out.numel(), sizeof(T), kStreamResultBytes),
               [&](int64_t i, T* to, int64_t count) { span(gp + i, kp + i, to, count, activation); });
   });
   return out;

@@ -6,8 +6,6 @@
 namespace fusedtricks::cpu {
 namespace {
 
-constexpr int64_t kResidualRows = 16;
-
 struct Sums {
   double dz = 0, dz_xhat = 0;
 };
@@ -44,6 +42,19 @@ struct Pass {
     if (a.dbias) a.dbias.set(c, s.dz);
   }
 
+  // Whether dz is written while it is summed; else, with a residual, write_dz comes first.
+  bool writes_dz_in_sums() const { return kSumsWriteResidualGradient<T> && output && needs_sums; }
+  bool writes_dz_before_sums() const { return a.after_residual() && !writes_dz_in_sums(); }
+
+  // Adds the runs that begin at an index.
+  template <class Channels>
+  void add(const BackwardSpans<T, Channels>& spans, int64_t first, Runs runs, Channels channels,
+           Lanes<Channels>& sums) const {
+    if (!needs_sums) return;
+    if (!writes_dz_in_sums()) return spans.add_gradients(dz + first, x + first, runs, channels, act, sums);
+    spans.add_residual_gradients(dy + first, output + first, x + first, dz_out + first, runs, channels, a.act, sums);
+  }
+
   // Writes dz for n neighbouring elements; there is a residual.
   template <class Channels>
   void write_dz(int64_t first, int64_t n, Channels channels) const {
@@ -62,19 +73,17 @@ struct Pass {
 template <class T>
 void plane_sums(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, Sums* sums) {
   using Channel = OneChannel<Compute<T>>;
-  const BackwardSpans<T, Channel> spans(pass.act);
+  const BackwardSpans<T, Channel> spans(pass.act, pass.a.act);
   const int64_t c0 = plan.first_channel(task);
   for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
     const Chunk k = plan.chunk(i);
     for (int64_t c = 0; c < plan.channel_count(task); ++c) {
       const Channel channel = pass.coefficients.one(c0 + c);
-      for (int64_t n = k.n0; pass.a.after_residual() && n < k.n1; ++n) {
+      for (int64_t n = k.n0; pass.writes_dz_before_sums() && n < k.n1; ++n) {
         pass.write_dz(plan.index(n, c0 + c, k.s0), k.s1 - k.s0, channel);
       }
-      if (!pass.needs_sums) continue;
-      const int64_t index = plan.index(k.n0, c0 + c, k.s0);
       Lanes<Channel> lanes;
-      spans.add_gradients(pass.dz + index, pass.x + index, plan.runs(k), channel, pass.act, lanes);
+      pass.add(spans, plan.index(k.n0, c0 + c, k.s0), plan.runs(k), channel, lanes);
       sums[c].dz += lanes.total_sum();
       sums[c].dz_xhat += lanes.total_product();
     }
@@ -85,8 +94,8 @@ template <class T>
 void backward_planes(Pass<T>& pass) {
   using V = Compute<T>;
   const PlanesPlan plan(pass.a.layout);
-  const BackwardSpans<T, OneChannel<V>> one(pass.act);
-  const BackwardSpans<T, ManyChannels<V>> many(pass.act);
+  const BackwardSpans<T, OneChannel<V>> one(pass.act, pass.a.act);
+  const BackwardSpans<T, ManyChannels<V>> many(pass.act, pass.a.act);
   const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
   std::vector<Sums> partials(plan.slots());
 
@@ -119,28 +128,21 @@ template <class T>
 void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPartials& partials) {
   using Channels = ManyChannels<Compute<T>>;
   const Channels channels = pass.coefficients.many();
-  const BackwardSpans<T, Channels> spans(pass.act);
+  const BackwardSpans<T, Channels> spans(pass.act, pass.a.act);
   touch_block(plan, pass.dy, b);
   if (pass.output) touch_block(plan, pass.output, b);
   if (pass.residual) touch_block(plan, pass.residual, b);
   touch_block(plan, pass.x, b);
-  // With a residual a few rows at a time, which stay in L1 between being written and being added up.
-  const int64_t step = pass.a.after_residual() ? kResidualRows : b.r1 - b.r0;
-  for (int64_t r0 = b.r0; r0 < b.r1; r0 += step) {
-    const int64_t r1 = std::min(b.r1, r0 + step);
-    for (int64_t r = r0; pass.a.after_residual() && r < r1; ++r) {
-      pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
-    }
-    for (int64_t c = b.c0; pass.needs_sums && c < b.c1; c += Channels::lanes) {
-      const int64_t index = r0 * plan.channels + c;
-      const int width = int(std::min<int64_t>(Channels::lanes, b.c1 - c));
-      Lanes<Channels> lanes;
-      spans.add_gradients(pass.dz + index, pass.x + index, Runs{r1 - r0, plan.channels, width}, channels.from(c),
-                          pass.act, lanes);
-      double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
-      for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
-      for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
-    }
+  for (int64_t r = b.r0; pass.writes_dz_before_sums() && r < b.r1; ++r) {
+    pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
+  }
+  for (int64_t c = b.c0; pass.needs_sums && c < b.c1; c += Channels::lanes) {
+    const int width = int(std::min<int64_t>(Channels::lanes, b.c1 - c));
+    Lanes<Channels> lanes;
+    pass.add(spans, b.r0 * plan.channels + c, Runs{b.r1 - b.r0, plan.channels, width}, channels.from(c), lanes);
+    double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
+    for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
+    for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
   }
 }
 
@@ -148,7 +150,7 @@ template <class T>
 void backward_rows(Pass<T>& pass) {
   using Channels = ManyChannels<Compute<T>>;
   const RowsPlan plan(pass.a.layout, sizeof(T));
-  const BackwardSpans<T, Channels> spans(pass.act);
+  const BackwardSpans<T, Channels> spans(pass.act, pass.a.act);
   RowPartials partials(plan);
   if (pass.sweeps_first()) {
     for_blocks(plan, false, [&](const Block& b) { row_sums(plan, pass, b, partials); });

@@ -211,17 +211,41 @@ void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channe
   }
 }
 
+// Whether the sums' loop may write dz: reading a rounded 16-bit value back keeps the loop from being vectorised.
+template <class T>
+constexpr bool kSumsWriteResidualGradient = std::is_same_v<T, Compute<T>>;
+
+// The same where the activation came after a residual and its derivative is read off the output: dz is written as well.
+template <class T, class Channels, class Act>
+void add_residual_gradients(const T* dy, const T* output, const T* x, T* dz, Runs runs, Channels channels,
+                            const Activation& activation, Lanes<Channels>& sums) {
+  using V = Compute<T>;
+  const Act act(activation.parameters);
+  add_runs<T, Channels>(x, dy, runs, sums, [=](int64_t i, int64_t j) {
+    const V y = output[i], dz_i = dy[i] * act.grad(y, y), d = x[i] - channels.template get<kShift>(j);
+    dz[i] = dz_i;
+    return std::pair<V, V>(dz_i, dz_i * (d * channels.template get<kRstd>(j)));
+  });
+}
+
 template <class T, class Channels>
 struct BackwardSpans {
   void (*add_gradients)(const T*, const T*, Runs, Channels, const Activation&, Lanes<Channels>&) = nullptr;
+  void (*add_residual_gradients)(const T*, const T*, const T*, T*, Runs, Channels, const Activation&,
+                                 Lanes<Channels>&) = nullptr;
   void (*differentiate)(const T*, const T*, T*, RowSpan, Channels, const Activation&) = nullptr;
 
-  explicit BackwardSpans(const Activation& activation) {
-    activation.visit<Compute<T>>([&](auto act) {
+  // For what leads from dz to z, and for what came after the residual: the identity and an activation, or one twice.
+  BackwardSpans(const Activation& before, const Activation& after) {
+    before.visit<Compute<T>>([&](auto act) {
       using Act = decltype(act);
       add_gradients = cpu::add_gradients<T, Channels, Act>;
       differentiate = cpu::differentiate<T, Channels, Act>;
     });
+    if constexpr (kSumsWriteResidualGradient<T>) {
+      after.visit<Compute<T>>(
+          [&](auto act) { add_residual_gradients = cpu::add_residual_gradients<T, Channels, decltype(act)>; });
+    }
   }
 };
 

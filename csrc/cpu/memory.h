@@ -15,11 +15,11 @@ namespace fusedtricks::cpu {
 constexpr int64_t kStreamBytes = 12 << 20;
 constexpr int64_t kCacheLine = 64;
 
-inline bool worth_streaming(int64_t elements, int64_t element_size) {
+inline bool worth_streaming(int64_t elements, int64_t element_size, int64_t from_bytes = kStreamBytes) {
 #if defined(__x86_64__)
-  return elements * element_size >= kStreamBytes;
+  return elements * element_size >= from_bytes;
 #else
-  (void)elements, (void)element_size;
+  (void)elements, (void)element_size, (void)from_bytes;
   return false;
 #endif
 }
