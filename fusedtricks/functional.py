@@ -324,8 +324,8 @@ def dropout(
     """Equivalent to `F.dropout(input, p, training, inplace)`, with another stream of random bits.
 
     Inverted dropout (Srivastava et al., 2014): in training, values are zeroed with probability `p` and the others
-    divided by 1 - p; in evaluation the input is returned. `mode="classic"` is the first form of that paper and the lecture:
-    training does not divide, evaluation multiplies by 1 - p. (The lecture's p is the probability of *keeping*.)
+    divided by 1 - p; in evaluation the input is returned. `mode="classic"` is the first form, of that paper and the
+    lecture: training does not divide, evaluation multiplies by 1 - p. (The p of the lecture is that of *keeping*.)
 
     The mask is a function of the seed and of each element's logical index alone (Philox4x32-10, Salmon et al., 2011):
     the same for every memory format, dtype, number of threads and device, in the first run and in a recomputation.
