@@ -43,7 +43,7 @@ struct Pass {
   }
 
   // Whether dz is written while it is summed; else, with a residual, write_dz comes first.
-  bool writes_dz_in_sums() const { return kSumsWriteResidualGradient<T> && output && needs_sums; }
+  bool writes_dz_in_sums() const { return output && needs_sums; }
   bool writes_dz_before_sums() const { return a.after_residual() && !writes_dz_in_sums(); }
 
   // Adds the runs that begin at an index.
@@ -128,7 +128,9 @@ template <class T>
 void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPartials& partials) {
   using Channels = ManyChannels<Compute<T>>;
   const Channels channels = pass.coefficients.many();
-  const BackwardSpans<T, Channels> spans(pass.act, pass.a.act);
+  const bool streams_dz =
+      plan.streams && is_vector_aligned(pass.dz_out) && plan.channels * sizeof(T) % kVectorSize == 0;
+  const BackwardSpans<T, Channels> spans(pass.act, pass.a.act, streams_dz);
   touch_block(plan, pass.dy, b);
   if (pass.output) touch_block(plan, pass.output, b);
   if (pass.residual) touch_block(plan, pass.residual, b);
@@ -144,6 +146,7 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
     for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
     for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
   }
+  if (plan.streams) stream_fence();
 }
 
 template <class T>

@@ -11,6 +11,7 @@
 
 #include "activation.h"
 #include "batch_norm.h"
+#include "memory.h"
 
 namespace fusedtricks::cpu {
 
@@ -47,14 +48,6 @@ struct Runs {
   int64_t count, stride, n;
 };
 
-#if defined(__AVX512F__)
-constexpr int kVectorSize = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorSize = 32;
-#else
-constexpr int kVectorSize = 16;
-#endif
-
 // Asks for the start of n elements that will be read soon: runs of a plane begin in pages of their own, where the
 // hardware does not look ahead.
 template <class T>
@@ -69,12 +62,28 @@ FT_INLINE int64_t prefetch_distance(int64_t n) {
   return 1 + 4096 / int64_t(sizeof(T)) / n;
 }
 
+// Whether the first of an element's two terms, already rounded to T, is also written, and past the caches: then its
+// addresses and the runs' stride are multiples of a vector.
+enum class Write { kNo, kPlain, kStreamed };
+
+template <Write write, int n, class T>
+FT_INLINE void write_terms(T* to, const Compute<T>* terms) {
+  alignas(kCacheLine) T values[n];
+#pragma omp simd
+  for (int j = 0; j < n; ++j) values[j] = store_rounded<T>(terms[j]);
+  if constexpr (write == Write::kStreamed)
+    stream_vector<n * sizeof(T)>(to, values);
+  else
+    std::memcpy(to, values, sizeof(values));
+}
+
 // Adds terms(i, j), two numbers for the element at index i in lane j, over all runs of at least as many elements as
 // there are lanes. The sums stay in registers: they are vectors by name, of as many lanes as T has in one, since the
 // compiler leaves arrays in memory. What is left of a run over full rows is read as the end of one more, the rest of it
 // masked.
-template <class T, bool has_rest, class V, int lanes, class Terms>
-FT_INLINE void add_long_runs(const T* x, const T* dy, const Runs& runs, LaneSums<V, lanes>& sums, const Terms& terms) {
+template <bool has_rest, Write write, class T, class V, int lanes, class Terms>
+FT_INLINE void add_long_runs(const T* x, const T* dy, T* out, const Runs& runs, LaneSums<V, lanes>& sums,
+                             const Terms& terms) {
   using Index = typename ExpTraits<V>::Int;
   constexpr int width = std::min(kVectorSize / int(sizeof(T)), lanes), steps = lanes / width;
   constexpr int size = std::min(kVectorSize / int(sizeof(V)), lanes), vectors = lanes / size, per_step = width / size;
@@ -95,14 +104,16 @@ FT_INLINE void add_long_runs(const T* x, const T* dy, const Runs& runs, LaneSums
       const Index done = is_full ? 0 : Index(rows * lanes - runs.n);
 #pragma GCC unroll 8
       for (int step = 0; step < steps; ++step) {
-        alignas(64) V e[width], f[width];
+        alignas(64) V e[width], f[width], all[width];
 #pragma omp simd
         for (Index j = 0; j < width; ++j) {
           const auto term = terms(first + step * width + j, step * width + j);
           const bool counts = !has_rest || step * width + j >= done;
+          if (write != Write::kNo) all[j] = term.first;
           e[j] = counts ? term.first : V(0);
           f[j] = counts ? term.second : V(0);
         }
+        if constexpr (write != Write::kNo) write_terms<write, width>(out + first + step * width, all);
 #pragma GCC unroll 8
         for (int v = 0; v < per_step; ++v) {
           Vector ve, vf;
@@ -118,14 +129,15 @@ FT_INLINE void add_long_runs(const T* x, const T* dy, const Runs& runs, LaneSums
   std::memcpy(sums.product, product, sizeof(product));
 }
 
-template <class T, class Channels, class Terms>
-FT_INLINE void add_runs(const T* x, const T* dy, const Runs& runs, Lanes<Channels>& sums, const Terms& terms) {
+template <class Channels, Write write, class T, class Terms>
+FT_INLINE void add_runs(const T* x, const T* dy, T* out, const Runs& runs, Lanes<Channels>& sums, const Terms& terms) {
   constexpr bool has_rest = Channels::rows == 1;  // runs of one channel are of any length
-  if (runs.n >= Channels::lanes) return add_long_runs<T, has_rest>(x, dy, runs, sums, terms);
+  if (runs.n >= Channels::lanes) return add_long_runs<has_rest, write>(x, dy, out, runs, sums, terms);
   for (int64_t run = 0; run < runs.count; ++run) {
 #pragma omp simd
     for (int64_t j = 0; j < runs.n; ++j) {
       const auto term = terms(run * runs.stride + j, j);
+      if (write != Write::kNo) out[run * runs.stride + j] = store_rounded<T>(term.first);
       sums.sum[j] += term.first;
       sums.product[j] += term.second;
     }
@@ -136,7 +148,7 @@ FT_INLINE void add_runs(const T* x, const T* dy, const Runs& runs, Lanes<Channel
 template <class T, class Channels>
 void add_moments(const T* x, Runs runs, Channels channels, Lanes<Channels>& sums) {
   using V = Compute<T>;
-  add_runs<T, Channels>(x, nullptr, runs, sums, [=](int64_t i, int64_t j) {
+  add_runs<Channels, Write::kNo, T>(x, nullptr, nullptr, runs, sums, [=](int64_t i, int64_t j) {
     const V d = load(x[i]) - channels.template get<kShift>(j);
     return std::pair<V, V>(d, d * d);
   });
@@ -184,7 +196,7 @@ void add_gradients(const T* dy, const T* x, Runs runs, Channels channels, const 
                    Lanes<Channels>& sums) {
   using V = Compute<T>;
   const Act act(activation.parameters);
-  add_runs<T, Channels>(x, dy, runs, sums, [=](int64_t i, int64_t j) {
+  add_runs<Channels, Write::kNo, T>(x, dy, nullptr, runs, sums, [=](int64_t i, int64_t j) {
     const V d = load(x[i]) - channels.template get<kShift>(j);
     const V z = d * channels.template get<kScale>(j) + channels.template get<kOffset>(j);
     const V dz = load(dy[i]) * act.grad(z, act.forward(z));
@@ -211,19 +223,16 @@ void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channe
   }
 }
 
-// Whether the sums' loop may write dz: reading a rounded 16-bit value back keeps the loop from being vectorised.
-template <class T>
-constexpr bool kSumsWriteResidualGradient = std::is_same_v<T, Compute<T>>;
-
-// The same where the activation came after a residual and its derivative is read off the output: dz is written as well.
-template <class T, class Channels, class Act>
+// The same where the activation came after a residual and its derivative is read off the output: dz is written as well,
+// and added up as it was rounded.
+template <Write write, class T, class Channels, class Act>
 void add_residual_gradients(const T* dy, const T* output, const T* x, T* dz, Runs runs, Channels channels,
                             const Activation& activation, Lanes<Channels>& sums) {
   using V = Compute<T>;
   const Act act(activation.parameters);
-  add_runs<T, Channels>(x, dy, runs, sums, [=](int64_t i, int64_t j) {
-    const V y = output[i], dz_i = dy[i] * act.grad(y, y), d = x[i] - channels.template get<kShift>(j);
-    dz[i] = dz_i;
+  add_runs<Channels, write>(x, dy, dz, runs, sums, [=](int64_t i, int64_t j) {
+    const V y = load(output[i]), dz_i = rounded<T>(load(dy[i]) * act.grad(y, y));
+    const V d = load(x[i]) - channels.template get<kShift>(j);
     return std::pair<V, V>(dz_i, dz_i * (d * channels.template get<kRstd>(j)));
   });
 }
@@ -236,16 +245,18 @@ struct BackwardSpans {
   void (*differentiate)(const T*, const T*, T*, RowSpan, Channels, const Activation&) = nullptr;
 
   // For what leads from dz to z, and for what came after the residual: the identity and an activation, or one twice.
-  BackwardSpans(const Activation& before, const Activation& after) {
+  BackwardSpans(const Activation& before, const Activation& after, bool streams_dz = false) {
     before.visit<Compute<T>>([&](auto act) {
       using Act = decltype(act);
       add_gradients = cpu::add_gradients<T, Channels, Act>;
       differentiate = cpu::differentiate<T, Channels, Act>;
     });
-    if constexpr (kSumsWriteResidualGradient<T>) {
-      after.visit<Compute<T>>(
-          [&](auto act) { add_residual_gradients = cpu::add_residual_gradients<T, Channels, decltype(act)>; });
-    }
+    after.visit<Compute<T>>([&](auto act) {
+      using Act = decltype(act);
+      constexpr Write streamed = Channels::rows == 1 ? Write::kPlain : Write::kStreamed;
+      add_residual_gradients = streams_dz ? cpu::add_residual_gradients<streamed, T, Channels, Act>
+                                          : cpu::add_residual_gradients<Write::kPlain, T, Channels, Act>;
+    });
   }
 };
 

@@ -22,17 +22,38 @@ struct ComputeType<double> {
 template <class T>
 using Compute = typename ComputeType<T>::type;
 
-FT_INLINE float load(float x) { return x; }
-FT_INLINE double load(double x) { return x; }
-FT_INLINE float load(c10::BFloat16 x) { return bit_cast<float>(uint32_t(x.x) << 16); }
+// Bits of 16-bit numbers, in the low half of a word.
+FT_INLINE float from_bfloat16(uint32_t bits) { return bit_cast<float>(bits << 16); }
 
 // The exponent is re-biased by a multiplication, which also normalises subnormals.
-FT_INLINE float load(c10::Half x) {
-  const uint32_t sign = uint32_t(x.x & 0x8000u) << 16, magnitude = uint32_t(x.x & 0x7fffu) << 13;
+FT_INLINE float from_half(uint32_t bits) {
+  const uint32_t sign = (bits & 0x8000u) << 16, magnitude = (bits & 0x7fffu) << 13;
   const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
   const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // Inf and NaN
   return bit_cast<float>(finite | special | sign);
 }
+
+// NaN stays NaN unless its low 16 bits are set, which neither the processor's own NaN nor one that was loaded from 16
+// bits has: what else enters a computation on bfloat16 goes through canonical() first.
+FT_INLINE uint32_t to_bfloat16(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+FT_INLINE uint32_t to_half(float x) {
+  const uint32_t sign = bit_cast<uint32_t>(x) & 0x80000000u, magnitude = bit_cast<uint32_t>(x) ^ sign;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  // Below 2^-14 an addition whose unit in the last place is 2^-24 rounds; above, the carry of an integer addition does.
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  return (magnitude >= 0x47800000u ? special : finite) | (sign >> 16);
+}
+
+FT_INLINE float load(float x) { return x; }
+FT_INLINE double load(double x) { return x; }
+FT_INLINE float load(c10::BFloat16 x) { return from_bfloat16(x.x); }
+FT_INLINE float load(c10::Half x) { return from_half(x.x); }
 
 template <class T>
 FT_INLINE T store(Compute<T> x) {
@@ -49,21 +70,27 @@ FT_INLINE V canonical(double value) {
 // bits has: what else enters a computation on bfloat16 goes through canonical() first.
 template <>
 FT_INLINE c10::BFloat16 store<c10::BFloat16>(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return c10::BFloat16(uint16_t(rounded), c10::BFloat16::from_bits());
+  return c10::BFloat16(uint16_t(to_bfloat16(x)), c10::BFloat16::from_bits());
 }
 
 template <>
 FT_INLINE c10::Half store<c10::Half>(float x) {
-  const uint32_t sign = bit_cast<uint32_t>(x) & 0x80000000u, magnitude = bit_cast<uint32_t>(x) ^ sign;
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  // Below 2^-14 an addition whose unit in the last place is 2^-24 rounds; above, the carry of an integer addition does.
-  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-  const uint32_t half = magnitude >= 0x47800000u ? special : finite;
-  return c10::Half(uint16_t(half | (sign >> 16)), c10::Half::from_bits());
+  return c10::Half(uint16_t(to_half(x)), c10::Half::from_bits());
+}
+
+// load(store<T>(x)), by way of 32-bit integers only: with 16-bit ones between, loops are not vectorised.
+template <class T>
+FT_INLINE Compute<T> rounded(Compute<T> x) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) return from_bfloat16(to_bfloat16(x));
+  if constexpr (std::is_same_v<T, c10::Half>) return from_half(to_half(x));
+  return x;
+}
+
+// store<T>(x) of what is rounded to T already.
+template <class T>
+FT_INLINE T store_rounded(Compute<T> x) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) return T(uint16_t(bit_cast<uint32_t>(x) >> 16), T::from_bits());
+  return store<T>(x);
 }
 
 }  // namespace fusedtricks::cpu

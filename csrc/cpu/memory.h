@@ -15,6 +15,16 @@ namespace fusedtricks::cpu {
 constexpr int64_t kStreamBytes = 12 << 20;
 constexpr int64_t kCacheLine = 64;
 
+#if defined(__AVX512F__)
+constexpr int kVectorSize = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorSize = 32;
+#else
+constexpr int kVectorSize = 16;
+#endif
+
+inline bool is_vector_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorSize == 0; }
+
 inline bool worth_streaming(int64_t elements, int64_t element_size, int64_t from_bytes = kStreamBytes) {
 #if defined(__x86_64__)
   return elements * element_size >= from_bytes;
@@ -24,6 +34,26 @@ inline bool worth_streaming(int64_t elements, int64_t element_size, int64_t from
 #endif
 }
 
+// Writes whole vectors past the caches. `to` is a multiple of one.
+template <int bytes>
+inline void stream_vector(void* to, const void* from) {
+  static_assert(bytes % kVectorSize == 0);
+  char* d = static_cast<char*>(to);
+  const char* s = static_cast<const char*>(from);
+#pragma GCC unroll 4
+  for (int i = 0; i < bytes; i += kVectorSize) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(d + i), _mm512_loadu_si512(s + i));
+#elif defined(__AVX__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(d + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + i)));
+#elif defined(__x86_64__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(d + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i)));
+#else
+    std::memcpy(d + i, s + i, kVectorSize);
+#endif
+  }
+}
+
 // memcpy by non-temporal stores: no line is read in order to be overwritten. Needs stream_fence() after the last one.
 inline void stream_copy(void* to, const void* from, int64_t bytes) {
   char* d = static_cast<char*>(to);
@@ -31,18 +61,9 @@ inline void stream_copy(void* to, const void* from, int64_t bytes) {
   const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(d) & (kCacheLine - 1));
   std::memcpy(d, s, head);
   d += head, s += head, bytes -= head;
-#if defined(__AVX512F__)
-  for (; bytes >= 64; bytes -= 64, d += 64, s += 64) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(d), _mm512_loadu_si512(s));
-  }
-#elif defined(__AVX__)
-  for (; bytes >= 32; bytes -= 32, d += 32, s += 32) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(d), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s)));
-  }
-#elif defined(__x86_64__)
-  for (; bytes >= 16; bytes -= 16, d += 16, s += 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(d), _mm_loadu_si128(reinterpret_cast<const __m128i*>(s)));
-  }
+#if defined(__x86_64__)
+  for (; bytes >= kVectorSize; bytes -= kVectorSize, d += kVectorSize, s += kVectorSize)
+    stream_vector<kVectorSize>(d, s);
 #endif
   std::memcpy(d, s, bytes);
 }
