@@ -42,13 +42,14 @@ class Target:
 
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 IMAGES = ("resnet50-32x64x56x56", "cifar-128x64x32x32")
-OUT_OF_CACHE = ("resnet50-32x64x56x56",)
+LARGE = ("resnet50-32x64x56x56",)
+OUT_OF_CACHE = ("resnet50-32x256x56x56",)
 RESNET50 = tuple(RESNET50_SHAPES)
 
 TARGETS = [
     Target("batch_norm_relu", IMAGES, BOTH, "float32", CONTIGUOUS, eager=3.0, copies=4.5),
     Target("batch_norm_relu", IMAGES, BOTH, "float32", CHANNELS_LAST, eager=2.2, copies=6.0),
-    Target("batch_norm_relu", OUT_OF_CACHE, "forward", "float32", CONTIGUOUS, eager=4.0, copies=1.5),
+    Target("batch_norm_relu", LARGE, "forward", "float32", CONTIGUOUS, eager=4.0, copies=1.5),
     *(
         Target("batch_norm_relu", RESNET50, BOTH, dtype, layout, eager=goal, least=1.2)
         for (dtype, goal), layout in product((("float32", 2.3), ("bfloat16", 1.8)), (CONTIGUOUS, CHANNELS_LAST))
@@ -57,7 +58,7 @@ TARGETS = [
         Target("batch_norm_add_relu", RESNET50, BOTH, dtype, layout, eager=2.5, least=0.0)
         for dtype, layout in product(("float32", "bfloat16"), (CONTIGUOUS, CHANNELS_LAST))
     ),
-    Target("dropout", (*OUT_OF_CACHE, "mlp-1024x4096"), "forward", "float32", CONTIGUOUS, eager=40.0, copies=1.7),
+    Target("dropout", (*LARGE, "mlp-1024x4096"), "forward", "float32", CONTIGUOUS, eager=40.0, copies=1.7),
     Target("leaky_relu", OUT_OF_CACHE, "forward", "float32", CONTIGUOUS, eager=1.0, copies=1.2),
     Target("leaky_relu", OUT_OF_CACHE, BOTH, "float32", CONTIGUOUS, eager=1.2, copies=2.8),
     Target("batch_norm_relu", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
