@@ -83,15 +83,19 @@ def native() -> dict[str, object]:
             continue
         backends[f"cpu_{isa}"] = library(
             f"_cpu_{isa}",
-            sources("csrc/cpu", ".cpp"),
-            flags=[f"-DFUSEDTRICKS_ISA={isa}", *isa_flags, *openmp_flags],
+            [*sources("csrc/backend", ".cpp"), *sources("csrc/cpu", ".cpp")],
+            flags=["-DFUSEDTRICKS_BACKEND=CPU", f"-DFUSEDTRICKS_ISA={isa}", *isa_flags, *openmp_flags],
             link_flags=openmp_link_flags,
         )
     cuda = toolchain.Cuda(sources("csrc/cuda", ".cu"))
     if cuda.obstacle:
         left_out["cuda"] = cuda.obstacle
     else:
-        backends["cuda"] = library("_cuda", sources("csrc/cuda", ".cu", ".cpp"), **cuda.library_arguments())
+        backends["cuda"] = library(
+            "_cuda",
+            [*sources("csrc/backend", ".cpp"), *sources("csrc/cuda", ".cu", ".cpp")],
+            **cuda.library_arguments(),
+        )
     info = {"backends": list(backends), "left_out": left_out, "cuda_architectures": cuda.architectures}
     return {
         "ext_modules": [core, *backends.values()],

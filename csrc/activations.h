@@ -37,7 +37,7 @@ struct ActivationInfo {
 template <class V>
 struct Identity {
   static constexpr ActivationInfo info{"identity"};
-  explicit Identity(const double*) {}
+  FT_INLINE explicit Identity(const double*) {}
   FT_INLINE V forward(V x) const { return x; }
   FT_INLINE V grad(V, V) const { return V(1); }
   FT_INLINE V grad_slope(V, V) const { return V(0); }
@@ -48,7 +48,7 @@ struct Identity {
 template <class V>
 struct ReLU {
   static constexpr ActivationInfo info{"relu"};
-  explicit ReLU(const double*) {}
+  FT_INLINE explicit ReLU(const double*) {}
   FT_INLINE V forward(V x) const { return x < V(0) ? V(0) : x; }
   FT_INLINE V grad(V x, V) const { return x <= V(0) ? V(0) : V(1); }
   FT_INLINE V grad_slope(V, V) const { return V(0); }
@@ -59,7 +59,7 @@ struct ReLU {
 template <class V>
 struct ReLU6 {
   static constexpr ActivationInfo info{"relu6"};
-  explicit ReLU6(const double*) {}
+  FT_INLINE explicit ReLU6(const double*) {}
   FT_INLINE V forward(V x) const {
     const V positive = x < V(0) ? V(0) : x;
     return positive > V(6) ? V(6) : positive;
@@ -77,7 +77,7 @@ template <class V>
 struct LeakyReLU {
   static constexpr ActivationInfo info{"leaky_relu", {{"negative_slope", 0.01}}};
   V negative_slope;
-  explicit LeakyReLU(const double* p) : negative_slope(V(p[0])) {}
+  FT_INLINE explicit LeakyReLU(const double* p) : negative_slope(V(p[0])) {}
   FT_INLINE V forward(V x) const { return x > V(0) ? x : x * negative_slope; }
   FT_INLINE V grad(V x, V) const { return x > V(0) ? V(1) : negative_slope; }
   FT_INLINE V grad_slope(V, V) const { return V(0); }
@@ -89,7 +89,7 @@ template <class V>
 struct ELU {
   static constexpr ActivationInfo info{"elu", {{"alpha", 1.0}}};
   V alpha;
-  explicit ELU(const double* p) : alpha(V(p[0])) {}
+  FT_INLINE explicit ELU(const double* p) : alpha(V(p[0])) {}
   FT_INLINE V forward(V x) const {
     const V negative = alpha * expm1(x);
     return x <= V(0) ? negative : x;
@@ -108,7 +108,7 @@ struct SELU {
   static constexpr ActivationInfo info{"selu"};
   static constexpr V scale = V(1.0507009873554804934193349852946);
   static constexpr V scaled_alpha = V(1.0507009873554804934193349852946 * 1.6732632423543772848170429916717);
-  explicit SELU(const double*) {}
+  FT_INLINE explicit SELU(const double*) {}
   FT_INLINE V forward(V x) const {
     const V negative = scaled_alpha * expm1(x);
     return x <= V(0) ? negative : scale * x;
@@ -122,7 +122,7 @@ struct SELU {
 template <class V>
 struct GELU {
   static constexpr ActivationInfo info{"gelu"};
-  explicit GELU(const double*) {}
+  FT_INLINE explicit GELU(const double*) {}
   FT_INLINE V forward(V x) const { return x * normal_cdf(x); }
   FT_INLINE V grad(V x, V) const { return normal_cdf(x) + x * normal_pdf(x); }
   FT_INLINE V grad_slope(V x, V) const { return normal_pdf(x) * (V(2) - x * x); }
@@ -135,7 +135,7 @@ struct GELUTanh {
   static constexpr ActivationInfo info{"gelu_tanh"};
   static constexpr V linear = V(1.5957691216057307117597842397375);
   static constexpr V cubic = linear * V(0.044715);
-  explicit GELUTanh(const double*) {}
+  FT_INLINE explicit GELUTanh(const double*) {}
   FT_INLINE V argument(V x) const { return x * (linear + cubic * x * x); }
   FT_INLINE V argument_grad(V x) const { return linear + V(3) * cubic * x * x; }
   FT_INLINE V forward(V x) const { return x * sigmoid(argument(x)); }
@@ -155,7 +155,7 @@ struct GELUTanh {
 template <class V>
 struct Sigmoid {
   static constexpr ActivationInfo info{"sigmoid"};
-  explicit Sigmoid(const double*) {}
+  FT_INLINE explicit Sigmoid(const double*) {}
   FT_INLINE V forward(V x) const { return sigmoid(x); }
   FT_INLINE V grad(V, V y) const { return y * (V(1) - y); }
   FT_INLINE V grad_slope(V, V y) const { return V(1) - V(2) * y; }
@@ -165,7 +165,7 @@ struct Sigmoid {
 template <class V>
 struct Tanh {
   static constexpr ActivationInfo info{"tanh"};
-  explicit Tanh(const double*) {}
+  FT_INLINE explicit Tanh(const double*) {}
   FT_INLINE V forward(V x) const { return tanh(x); }
   FT_INLINE V grad(V, V y) const { return V(1) - y * y; }
   FT_INLINE V grad_slope(V, V y) const { return V(-2) * y; }
@@ -176,7 +176,7 @@ struct Tanh {
 template <class V>
 struct SiLU {
   static constexpr ActivationInfo info{"silu"};
-  explicit SiLU(const double*) {}
+  FT_INLINE explicit SiLU(const double*) {}
   FT_INLINE V forward(V x) const { return x * sigmoid(x); }
   FT_INLINE V grad(V x, V) const {
     const V s = sigmoid(x);
@@ -193,7 +193,7 @@ struct SiLU {
 template <class V>
 struct Mish {
   static constexpr ActivationInfo info{"mish"};
-  explicit Mish(const double*) {}
+  FT_INLINE explicit Mish(const double*) {}
   FT_INLINE V gate(V x) const {
     const V n = product(x);
     return n / (n + V(2));
@@ -224,7 +224,7 @@ struct Mish {
 template <class V>
 struct Hardswish {
   static constexpr ActivationInfo info{"hardswish"};
-  explicit Hardswish(const double*) {}
+  FT_INLINE explicit Hardswish(const double*) {}
   FT_INLINE V forward(V x) const {
     const V positive = x + V(3) < V(0) ? V(0) : x + V(3);
     return x * (positive > V(6) ? V(6) : positive) / V(6);
@@ -246,7 +246,7 @@ template <class V>
 struct Softplus {
   static constexpr ActivationInfo info{"softplus", {{"beta", 1.0}, {"threshold", 20.0}}};
   V beta, threshold, turn;  // turn: beta y where beta x is the threshold
-  explicit Softplus(const double* p)
+  FT_INLINE explicit Softplus(const double* p)
       : beta(V(p[0])),
         threshold(V(p[1])),
         turn(threshold + log1p_unit(exp_nonpositive(threshold > V(0) ? -threshold : V(0)))) {}
@@ -275,7 +275,7 @@ struct ActivationList {
 
   // Calls f(activation) with the one of that index, made from its parameters.
   template <class F>
-  static void visit(int index, const double* parameters, F&& f) {
+  FT_INLINE static void visit(int index, const double* parameters, F&& f) {
     int i = 0;
     (void)((i++ == index && (f(A(parameters)), true)) || ...);
   }
@@ -293,7 +293,7 @@ struct Activation {
   const ActivationInfo& info() const { return *Activations<double>::info[index]; }
 
   template <class V, class F>
-  void visit(F&& f) const {
+  FT_INLINE void visit(F&& f) const {
     Activations<V>::visit(index, parameters, static_cast<F&&>(f));
   }
 

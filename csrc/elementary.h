@@ -9,11 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#define FT_INLINE __host__ __device__ __forceinline__
-#else
-#define FT_INLINE inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace fusedtricks {
 

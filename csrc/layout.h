@@ -1,8 +1,9 @@
 // How a (N, C, *) tensor lies in memory, as the kernels see it.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty_like.h>
+#include <cstdint>
+
+#include "inline.h"
 
 namespace fusedtricks {
 
@@ -12,41 +13,7 @@ struct Layout {
   int64_t samples, channels, positions;
   bool rows;
 
-  int64_t per_channel() const { return samples * positions; }
+  FT_INLINE int64_t per_channel() const { return samples * positions; }
 };
-
-// Dense with the channels innermost: channels_last, channels_last_3d, and (N, L, C) seen as (N, C, L).
-inline bool is_channels_innermost(const at::Tensor& t) {
-  switch (t.dim()) {
-    case 4:
-      return t.is_contiguous(at::MemoryFormat::ChannelsLast);
-    case 5:
-      return t.is_contiguous(at::MemoryFormat::ChannelsLast3d);
-    default:
-      return t.dim() > 2 && t.movedim(1, -1).is_contiguous();
-  }
-}
-
-// Whether the kernels take t as it is.
-inline bool is_kernel_layout(const at::Tensor& t) { return t.is_contiguous() || is_channels_innermost(t); }
-
-// An uninitialised tensor like t, with t's strides where the kernels take them: what an operator returns.
-inline at::Tensor empty_in_kernel_layout(const at::Tensor& t) {
-  at::Tensor like = at::empty_like(t);
-  return is_kernel_layout(like) ? like : at::empty_like(t, t.options(), at::MemoryFormat::Contiguous);
-}
-
-// t itself where it lies in memory as model does (a dense tensor of its shape in kernel layout), else a copy that does.
-inline at::Tensor laid_out_like(const at::Tensor& t, const at::Tensor& model) {
-  const bool same = model.is_contiguous() ? t.is_contiguous() : is_channels_innermost(t);
-  return same ? t : at::empty_like(model, t.options()).copy_(t);
-}
-
-inline Layout layout_of(const at::Tensor& dense) {
-  const int64_t samples = dense.size(0), channels = dense.size(1);
-  int64_t positions = 1;
-  for (int64_t d = 2; d < dense.dim(); ++d) positions *= dense.size(d);
-  return {samples, channels, positions, positions == 1 || !dense.is_contiguous()};
-}
 
 }  // namespace fusedtricks

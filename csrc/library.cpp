@@ -4,7 +4,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
-#include "layout.h"
+#include "tensor_layout.h"
 
 TORCH_LIBRARY(fusedtricks, m) {
   // act(batch_norm(input) [+ residual]), and the statistics it used, in float64. Updates the running ones in training.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../activations.h"
-#include "element.h"
+#include "../element.h"
 
 namespace fusedtricks::cpu {
 

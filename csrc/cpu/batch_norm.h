@@ -1,11 +1,9 @@
-// The kernels of batch_norm_act on raw memory, and what they share.
+// What the CPU kernels of batch_norm_act share.
 #pragma once
 
 #include <vector>
 
-#include "../activations.h"
-#include "../layout.h"
-#include "element.h"
+#include "../batch_norm.h"
 
 #if defined(__AVX512F__)
 #define FT_LANES 64
@@ -16,55 +14,6 @@
 #endif
 
 namespace fusedtricks::cpu {
-
-// A one-dimensional tensor of one value per channel, in any dtype and stride; none where data is null.
-struct ChannelValues {
-  void* data = nullptr;
-  at::ScalarType dtype = at::kFloat;
-  int64_t stride = 1;
-
-  explicit operator bool() const { return data; }
-  double get(int64_t channel) const;
-  double get_or(int64_t channel, double otherwise) const { return data ? get(channel) : otherwise; }
-  void set(int64_t channel, double value) const;
-};
-
-struct BatchNormForward {
-  Layout layout;
-  at::ScalarType dtype;
-  Activation act;
-  const void *x, *residual;  // residual may be null
-  void* y;
-  ChannelValues weight, bias, running_mean, running_var;
-  double *mean, *rstd;  // out: what this call normalised with
-  bool training;
-  double momentum, eps;
-};
-
-void batch_norm_forward(const BatchNormForward& a);
-
-// dx, dz, dweight and dbias may be absent. With z = batch_norm(x) + residual the activation's derivative is taken from
-// output or, where that is null, at z; dz, the residual's gradient, is then written and must be there.
-struct BatchNormBackward {
-  Layout layout;
-  at::ScalarType dtype;
-  Activation act;
-  const void *dy, *x, *output, *residual;
-  void *dx, *dz;
-  ChannelValues weight, bias, dweight, dbias;
-  const double *mean, *rstd;
-  bool training;
-
-  bool after_residual() const { return output || residual; }
-};
-
-void batch_norm_backward(const BatchNormBackward& a);
-
-// Per-channel constants of the elementwise sweeps, for z = (x - shift) * scale + offset and
-// dx = dz * scale + (x - shift) * rstd * slope + constant. The shift is the mean rounded to the compute type, and
-// offset and constant hold what the rounding lost: nothing cancels when the mean is large. No constant is of the size
-// of rstd^2, which would underflow where x is huge.
-enum Coefficient { kShift, kScale, kOffset, kRstd, kSlope, kConstant, kCoefficients };
 
 // As the loops see them, with what a loop over such channels does at once: `rows` rows, and sums in `lanes` lanes.
 template <class V>
@@ -113,22 +62,20 @@ struct Coefficients {
   ManyChannels<V> many() const { return {values.data(), channels}; }
 
   void set_forward(int64_t c, double mean, double rstd, double weight, double bias) {
-    const V shift = canonical<V>(mean);
-    const double scale = weight * rstd;
-    at(kShift, c) = shift;
-    at(kScale, c) = canonical<V>(scale);
-    at(kOffset, c) = canonical<V>(bias - (mean - shift) * scale);
-    at(kRstd, c) = canonical<V>(rstd);
+    const ForwardCoefficients<V> one(mean, rstd, weight, bias);
+    at(kShift, c) = one.shift;
+    at(kScale, c) = one.scale;
+    at(kOffset, c) = one.offset;
+    at(kRstd, c) = one.rstd;
   }
 
   // From the sums over the channel of dz and of dz * (x - shift) * rstd. Returns dweight.
   double set_backward(int64_t c, double sum_dz, double sum_dz_xhat, double mean, double rstd, double weight,
                       double count, bool training) {
-    const double lost = (mean - at(kShift, c)) * rstd, dweight = sum_dz_xhat - lost * sum_dz;
-    const double slope = training ? -weight * rstd * dweight / count : 0;
-    at(kSlope, c) = canonical<V>(slope);
-    at(kConstant, c) = training ? canonical<V>(-weight * rstd * sum_dz / count - slope * lost) : V(0);
-    return dweight;
+    const BackwardCoefficients<V> one(sum_dz, sum_dz_xhat, mean, at(kShift, c), rstd, weight, count, training);
+    at(kSlope, c) = one.slope;
+    at(kConstant, c) = one.constant;
+    return one.dweight;
   }
 };
 

@@ -22,7 +22,7 @@ struct Pass {
   T *dx = static_cast<T*>(a.dx), *dz_out = static_cast<T*>(a.dz);
   const T* dz = a.after_residual() ? dz_out : dy;
   const Activation act = a.after_residual() ? Activation{0, {}} : a.act;
-  const bool needs_sums = (a.training && dx) || a.dweight || a.dbias;
+  const bool needs_sums = a.needs_sums();
   DerivativeSpan<T, T> derivative_of_output = derivative_span<T, T>(a.act);
   DerivativeSpan<T, V> derivative_at_z = derivative_span<T, V>(a.act);
   Coefficients<V> coefficients{a.layout.channels};
@@ -174,16 +174,16 @@ void backward_rows(Pass<T>& pass) {
 }
 
 }  // namespace
+}  // namespace fusedtricks::cpu
 
-void batch_norm_backward(const BatchNormBackward& a) {
+int64_t fusedtricks::backend::batch_norm_backward_workspace(const BatchNormBackward&) { return 0; }
+
+void fusedtricks::backend::batch_norm_backward(const BatchNormBackward& a) {
   visit_dtype(a.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    Pass<T> pass(a);
+    cpu::Pass<typename decltype(type)::type> pass(a);
     if (a.layout.rows)
-      backward_rows(pass);
+      cpu::backward_rows(pass);
     else
-      backward_planes(pass);
+      cpu::backward_planes(pass);
   });
 }
-
-}  // namespace fusedtricks::cpu

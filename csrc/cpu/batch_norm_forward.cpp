@@ -1,7 +1,5 @@
 // batch_norm_act forward: one sweep for the statistics, one for y = act((x - mean) * rstd * weight + bias [+
 // residual]).
-#include <cmath>
-
 #include "batch_norm_planes.h"
 #include "batch_norm_rows.h"
 
@@ -11,20 +9,10 @@ namespace {
 // From a channel's moments (in evaluation: its running statistics) to what the second sweep and the backward need.
 template <class V>
 void finish_channel(const BatchNormForward& a, int64_t c, double mean, double m2, Coefficients<V>& coefficients) {
-  double var = a.running_var.get_or(c, 1);
-  if (a.training) {
-    const double count = double(a.layout.per_channel());
-    var = m2 / count;
-    if (a.running_mean) {
-      a.running_mean.set(c, (1 - a.momentum) * a.running_mean.get(c) + a.momentum * mean);
-      a.running_var.set(c, (1 - a.momentum) * a.running_var.get(c) + a.momentum * (m2 / (count - 1)));
-    }
-  } else {
-    mean = a.running_mean.get(c);
-  }
-  a.mean[c] = mean;
-  a.rstd[c] = 1 / std::sqrt(var + a.eps);
-  coefficients.set_forward(c, mean, a.rstd[c], a.weight.get_or(c, 1), a.bias.get_or(c, 0));
+  const ChannelStatistics s =
+      a.training ? ChannelStatistics{mean, m2 / double(a.layout.per_channel())} : a.running_statistics(c);
+  a.record(c, s);
+  coefficients.set_forward(c, s.mean, a.rstd[c], a.weight.get_or(c, 1), a.bias.get_or(c, 0));
 }
 
 template <class T>
@@ -99,15 +87,17 @@ void forward_rows(const BatchNormForward& a) {
 }
 
 }  // namespace
+}  // namespace fusedtricks::cpu
 
-void batch_norm_forward(const BatchNormForward& a) {
+int64_t fusedtricks::backend::batch_norm_forward_workspace(const BatchNormForward&) { return 0; }
+
+void fusedtricks::backend::batch_norm_forward(const BatchNormForward& a) {
+  a.count_batch();
   visit_dtype(a.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (a.layout.rows)
-      forward_rows<T>(a);
+      cpu::forward_rows<T>(a);
     else
-      forward_planes<T>(a);
+      cpu::forward_planes<T>(a);
   });
 }
-
-}  // namespace fusedtricks::cpu

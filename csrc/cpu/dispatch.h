@@ -1,32 +1,11 @@
-// From run-time dtypes and task counts to templates and threads.
+// Tasks on threads.
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <c10/core/ScalarType.h>
 
-#include "element.h"
+#include "../dtypes.h"
 
 namespace fusedtricks::cpu {
-
-template <class T>
-struct Type {
-  using type = T;
-};
-
-// Calls f(Type<T>) for the element type; operators have checked that it is one of these.
-template <class F>
-void visit_dtype(at::ScalarType dtype, F&& f) {
-  switch (dtype) {
-    case at::kFloat:
-      return f(Type<float>{});
-    case at::kDouble:
-      return f(Type<double>{});
-    case at::kBFloat16:
-      return f(Type<c10::BFloat16>{});
-    default:
-      return f(Type<c10::Half>{});
-  }
-}
 
 // Runs task(i) for i in [0, tasks), neighbours on one thread. What a task does must not depend on the thread: results
 // are then the same for any number of threads.

@@ -1,23 +1,18 @@
 // Dropout: y = x * mask * scale in one pass, the mask recomputed from (seed, offset, logical index) wherever it is
 // needed. The backward is the same pass over dy.
+#include "../dropout.h"
+
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/MemoryOverlap.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <mutex>
 
-#include "../checks.h"
-#include "../layout.h"
+#include "../element.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "philox_lanes.h"
 
 namespace fusedtricks::cpu {
 namespace {
-
-using at::Tensor;
 
 struct Mask {
   uint64_t seed, offset;
@@ -132,84 +127,33 @@ void drop_rows(const T* x, T* y, const Layout& layout, const Mask& mask) {
   });
 }
 
-// y = dropout of x, both dense and of one layout; they may be the same memory.
-void drop(const Tensor& x, const Tensor& y, const Mask& mask) {
-  if (!x.numel()) return;
-  if (mask.rate.drops_all()) {
-    y.zero_();
-    return;
-  }
-  visit_dtype(x.scalar_type(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    const T* in = static_cast<const T*>(x.const_data_ptr());
-    T* out = static_cast<T*>(y.data_ptr());
-    if (y.is_contiguous())
-      drop_contiguous(in, out, y.numel(), mask);
-    else
-      drop_rows(in, out, layout_of(y), mask);
-  });
-}
-
-// The seed of this call, and the state that its backward needs.
-Tensor draw(std::optional<int64_t> seed) {
-  if (!seed) {
-    auto* generator =
-        at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
-    const std::lock_guard<std::mutex> lock(generator->mutex_);
-    seed = int64_t(generator->random64());
-  }
-  const Tensor state = at::empty({2}, at::kLong);
-  int64_t* data = state.data_ptr<int64_t>();
-  data[0] = *seed;
-  data[1] = 0;
-  return state;
-}
-
-Mask mask_of(const Tensor& rng_state, double p, bool scale_kept) {
-  const Tensor dense = rng_state.contiguous();
-  const int64_t* data = dense.const_data_ptr<int64_t>();
-  return {uint64_t(data[0]), uint64_t(data[1]), DropRate::make(p, scale_kept)};
-}
-
-std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
-  check_floating(input, "dropout", "input");
-  check_probability(p);
-  const Tensor y = empty_in_kernel_layout(input), rng_state = draw(seed);
-  drop(laid_out_like(input, y), y, mask_of(rng_state, p, scale_kept));
-  return {y, rng_state};
-}
-
-Tensor dropout_inplace(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
-  check_floating(input, "dropout", "input");
-  check_probability(p);
-  at::assert_no_internal_overlap(input);
-  const Tensor rng_state = draw(seed);
-  const Mask mask = mask_of(rng_state, p, scale_kept);
-  if (is_kernel_layout(input)) {
-    drop(input, input, mask);
-  } else {
-    const Tensor y = input.contiguous();
-    drop(y, y, mask);
-    input.copy_(y);
-  }
-  return rng_state;
-}
-
-Tensor dropout_backward(const Tensor& grad_output, const Tensor& rng_state, double p, bool scale_kept) {
-  check_floating(grad_output, "dropout_backward", "grad_output");
-  check_probability(p);
-  check_rng_state(rng_state, grad_output);
-  const Tensor dx = empty_in_kernel_layout(grad_output);
-  drop(laid_out_like(grad_output, dx), dx, mask_of(rng_state, p, scale_kept));
-  return dx;
+uint64_t draw_seed() {
+  auto* generator =
+      at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
+  const std::lock_guard<std::mutex> lock(generator->mutex_);
+  return generator->random64();
 }
 
 }  // namespace
+}  // namespace fusedtricks::cpu
 
-TORCH_LIBRARY_IMPL(fusedtricks, CPU, m) {
-  m.impl("dropout", dropout);
-  m.impl("dropout_", dropout_inplace);
-  m.impl("dropout_backward", dropout_backward);
+void fusedtricks::backend::dropout_forward(const DropoutCall& call, std::optional<int64_t> seed, int64_t* rng_state) {
+  rng_state[0] = seed ? *seed : int64_t(cpu::draw_seed());
+  rng_state[1] = 0;
+  dropout_backward(call, rng_state);
 }
 
-}  // namespace fusedtricks::cpu
+void fusedtricks::backend::dropout_backward(const DropoutCall& call, const int64_t* rng_state) {
+  const cpu::Mask mask{uint64_t(rng_state[0]), uint64_t(rng_state[1]), call.rate};
+  visit_dtype(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const T* x = static_cast<const T*>(call.x);
+    T* y = static_cast<T*>(call.y);
+    if (call.rate.drops_all())
+      std::fill_n(y, call.numel(), T(0));
+    else if (call.in_logical_order)
+      cpu::drop_contiguous(x, y, call.numel(), mask);
+    else
+      cpu::drop_rows(x, y, call.layout, mask);
+  });
+}
