@@ -1,0 +1,30 @@
+// batch_norm_act on a GPU: from the dtype to its kernels.
+#include "batch_norm.h"
+
+#include "../dtypes.h"
+
+namespace fusedtricks::backend {
+
+int64_t batch_norm_forward_workspace(const BatchNormForward& a) {
+  int64_t bytes = 0;
+  visit_dtype(a.dtype,
+              [&](auto type) { bytes = cuda::BatchNormKernels<typename decltype(type)::type>::forward_workspace(a); });
+  return bytes;
+}
+
+int64_t batch_norm_backward_workspace(const BatchNormBackward& a) {
+  int64_t bytes = 0;
+  visit_dtype(a.dtype,
+              [&](auto type) { bytes = cuda::BatchNormKernels<typename decltype(type)::type>::backward_workspace(a); });
+  return bytes;
+}
+
+void batch_norm_forward(const BatchNormForward& a) {
+  visit_dtype(a.dtype, [&](auto type) { cuda::BatchNormKernels<typename decltype(type)::type>::forward(a); });
+}
+
+void batch_norm_backward(const BatchNormBackward& a) {
+  visit_dtype(a.dtype, [&](auto type) { cuda::BatchNormKernels<typename decltype(type)::type>::backward(a); });
+}
+
+}  // namespace fusedtricks::backend

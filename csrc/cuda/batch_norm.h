@@ -1,0 +1,16 @@
+// The kernels of batch_norm_act for one dtype each: a file apiece, so that they compile side by side.
+#pragma once
+
+#include "../batch_norm.h"
+
+namespace fusedtricks::cuda {
+
+template <class T>
+struct BatchNormKernels {
+  static int64_t forward_workspace(const BatchNormForward& a);
+  static int64_t backward_workspace(const BatchNormBackward& a);
+  static void forward(const BatchNormForward& a);
+  static void backward(const BatchNormBackward& a);
+};
+
+}  // namespace fusedtricks::cuda

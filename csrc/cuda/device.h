@@ -1,0 +1,16 @@
+// The current device and stream of the tensors that an operator was called with.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace fusedtricks::cuda {
+
+cudaStream_t current_stream();
+
+// RuntimeError, in one sentence, where a launch ended in an error.
+void check_launch(cudaError_t error);
+
+// Number of multiprocessors of the current device.
+int multiprocessors();
+
+}  // namespace fusedtricks::cuda

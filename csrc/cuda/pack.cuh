@@ -1,0 +1,99 @@
+// Packs: n neighbouring elements that move in one access of up to 16 bytes.
+#pragma once
+
+#include <cstring>
+
+#include "../element.h"
+#include "platform.cuh"
+
+namespace fusedtricks::cuda {
+
+constexpr int kPackBytes = 16;
+
+template <class T>
+constexpr int kPack = kPackBytes / int(sizeof(T));
+
+template <class T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T value[n];
+};
+
+// Whether what is read will be read again by the next kernel; else its line is the first to leave the caches.
+enum class Read { kAgain, kOnce };
+
+template <Read read, class T, int n>
+__device__ __forceinline__ Pack<T, n> load_pack(const T* p) {
+  Pack<T, n> pack;
+  if constexpr (sizeof(pack) == kPackBytes) {
+    const uint4* at = reinterpret_cast<const uint4*>(p);
+    const uint4 bits = read == Read::kOnce ? __ldcs(at) : *at;
+    std::memcpy(&pack, &bits, sizeof(pack));
+  } else {
+    static_assert(n == 1);
+    pack.value[0] = *p;
+  }
+  return pack;
+}
+
+// Past the caches' usual order: what is written is not read by this kernel.
+template <class T, int n>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, n>& pack) {
+  if constexpr (sizeof(pack) == kPackBytes) {
+    uint4 bits;
+    std::memcpy(&bits, &pack, sizeof(pack));
+    __stcs(reinterpret_cast<uint4*>(p), bits);
+  } else {
+    static_assert(n == 1);
+    *p = pack.value[0];
+  }
+}
+
+// The values of a pack in the compute type.
+template <class T, int n>
+__device__ __forceinline__ void unpack(const Pack<T, n>& pack, Compute<T> (&values)[n]) {
+#pragma unroll
+  for (int e = 0; e < n; ++e) values[e] = load(pack.value[e]);
+}
+
+template <class T, int n>
+__device__ __forceinline__ Pack<T, n> rounded_pack(const Compute<T> (&values)[n]) {
+  Pack<T, n> pack;
+#pragma unroll
+  for (int e = 0; e < n; ++e) pack.value[e] = store<T>(values[e]);
+  return pack;
+}
+
+// The elements [first, last) of the pack at `index` of a tensor.
+template <int n>
+struct Piece {
+  int64_t index;
+  int first, last;
+
+  __device__ __forceinline__ bool has(int element) const { return first <= element && element < last; }
+  __device__ __forceinline__ bool whole() const { return first == 0 && last == n; }
+  __device__ __forceinline__ bool empty() const { return first >= last; }
+};
+
+// The pack of a piece. What lies beside the piece is read as well, unless it is beyond the tensor's numel elements.
+template <Read read, class T, int n>
+__device__ __forceinline__ Pack<T, n> load_piece(const T* tensor, const Piece<n>& piece, int64_t numel) {
+  if (!piece.empty() && piece.index + n <= numel) return load_pack<read, T, n>(tensor + piece.index);
+  Pack<T, n> pack;
+#pragma unroll
+  for (int e = 0; e < n; ++e) pack.value[e] = piece.has(e) ? tensor[piece.index + e] : store<T>(Compute<T>(0));
+  return pack;
+}
+
+template <class T, int n>
+__device__ __forceinline__ void store_piece(T* tensor, const Piece<n>& piece, const Pack<T, n>& pack) {
+  if (piece.whole()) return store_pack<T, n>(tensor + piece.index, pack);
+#pragma unroll
+  for (int e = 0; e < n; ++e) {
+    if (piece.has(e)) tensor[piece.index + e] = pack.value[e];
+  }
+}
+
+// Whether packs of a tensor that begins there may be moved in one access.
+inline bool is_pack_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }
+
+}  // namespace fusedtricks::cuda
