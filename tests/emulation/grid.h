@@ -1,0 +1,113 @@
+// Launches: blocks one after another, or all of them resident.
+#pragma once
+
+#include <deque>
+#include <numeric>
+#include <semaphore>
+#include <thread>
+
+#include "block.h"
+
+namespace fusedtricks::emulation {
+
+// Of an H200.
+constexpr int kMostThreads = 1024, kThreadsOfMultiprocessor = 2048, kBlocksOfMultiprocessor = 32;
+constexpr size_t kMostShared = 227 << 10, kSharedOfMultiprocessor = 228 << 10, kSharedReserved = 1 << 10;
+
+inline int multiprocessors() {
+  const char* variable = std::getenv("FUSEDTRICKS_EMULATED_SMS");
+  const int count = variable ? std::atoi(variable) : 4;
+  if (count < 1) throw std::runtime_error(std::string("FUSEDTRICKS_EMULATED_SMS=") + variable + ": not a number >= 1");
+  return count;
+}
+
+// As far as threads and shared memory limit them.
+inline int64_t resident_blocks(int threads, size_t shared_bytes) {
+  const int64_t by_shared = kSharedOfMultiprocessor / (shared_bytes + kSharedReserved);
+  const int64_t by_threads = kThreadsOfMultiprocessor / threads;
+  return multiprocessors() * std::min<int64_t>({kBlocksOfMultiprocessor, by_threads, by_shared});
+}
+
+inline void check_configuration(int64_t blocks, int threads, size_t shared_bytes) {
+  if (blocks >= 1 && blocks <= INT32_MAX && threads >= 1 && threads <= kMostThreads && shared_bytes <= kMostShared)
+    return;
+  throw std::runtime_error("invalid launch: " + std::to_string(blocks) + " blocks of " + std::to_string(threads) +
+                           " threads and " + std::to_string(shared_bytes) + " bytes of shared memory");
+}
+
+inline void run_blocks(const Launch& launch) {
+  std::vector<unsigned> order(launch.blocks);
+  std::iota(order.begin(), order.end(), 0);
+  Schedule().arrange(order);
+  Block block(launch, [] { throw std::runtime_error("grid_sync() in a kernel that was not launched as cooperative"); });
+  for (unsigned index : order) block.run(index);
+}
+
+// A block of a cooperative launch on an OS thread of its own, and so with static shared memory of its own. Runs only
+// within calls of advance().
+class ResidentBlock {
+ public:
+  ResidentBlock(const Launch& launch, unsigned index) : thread_([this, &launch, index] { main(launch, index); }) {}
+
+  ~ResidentBlock() {
+    stopping_ = true;
+    resumed_.release();
+    thread_.join();
+  }
+
+  // To the next grid_sync() or to the end: whether it was the former.
+  bool advance() {
+    resumed_.release();
+    paused_.acquire();
+    if (error_) std::rethrow_exception(error_);
+    return !finished_;
+  }
+
+ private:
+  struct Stopped {};
+
+  void main(const Launch& launch, unsigned index) {
+    try {
+      await_turn();
+      Block(launch, [this] {
+        paused_.release();
+        await_turn();
+      }).run(index);
+    } catch (const Stopped&) {
+    } catch (...) {
+      error_ = std::current_exception();
+    }
+    finished_ = true;
+    paused_.release();
+  }
+
+  void await_turn() {
+    resumed_.acquire();
+    if (stopping_) throw Stopped{};
+  }
+
+  std::binary_semaphore resumed_{0}, paused_{0};
+  bool stopping_ = false, finished_ = false;
+  std::exception_ptr error_;
+  std::thread thread_;
+};
+
+inline void run_resident(const Launch& launch) {
+  if (launch.blocks > resident_blocks(launch.threads, launch.shared_bytes))
+    throw std::runtime_error("cooperative launch of " + std::to_string(launch.blocks) + " blocks, resident at once: " +
+                             std::to_string(resident_blocks(launch.threads, launch.shared_bytes)));
+  std::deque<ResidentBlock> blocks;
+  for (unsigned i = 0; i < launch.blocks; ++i) blocks.emplace_back(launch, i);
+  Schedule schedule;
+  for (size_t waiting = launch.blocks; waiting > 0;) {
+    std::vector<ResidentBlock*> order;
+    for (ResidentBlock& block : blocks) order.push_back(&block);
+    schedule.arrange(order);
+    waiting = std::count_if(order.begin(), order.end(), [](ResidentBlock* block) { return block->advance(); });
+    if (waiting > 0 && waiting < blocks.size())
+      throw std::runtime_error("grid barrier divergence: " + std::to_string(waiting) + " of " +
+                               std::to_string(blocks.size()) + " blocks at grid_sync(), the others returned");
+  }
+}
+
+}  // namespace fusedtricks::emulation
