@@ -23,6 +23,7 @@ class Case:
         layout: "contiguous" or "channels_last".
         direction: "forward", "forward+backward" or, of a network, "training step".
         build: makes what is checked and timed.
+        device: "cpu" or "cuda".
     """
 
     op: str
@@ -32,6 +33,7 @@ class Case:
     layout: str
     direction: str
     build: "Callable[[Case], Workload]"
+    device: str = "cpu"
 
     @property
     def dtype_name(self) -> str:

@@ -110,12 +110,17 @@ NETWORKS: dict[str, tuple[Network, Shape]] = {
 }
 
 
-def _op_cases(op: Op, shapes: Shapes, layouts: Iterable[str] = ("contiguous", "channels_last")) -> list[Case]:
-    """The op at each shape in float32 and bfloat16, each layout that the shape has, each direction."""
+def op_cases(
+    op: Op,
+    shapes: Shapes,
+    layouts: Iterable[str] = ("contiguous", "channels_last"),
+    dtypes: Iterable[torch.dtype] = (torch.float32, torch.bfloat16),
+) -> list[Case]:
+    """The op at each shape in each dtype, each layout that the shape has, each direction."""
     return [
         Case(op.name, name, shape, dtype, layout, direction, partial(build_op, op))
         for name, shape in shapes.items()
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype in dtypes
         for layout in layouts
         if layout == "contiguous" or len(shape) == 4
         for direction in ("forward", "forward+backward")
@@ -123,9 +128,14 @@ def _op_cases(op: Op, shapes: Shapes, layouts: Iterable[str] = ("contiguous", "c
     ]
 
 
+def network_case(name: str, network: Network, shape: Shape, layout: str, dtype: torch.dtype = torch.float32) -> Case:
+    """A training step of the network."""
+    return Case("end_to_end", name, shape, dtype, layout, "training step", partial(build_step, network))
+
+
 def _network_cases() -> list[Case]:
     return [
-        Case("end_to_end", name, shape, torch.float32, layout, "training step", partial(build_step, network))
+        network_case(name, network, shape, layout)
         for name, (network, shape) in NETWORKS.items()
         for layout in ("contiguous", "channels_last")
         if layout == "contiguous" or len(shape) == 4
@@ -135,19 +145,19 @@ def _network_cases() -> list[Case]:
 def _cases() -> list[Case]:
     plain = ("contiguous",)
     elementwise_shapes = _some(RESNET50_SHAPES, "32x64x56x56") | _some(MLP_SHAPES, "1024x4096") | TINY_SHAPES
-    cases = _op_cases(batch_norm("relu"), RESNET50_SHAPES | CIFAR_SHAPES | MLP_SHAPES | TINY_SHAPES)
-    cases += _op_cases(batch_norm("relu", residual=True), RESNET50_SHAPES)
-    cases += _op_cases(batch_norm("relu6"), EXPANDED_SHAPES)
-    cases += _op_cases(batch_norm("identity"), PROJECTED_SHAPES | TYPICAL_SHAPES)
+    cases = op_cases(batch_norm("relu"), RESNET50_SHAPES | CIFAR_SHAPES | MLP_SHAPES | TINY_SHAPES)
+    cases += op_cases(batch_norm("relu", residual=True), RESNET50_SHAPES)
+    cases += op_cases(batch_norm("relu6"), EXPANDED_SHAPES)
+    cases += op_cases(batch_norm("identity"), PROJECTED_SHAPES | TYPICAL_SHAPES)
     for act in ("leaky_relu", "silu", "gelu"):
-        cases += _op_cases(batch_norm(act), TYPICAL_SHAPES)
-    cases += _op_cases(batch_norm("relu", training=False), TYPICAL_SHAPES | TINY_SHAPES)
+        cases += op_cases(batch_norm(act), TYPICAL_SHAPES)
+    cases += op_cases(batch_norm("relu", training=False), TYPICAL_SHAPES | TINY_SHAPES)
     for name in fused_functional.ACTIVATIONS:
         if name != "identity":
-            cases += _op_cases(activation(name), elementwise_shapes, plain)
-    cases += _op_cases(activation("leaky_relu"), LARGEST_SHAPES, plain)
-    cases += _op_cases(activation("leaky_relu", inplace=True), elementwise_shapes | LARGEST_SHAPES, plain)
-    cases += _op_cases(DROPOUT, TYPICAL_SHAPES | MLP_SHAPES | TINY_SHAPES)
+            cases += op_cases(activation(name), elementwise_shapes, plain)
+    cases += op_cases(activation("leaky_relu"), LARGEST_SHAPES, plain)
+    cases += op_cases(activation("leaky_relu", inplace=True), elementwise_shapes | LARGEST_SHAPES, plain)
+    cases += op_cases(DROPOUT, TYPICAL_SHAPES | MLP_SHAPES | TINY_SHAPES)
     return cases + _network_cases()
 
 
@@ -169,8 +179,14 @@ QUICK = (
 )
 
 
-def select(patterns: Iterable[str] = (), quick: bool = False) -> list[Case]:
+def select(
+    patterns: Iterable[str] = (),
+    quick: bool = False,
+    cases: Iterable[Case] = CASES,
+    quick_patterns: tuple[str, ...] = QUICK,
+) -> list[Case]:
     """The cases that match any of the patterns (all where there are none), of the quick ones if asked."""
     patterns = tuple(patterns)
-    cases = [case for case in CASES if case.matches(*QUICK)] if quick else CASES
+    if quick:
+        cases = [case for case in cases if case.matches(*quick_patterns)]
     return [case for case in cases if not patterns or case.matches(*patterns)]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,46 +34,76 @@ def build_step(network: Network, case: Case) -> Workload:
     stock = network.make(STOCK).to(memory_format=case.memory_format)  # type: ignore[call-overload]
     fused = network.make(FUSED).to(memory_format=case.memory_format)  # type: ignore[call-overload]
     fused.load_state_dict(stock.state_dict())
-    x = torch.randn(case.shape).contiguous(memory_format=case.memory_format)
-    labels = torch.randint(network.classes, case.shape[:1])
+    stock, fused = stock.to(case.device), fused.to(case.device)
+    x = torch.randn(case.shape, device=case.device).contiguous(memory_format=case.memory_format)
+    labels = torch.randint(network.classes, case.shape[:1], device=case.device)
+    arithmetic = partial(_arithmetic, case)
+
+    def side(model: Callable[[Tensor], Tensor] | nn.Module) -> Side:
+        return Side(_step(model, x, labels, arithmetic), host_counts=True)
 
     def compiled() -> Side:
         torch.compiler.reset()
-        return Side(_step(torch.compile(stock, dynamic=False), x, labels))
+        return side(torch.compile(stock, dynamic=False))
+
+    def bytes_kept() -> tuple[int, int]:
+        with arithmetic():
+            return bytes_kept_for_backward(stock, x), bytes_kept_for_backward(fused, x)
+
+    def bytes_at_rest() -> int:
+        for model in (stock, fused):
+            model.zero_grad()
+        parameters = sum(parameter.nbytes for parameter in stock.parameters())
+        return 2 * parameters + sum(buffer.nbytes for buffer in stock.buffers()) + x.nbytes + labels.nbytes
 
     return Workload(
-        sides={name: Side(_step(model, x, labels)) for name, model in (("eager", stock), ("fused", fused))},
+        sides={"eager": side(stock), "fused": side(fused)},
         compiled=compiled,
-        check=partial(_check, stock, fused, x[:CHECKED_SAMPLES], labels[:CHECKED_SAMPLES]),
-        bytes_kept=lambda: (bytes_kept_for_backward(stock, x), bytes_kept_for_backward(fused, x)),
+        check=partial(_check, stock, fused, x[:CHECKED_SAMPLES], labels[:CHECKED_SAMPLES], arithmetic),
+        bytes_kept=bytes_kept,
         elements=x.numel(),
         min_bytes=None,
         min_rounds=5,
-        max_rounds=9,
+        max_rounds=9 if case.device == "cpu" else 25,
+        bytes_at_rest=bytes_at_rest,
     )
 
 
-def _step(model: Callable[[Tensor], Tensor] | nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
+def _arithmetic(case: Case) -> AbstractContextManager[object]:
+    """Autocast, where the case is of a lower precision; weights and batch are float32 in any case."""
+    if case.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(case.device, dtype=case.dtype)
+
+
+Arithmetic = Callable[[], AbstractContextManager[object]]
+
+
+def _step(
+    model: Callable[[Tensor], Tensor] | nn.Module, x: Tensor, labels: Tensor, arithmetic: Arithmetic
+) -> Callable[[], None]:
     """A training step: gradients cleared, forward, loss, backward, SGD with momentum."""
     assert isinstance(model, nn.Module)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
+        with arithmetic():
+            loss = F.cross_entropy(model(x), labels)
+        loss.backward()
         optimizer.step()
 
     return step
 
 
-def _check(stock: nn.Module, fused: nn.Module, x: Tensor, labels: Tensor) -> None:
+def _check(stock: nn.Module, fused: nn.Module, x: Tensor, labels: Tensor, arithmetic: Arithmetic) -> None:
     """Compares loss and gradients at the initial weights, without dropout, with those of stock in float64.
 
     Rounding that moves the input of a ReLU across zero moves a gradient, and there are many layers: stock
     itself is off by percents, and fused may be off by a few times as much.
     """
     exact = _gradient(copy.deepcopy(stock).double(), x.double(), labels)
-    errors, fused_errors = (_errors(_gradient(model, x, labels), exact) for model in (stock, fused))
+    errors, fused_errors = (_errors(_gradient(model, x, labels, arithmetic), exact) for model in (stock, fused))
     for what, error, fused_error in zip(("loss", "gradients"), errors, fused_errors, strict=True):
         if not fused_error <= FACTOR * error + SLACK:
             raise Mismatch(f"{what} off by {fused_error:.1e} of their norm, stock's by {error:.1e}")
@@ -82,13 +113,16 @@ def _errors(values: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float
     return [((a - b).norm() / b.norm()).item() for a, b in zip(values, exact, strict=True)]
 
 
-def _gradient(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient(
+    model: nn.Module, x: Tensor, labels: Tensor, arithmetic: Arithmetic = nullcontext
+) -> tuple[Tensor, Tensor]:
     """Loss and all gradients, flat, in float64; buffers and dropout probabilities stay as they are."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
     for module, _ in dropouts:
         module.p = 0.0
-    loss = F.cross_entropy(model(x), labels)
+    with arithmetic():
+        loss = F.cross_entropy(model(x), labels)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     for module, p in dropouts:
         module.p = p

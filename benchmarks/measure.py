@@ -1,4 +1,4 @@
-"""Times callables in turn, counts page faults and the bytes kept for backward."""
+"""Times callables in turn, and counts page faults."""
 
 import gc
 import math
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 ROUND_SECONDS = 2e-3
 LONG_SECONDS = 0.5
@@ -22,10 +22,31 @@ class Side:
     Attributes:
         call: what is timed.
         prepare: makes the argument of each call, untimed; without it the call takes none.
+        host_counts: whether the time in which the host falls behind its device belongs to the measure, as in a
+            training step.
     """
 
     call: Callable[..., object]
     prepare: Callable[[], Any] | None = None
+    host_counts: bool = False
+
+    def run(self) -> None:
+        """Calls it once, untimed."""
+        self.call() if self.prepare is None else self.call(self.prepare())
+
+
+# Times one side in one round: milliseconds and minor page faults of one call.
+Turn = Callable[[], tuple[float, float]]
+
+
+class Clock(Protocol):
+    """How the calls of a device are timed."""
+
+    def ready(self, sides: Mapping[str, Side]) -> dict[str, Turn]:
+        """Runs each side until it no longer compiles or allocates, and plans its turns."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a row has to say about how its sides were timed."""
 
 
 @dataclass
@@ -49,13 +70,29 @@ def median_ratio(numerator: Samples, denominator: Samples) -> float:
     return statistics.median(a / b for a, b in zip(numerator.ms, denominator.ms, strict=True))
 
 
-def measure(
-    sides: Mapping[str, Side], seconds: float, min_rounds: int, max_rounds: int, seed: int = 0
-) -> dict[str, Samples]:
-    """Times every side once in each round, in an order drawn anew for each round.
+class HostClock:
+    """Wall-clock time of calls that return when their work is done.
 
     Before it is timed a side is called once untimed, as the side before it left the caches full of its own
     tensors; calls above LONG_SECONDS are spared that. Short calls are repeated to fill ROUND_SECONDS.
+    """
+
+    def ready(self, sides: Mapping[str, Side]) -> dict[str, Turn]:
+        return {name: _host_turn(side) for name, side in sides.items()}
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+def measure(
+    sides: Mapping[str, Side],
+    seconds: float,
+    min_rounds: int,
+    max_rounds: int,
+    seed: int = 0,
+    clock: Clock | None = None,
+) -> dict[str, Samples]:
+    """Times every side once in each round, in an order drawn anew for each round.
 
     Args:
         sides: what to compare, by name.
@@ -63,6 +100,7 @@ def measure(
         min_rounds: rounds to measure at least.
         max_rounds: rounds to measure at most.
         seed: of the order.
+        clock: of the device; the host's by default.
 
     Returns:
         The samples of each side, round by round.
@@ -71,20 +109,29 @@ def measure(
     order = list(sides)
     turns = random.Random(seed)
     with _without_garbage_collection():
-        plans = {name: _plan(side) for name, side in sides.items()}
+        timed = (clock or HostClock()).ready(sides)
         start = time.perf_counter()
         for finished in range(max_rounds):
             if finished >= min_rounds and time.perf_counter() - start > seconds:
                 break
             turns.shuffle(order)
             for name in order:
-                repeats, warm_up = plans[name]
-                if warm_up:
-                    _time(sides[name], 1)
-                round_seconds, faults = _time(sides[name], repeats)
-                samples[name].ms.append(1e3 * round_seconds / repeats)
-                samples[name].faults.append(faults / repeats)
+                ms, faults = timed[name]()
+                samples[name].ms.append(ms)
+                samples[name].faults.append(faults)
     return samples
+
+
+def _host_turn(side: Side) -> Turn:
+    repeats, warm_up = _plan(side)
+
+    def turn() -> tuple[float, float]:
+        if warm_up:
+            _time(side, 1)
+        seconds, faults = _time(side, repeats)
+        return 1e3 * seconds / repeats, faults / repeats
+
+    return turn
 
 
 def _plan(side: Side) -> tuple[int, bool]:

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -44,12 +45,12 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, with a "+" where files differ from it; None outside of one."""
+    """The commit of the checkout, with a "+" where files differ from it; outside of one what COMMIT says."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("COMMIT")
 
 
 def row(case: Case, workload: Workload, samples: dict[str, Samples], memory: str) -> Row:
@@ -65,7 +66,7 @@ def row(case: Case, workload: Workload, samples: dict[str, Samples], memory: str
         "layout": case.layout,
         "shape": list(case.shape),
         "threads": torch.get_num_threads(),
-        "device": "cpu",
+        "device": case.device,
         "eager_ms": eager.median_ms,
         "fused_ms": fused.median_ms,
         "compile_ms": compiled.median_ms if compiled else None,
@@ -96,7 +97,10 @@ def table(rows: Iterable[Row], compiled: bool) -> Table:
     result = Table(box=box.MARKDOWN)
     for name in ("op", "case", "direction", "dtype", "layout"):
         result.add_column(name, overflow="fold")
-    numbers = ["eager ms", "fused ms", "compile ms", "x eager", "x copy", "GB/s", "kept B/element", "faults"]
+    rows = list(rows)
+    on_cpu = all(each["device"] == "cpu" for each in rows)
+    numbers = ["eager ms", "fused ms", "compile ms", "x eager", "x copy", "GB/s", "kept B/element"]
+    numbers += ["faults"] if on_cpu else ["peak MB", "launch"]
     for name in numbers if compiled else [n for n in numbers if n != "compile ms"]:
         result.add_column(name, justify="right", no_wrap=True)
     for each in rows:
@@ -108,7 +112,10 @@ def table(rows: Iterable[Row], compiled: bool) -> Table:
             cells.append(_ms(each["compile_ms"]))
         cells += [f"{each['ratio_eager']:.2f}", _optional(each["ratio_copy"], ".2f")]
         cells += [_optional(each["gbps_fused"], ".1f"), _kept(each)]
-        cells.append(f"{each['faults_eager']:.0f} → {each['faults_fused']:.0f}")
+        if on_cpu:
+            cells.append(f"{each['faults_eager']:.0f} → {each['faults_fused']:.0f}")
+        else:
+            cells += [_peak(each, compiled), each["launch"].partition(":")[0]]
         result.add_row(*cells)
     return result
 
@@ -127,6 +134,12 @@ def _kept(each: Row) -> str:
     if each["min_bytes"] is None:
         return f"{kept[0] / 1e6:.0f} → {kept[1] / 1e6:.0f} MB"
     return f"{kept[0] / each['elements']:.2f} → {kept[1] / each['elements']:.2f}"
+
+
+def _peak(each: Row, compiled: bool) -> str:
+    """The most memory at a time: of eager → (of compiled →) of fused."""
+    sides = ("eager", "compile", "fused") if compiled and "peak_bytes_compile" in each else ("eager", "fused")
+    return " → ".join(f"{each[f'peak_bytes_{side}'] / 1e6:.0f}" for side in sides)
 
 
 def summary(rows: list[Row]) -> Table:

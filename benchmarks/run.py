@@ -14,11 +14,17 @@ faults cost both sides more than the arithmetic. A training loop has it so unles
 default here (--memory touched: nothing is set, every call comes after others like it). With --memory kept,
 fusedtricks.keep_freed_memory() is called first and holds for all sides. The copy always goes to memory that
 was written before.
+
+With --device cuda, times are those of the device, by CUDA events, with inputs that no cache holds; "launch" says
+whether CUDA graphs were replayed, which the short ops are, or calls launched one by one. "peak MB" is the most
+memory that one call took, of a network what one that is alone in its process has. A network's bfloat16 is autocast.
 """
 
 import argparse
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +36,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import fusedtricks
-from benchmarks import report, targets
+from benchmarks import report
 from benchmarks.case import Case
 from benchmarks.cases import select
+from benchmarks.devices import BACKENDS
 from benchmarks.measure import measure
-from benchmarks.workload import Mismatch
 
 SECONDS, QUICK_SECONDS = 2.0, 0.3
 TABLE_WIDTH = 200
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the chosen cases; 1 if a fused op gave wrong values, 2 if nothing was chosen."""
+    """Runs the chosen cases; 1 if a fused op gave wrong values, 2 if nothing was chosen or could be run."""
     arguments = _parser().parse_args(argv)
+    if arguments.show is not None:
+        return _show(arguments)
     cases = _chosen(arguments)
     if not cases:
         print("no case matches", file=sys.stderr)
@@ -50,18 +58,38 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.list:
         print(*(case.id for case in cases), sep="\n")
         return 0
+    if obstacle := BACKENDS[arguments.device].obstacle():
+        print(f"--device {arguments.device}: {obstacle}", file=sys.stderr)
+        return 2
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.memory == "kept" and not fusedtricks.keep_freed_memory():
         print("--memory kept: the C library did not take the settings", file=sys.stderr)
         return 2
 
-    machine = report.machine(arguments.memory)
-    rows, wrong = _run(cases, arguments)
+    machine = report.machine(arguments.memory) | BACKENDS[arguments.device].machine()
+    rows: list[report.Row] = []
+    wrong: dict[str, str] = {}
+
+    def write() -> None:
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps({"machine": machine, "rows": rows, "wrong": wrong}, indent=1) + "\n")
+
+    _run(cases, arguments, rows, wrong, write)
     _print(machine, rows, wrong, arguments)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows, "wrong": wrong}, indent=1) + "\n")
+    write()
     return 1 if wrong else 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    """Prints the table of a run that wrote --json, also of one that was cut short."""
+    try:
+        written = json.loads(arguments.show.read_text())
+    except (OSError, ValueError) as error:
+        print(f"--show {arguments.show}: {error}", file=sys.stderr)
+        return 2
+    _print(written["machine"], written["rows"], written["wrong"], arguments)
+    return 1 if written["wrong"] else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,26 +105,41 @@ def _parser() -> argparse.ArgumentParser:
         help="cases whose name, op/case/direction/dtype/layout, contains this or, with wildcards, matches "
         "it; may be given again",
     )
+    add("--device", choices=tuple(BACKENDS), default="cpu", help="each has cases and goals of its own")
     add("--quick", action="store_true", help="few cases, few rounds: under a minute")
     add("--targets", action="store_true", help="the cases that a goal is set for, and whether it is met")
     add("--list", action="store_true", help="print the names of the cases and stop")
-    add("--compile", action="store_true", help="time torch.compile of the eager code as well")
+    add(
+        "--compile",
+        nargs="?",
+        const="*",
+        metavar="PATTERN",
+        help="time torch.compile of the eager code as well, of the cases that match",
+    )
     add("--threads", type=int, metavar="N", help="threads of torch; its own choice by default")
     add("--memory", choices=("touched", "kept"), default="touched", help="see above")
     add("--seconds", type=float, metavar="S", help="begin no further round of a case after so long")
-    add("--json", type=Path, metavar="FILE", help="write the machine and every row")
+    add("--deadline", type=float, metavar="S", help="begin no further case after so long")
+    add("--json", type=Path, metavar="FILE", help="write the machine and every row, as soon as it is measured")
+    add("--show", type=Path, metavar="FILE", help="print the table of what was written, and time nothing")
     return parser
 
 
 def _chosen(arguments: argparse.Namespace) -> list[Case]:
-    cases = select(arguments.only, arguments.quick)
-    return [case for case in cases if not arguments.targets or case in targets.target_cases()]
+    backend = BACKENDS[arguments.device]
+    cases = select(arguments.only, arguments.quick, backend.cases, backend.quick)
+    return [case for case in cases if not arguments.targets or case in backend.target_cases()]
 
 
-def _run(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[report.Row], dict[str, str]]:
-    """Rows of the cases that could be timed, and what was wrong with the others; Ctrl-C stops early."""
-    rows: list[report.Row] = []
-    wrong: dict[str, str] = {}
+def _run(
+    cases: list[Case],
+    arguments: argparse.Namespace,
+    rows: list[report.Row],
+    wrong: dict[str, str],
+    write: Callable[[], None],
+) -> None:
+    """Adds rows of the cases that could be timed, and what was wrong with the others; Ctrl-C stops early."""
+    start = time.perf_counter()
     seconds = arguments.seconds
     if seconds is None:
         seconds = QUICK_SECONDS if arguments.quick else SECONDS
@@ -105,25 +148,32 @@ def _run(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[report.
         task = progress.add_task("", total=len(cases))
         try:
             for case in cases:
+                if arguments.deadline is not None and time.perf_counter() - start > arguments.deadline:
+                    progress.console.print(f"deadline reached after {len(rows) + len(wrong)} of {len(cases)} cases")
+                    break
                 progress.update(task, description=case.id)
+                if case.device != "cpu" and not progress.console.is_terminal:
+                    progress.console.print(case.id, highlight=False, soft_wrap=True)  # where a kernel that hangs did
                 try:
                     rows.append(_run_case(case, seconds, arguments))
-                except Mismatch as mismatch:
-                    wrong[case.id] = str(mismatch)
+                except BACKENDS[arguments.device].failures as failure:
+                    wrong[case.id] = str(failure)
+                write()
                 progress.advance(task)
         except KeyboardInterrupt:
             progress.console.print(f"interrupted after {len(rows)} of {len(cases)} cases")
-    return rows, wrong
 
 
 def _run_case(case: Case, seconds: float, arguments: argparse.Namespace) -> report.Row:
     workload = case.build(case)
     workload.check()
     sides = dict(workload.sides)
-    if arguments.compile:
+    if arguments.compile and case.matches(arguments.compile):
         sides["compile"] = workload.compiled()
-    samples = measure(sides, seconds, workload.min_rounds, workload.max_rounds)
-    return report.row(case, workload, samples, arguments.memory)
+    backend = BACKENDS[case.device]
+    clock = backend.clock()
+    samples = measure(sides, seconds, workload.min_rounds, workload.max_rounds, clock=clock)
+    return report.row(case, workload, samples, arguments.memory) | clock.facts() | backend.peaks(workload, sides)
 
 
 def _print(
@@ -132,9 +182,9 @@ def _print(
     console = Console(width=max(TABLE_WIDTH, Console().width))
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), "\n", highlight=False)
     if rows and arguments.targets:
-        console.print(targets.target_table(rows))
+        console.print(BACKENDS[rows[0]["device"]].target_table(rows))
     elif rows:
-        console.print(report.table(rows, arguments.compile))
+        console.print(report.table(rows, any(row["compile_ms"] is not None for row in rows)))
         console.print(report.summary(rows))
     slower = [row for row in rows if row["ratio_eager"] < 1]
     console.print(f"{len(rows)} cases timed; fused is slower than eager in {len(slower)}", highlight=False)

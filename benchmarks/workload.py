@@ -40,6 +40,7 @@ class Workload:
         min_bytes: that the op moves at least (each tensor read or written once); None for a network.
         min_rounds: to measure; as many as fit the time are measured, but not fewer.
         max_rounds: to measure at most.
+        bytes_at_rest: frees what the last call left behind; bytes that one side alone holds between calls.
     """
 
     sides: dict[str, Side]
@@ -50,6 +51,7 @@ class Workload:
     min_bytes: int | None
     min_rounds: int = 9
     max_rounds: int = 25
+    bytes_at_rest: Callable[[], int] = lambda: 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Op:
 def build_op(op: Op, case: Case) -> Workload:
     """Builds inputs and callables of a case of this op."""
     torch.manual_seed(0)
-    eager, fused = op.make(case.shape)
+    eager, fused = (_moved(function, case.device) for function in op.make(case.shape))
     inputs = [_random(case).requires_grad_(op.training) for _ in range(op.inputs)]
     grad_output = _random(case) if case.direction == "forward+backward" else None
     target = torch.empty_like(inputs[0]).copy_(inputs[0].detach())
@@ -107,8 +109,12 @@ def build_op(op: Op, case: Case) -> Workload:
 
 
 def _random(case: Case) -> Tensor:
-    tensor = torch.randn(case.shape).to(case.dtype)
+    tensor = torch.randn(case.shape, device=case.device).to(case.dtype)
     return tensor.contiguous(memory_format=case.memory_format)
+
+
+def _moved(function: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    return function.to(device) if isinstance(function, nn.Module) else function
 
 
 def _clones(inputs: Sequence[Tensor]) -> list[Tensor]:

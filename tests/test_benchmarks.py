@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import fusedtricks
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import run
+from benchmarks import cuda_cases, cuda_targets, run
 from benchmarks.cases import (
     CASES,
     MOBILENETV2_EXPANDED,
@@ -23,6 +25,9 @@ from benchmarks.cases import (
     RESNET50,
     select,
 )
+from benchmarks.cuda_cases import RESNET50_LAYERS, layer_counts
+from benchmarks.devices import BACKENDS
+from benchmarks.measure import Side, measure
 from benchmarks.models import DropoutMLP, MobileNetV2, ResNet50
 from benchmarks.targets import TARGETS, target_cases
 from fusedtricks.demo.layers import FUSED, STOCK
@@ -170,3 +175,124 @@ def test_networks_of_fused_layers_compute_what_those_of_stock_layers_do(name):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fused.state_dict(), stock.state_dict())
     torch.testing.assert_close(fused.eval()(x), stock.eval()(x))
+
+
+def test_cuda_registry_has_each_case_once_and_the_cases_of_every_goal():
+    cases = BACKENDS["cuda"].cases
+    assert len({case.id for case in cases}) == len(cases)
+    assert {case.device for case in cases} == {"cuda"} and {case.device for case in CASES} == {"cpu"}
+    chosen = {(case.op, case.name, case.direction) for case in cuda_targets.target_cases()}
+    assert {(op, name, "forward+backward") for op, name in layer_counts()} <= chosen
+    assert {"dropout", "leaky_relu", "end_to_end"} <= {op for op, _, _ in chosen}
+    for pattern in cuda_cases.QUICK:
+        assert select([pattern], cases=cases)
+
+
+def test_layers_of_resnet50_are_those_of_the_network():
+    layers: Counter[tuple[str, tuple[int, ...]]] = Counter()
+
+    def count(module, inputs):
+        names = ["batch_norm", *["add"] * (len(inputs) == 2), *["relu"] * (module.act is not None)]
+        layers["_".join(names), tuple(inputs[0].shape[1:])] += 1
+
+    with torch.device("meta"):
+        model = ResNet50(STOCK)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(count)
+        model(torch.empty(2, 3, 224, 224))
+    assert layers == {(op, shape): n for op, shapes in RESNET50_LAYERS.items() for shape, n in shapes.items()}
+    assert sum(layer_counts().values()) == 53
+
+
+@pytest.mark.parametrize("op", sorted({case.op for case in BACKENDS["cuda"].cases} - {"end_to_end"}))
+def test_cuda_cases_build_and_pass_their_check_when_made_small_and_moved(op):
+    case = next(case for case in reversed(BACKENDS["cuda"].cases) if case.op == op)
+    small = replace(case, shape=(3, 5, 7, 7)[: len(case.shape)], device="cpu")
+    workload = small.build(small)
+    workload.check()
+    assert workload.bytes_at_rest() == 0
+
+
+def cuda_row(op: str, name: str, direction: str, **changes: object) -> dict:
+    """What a run on a GPU would write, with a copy of 2 ms, so that T is 1 ms."""
+    case = next(c for c in BACKENDS["cuda"].cases if (c.op, c.name, c.direction) == (op, name, direction))
+    row = {"op": op, "case": name, "direction": direction, "dtype": case.dtype_name, "layout": case.layout}
+    times = {"eager_ms": 0.4, "fused_ms": 0.2, "copy_ms": 2.0, "ratio_eager": 2.0, "ratio_compile": 1.2}
+    return row | times | {"shape": list(case.shape), "l2_bytes": 60e6, "path": "auto", "device": "cuda"} | changes
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "forward", "backward"),
+    [
+        ("resnet50-256x64x56x56", "auto", 3.45, 5.75),
+        ("resnet50-256x512x28x28", "auto", 2.4, 3.75),
+        ("resnet50-256x512x28x28", "two", 3.45, 5.75),
+        ("resnet50-256x256x14x14", "hold", 2.603, 3.75),
+        ("resnet50-256x256x14x14", "two", None, None),
+    ],
+)
+def test_cuda_goals_in_tensors_moved(name, path, forward, backward):
+    """Of slabs that stay on chip and of those that do not, with the switch and without."""
+    for measured, met in ((0.999, True), (1.001, False)):
+        ms = (forward or 1) * measured
+        rows = [
+            cuda_row("batch_norm_relu", name, "forward", path=path, fused_ms=ms),
+            cuda_row("batch_norm_relu", name, "forward+backward", path=path, fused_ms=ms + (backward or 1) * measured),
+        ]
+        found = [v.met for v in cuda_targets.verdicts(rows) if v.what.startswith("batch_norm_relu,")]
+        assert found == ([met, met] if forward else [])
+
+
+def test_cuda_goals_of_all_layers_and_of_networks():
+    rows = [cuda_row(op, name, "forward+backward", fused_ms=11.9 / 53) for op, name in layer_counts()]
+    rows.append(cuda_row("end_to_end", "resnet50", "training step", ratio_eager=1.1))
+    verdicts = [v for v in cuda_targets.verdicts(rows) if not v.what.startswith("batch_norm_relu,")]
+    assert [(v.measured.split(",")[0], v.met) for v in verdicts] == [
+        *(("11.90 ms", True), ("2.00", True), ("1.20", True)),
+        *(("1.10", False), ("1.20", True)),
+    ]
+    rows[0] |= {"fused_ms": 1.0, "ratio_eager": 1.0, "ratio_compile": 0.9}
+    assert not any(v.met for v in cuda_targets.verdicts(rows) if "53" in v.case or "16" in v.case)
+    assert not any(v.met for v in cuda_targets.verdicts(rows[1:-1]) if "53" in v.case or "16" in v.case)
+    cuda_targets.target_table(rows)
+
+
+def test_cuda_goals_of_elementwise_ops_are_for_tensors_larger_than_the_cache():
+    row = cuda_row("dropout", "resnet50-256x64x56x56", "forward", fused_ms=2.3)
+    (contiguous,) = cuda_targets.verdicts([row | {"layout": "contiguous"}])
+    (channels_last,) = cuda_targets.verdicts([row | {"layout": "channels_last"}])
+    assert not contiguous.met and channels_last.met
+    assert not cuda_targets.verdicts([row | {"l2_bytes": 1e9}])
+
+
+def test_cuda_where_there_is_none_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert run.main(["--device", "cuda", "--only", "tiny"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"--device cuda: torch {torch.__version__} is built without CUDA"
+    assert run.main(["--device", "cuda", "--only", "tiny", "--list"]) == 0
+
+
+def test_measure_asks_the_clock_of_the_device():
+    class Clock:
+        def ready(self, sides):
+            return {name: (lambda side=side: (side.call(), 0.0)) for name, side in sides.items()}
+
+        def facts(self):
+            return {}
+
+    samples = measure({"a": Side(lambda: 1.0), "b": Side(lambda: 2.0)}, 0.0, 3, 5, clock=Clock())
+    assert samples["a"].ms == [1.0] * 3 and samples["b"].median_ms == 2.0
+
+
+def test_run_stops_at_its_deadline_and_shows_what_it_wrote(tmp_path, capsys):
+    results = tmp_path / "results.json"
+    options = ["--only", "silu/tiny", "--seconds", "0"]
+    assert run.main([*options, "--deadline", "0", "--json", str(results)]) == 0
+    assert json.loads(results.read_text())["rows"] == []
+    assert run.main([*options, "--json", str(results)]) == 0
+    printed = capsys.readouterr().out
+    assert run.main(["--show", str(results)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] in printed
+    assert run.main(["--show", str(tmp_path / "nothing.json")]) == 2

@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in parts that each end within LIMIT seconds:
+#
+#   benchmarks/gpu_check.sh build      installs the checkout with its CUDA kernels
+#   benchmarks/gpu_check.sh test       the tests marked "cuda" (TESTS='...' : other arguments of pytest)
+#   benchmarks/gpu_check.sh sanitize   compute-sanitizer on benchmarks/smoke.py
+#   benchmarks/gpu_check.sh bench      ops against eager, torch.compile and a copy; goals of the project
+#   benchmarks/gpu_check.sh train      training steps of whole networks: time and peak memory
+#   benchmarks/gpu_check.sh all        one after another
+#
+# A part builds first where that has not been done. Nothing is fetched: what is missing is named. Results go to
+# OUT (benchmarks/results) as they come: cuda-*.json, and gpu_check.log with all output. COMMIT names the commit
+# where there is no .git. PYTHON (python3), LIMIT (560).
+
+# shellcheck disable=SC2329 # the parts are called by name
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+
+OUT=${OUT:-benchmarks/results}
+LIMIT=${LIMIT:-560}
+PYTHON=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1 COMMIT=${COMMIT:-unknown}
+# Nothing is begun with fewer seconds left than this.
+LEAST=20
+mkdir -p "$OUT" || exit 2
+OUT=$(cd "$OUT" && pwd)
+LOG=$OUT/gpu_check.log
+SUMMARY=()
+failed=0
+
+say() { echo "$*" | tee -a "$LOG"; }
+
+note() { # part, verdict
+  SUMMARY+=("$(printf '%-24s %s' "$1" "$2")")
+  say "== $1: $2"
+}
+
+left() { echo $((LIMIT - (SECONDS - part_start))); }
+
+# Runs a command for at most so many seconds of what the part has left, into the log and to the screen.
+attempt() { # name, seconds, command...
+  local name=$1 most=$2 status begun=$SECONDS
+  shift 2
+  if [ "$(left)" -lt "$LEAST" ]; then
+    note "$name" "not begun: $(left) s left of $LIMIT"
+    return 3
+  fi
+  [ "$most" -lt "$(left)" ] || most=$(left)
+  say "== $name: $*"
+  timeout -k 15 "$most" "$@" 2>&1 | tee -a "$LOG"
+  status=${PIPESTATUS[0]}
+  case $status in
+    0) note "$name" "ok, $((SECONDS - begun)) s" ;;
+    124 | 137) note "$name" "CUT OFF after $most s" ;;
+    *) note "$name" "FAILED with status $status, $((SECONDS - begun)) s" ;;
+  esac
+  [ "$status" = 0 ] || failed=1
+  return "$status"
+}
+
+# The packages of the extras and of the build that this Python does not have, by the versions that they need.
+missing() {
+  "$PYTHON" - <<'PYTHON'
+import importlib.metadata as metadata
+import re
+
+wanted = dict.fromkeys(["pytest", "numpy", "rich", "matplotlib", "tqdm", "scikit-learn"], 0)
+wanted |= {"setuptools": 77, "ninja": 1}
+for name, major in wanted.items():
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        print(name)
+        continue
+    if int(re.match(r"\d+", found)[0]) < major:
+        print(f"{name}>={major} (found {found})")
+PYTHON
+}
+
+facts() {
+  "$PYTHON" - <<'PYTHON'
+import platform
+
+import torch
+
+print("python", platform.python_version(), "torch", torch.__version__, "CUDA", torch.version.cuda)
+for index in range(torch.cuda.device_count()):
+    properties = torch.cuda.get_device_properties(index)
+    print(f"{properties.name}, {properties.major}.{properties.minor}, {properties.total_memory / 1e9:.0f} GB")
+PYTHON
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader || true
+  command -v nvcc compute-sanitizer ncu || true
+}
+
+build() {
+  local absent capability
+  facts 2>&1 | tee -a "$LOG"
+  absent=$(missing)
+  [ -z "$absent" ] || note "missing packages" "$(echo "$absent" | tr '\n' ' ')"
+  # For the GPU that is here alone, which takes a fraction of the time; one's own choice stands.
+  capability=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
+  [ -z "$capability" ] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
+  local pip=("$PYTHON" -m pip install --no-index --disable-pip-version-check --no-build-isolation -v)
+  if [ -z "$absent" ]; then
+    attempt build "$LIMIT" env FUSEDTRICKS_CUDA=1 "${pip[@]}" -e ".[test,bench]" && return
+    say "once more without the extras"
+  fi
+  attempt "build without extras" "$LIMIT" env FUSEDTRICKS_CUDA=1 "${pip[@]}" --no-deps -e .
+}
+
+built() {
+  "$PYTHON" -c 'import sys, fusedtricks; sys.exit("cuda" not in fusedtricks._build_info.backends)' >/dev/null 2>&1
+}
+
+need_build() {
+  built || build || built
+}
+
+run_tests() {
+  local options=() selection=(tests -m "cuda and not slow") status
+  need_build || return 1
+  attempt self-check 120 "$PYTHON" -m fusedtricks info
+  attempt smoke 120 "$PYTHON" benchmarks/smoke.py
+  "$PYTHON" -c 'import pytest' 2>/dev/null || {
+    note test "pytest is missing: nothing more was tested"
+    return 1
+  }
+  # A kernel that hangs is then named, and ends the run.
+  "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && options+=(--timeout 120 --timeout-method thread)
+  # shellcheck disable=SC2206 # several arguments
+  [ -z "${TESTS:-}" ] || selection=($TESTS)
+  attempt test "$LIMIT" "$PYTHON" -m pytest -v --tb=short --maxfail=25 --durations=10 -p no:cacheprovider \
+    "${options[@]}" "${selection[@]}"
+  status=$?
+  [ "$status" != 5 ] || note test "no test is marked cuda"
+  return "$status"
+}
+
+sanitize() {
+  local tool_and_path tool path version
+  need_build || return 1
+  command -v compute-sanitizer >/dev/null || PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+  version=$(compute-sanitizer --version 2>/dev/null | grep -m1 -i version) || {
+    note sanitize "compute-sanitizer is not here: nothing was checked"
+    return 0
+  }
+  say "$version"
+  attempt "smoke, unchecked" 120 "$PYTHON" benchmarks/smoke.py
+  for tool_and_path in memcheck:two memcheck:hold racecheck:hold initcheck:two racecheck:two initcheck:hold \
+    synccheck:hold synccheck:two; do
+    tool=${tool_and_path%:*} path=${tool_and_path#*:}
+    attempt "$tool, path $path" 240 env FUSEDTRICKS_CUDA_PATH="$path" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$PYTHON" benchmarks/smoke.py
+  done
+}
+
+# One run of the benchmark; its table also where it was cut off, from what it had written.
+measure() { # file, seconds, arguments...
+  local file=$1 most=$2 status
+  shift 2
+  rm -f "$OUT/$file.json"
+  [ "$most" -lt $(($(left) - 60)) ] || most=$(($(left) - 60))
+  attempt "$file" $((most + 60)) "$PYTHON" benchmarks/run.py --device cuda --deadline "$most" \
+    --json "$OUT/$file.json" "$@"
+  status=$?
+  if [ "$status" -ge 124 ] && [ -e "$OUT/$file.json" ]; then
+    "$PYTHON" benchmarks/run.py --device cuda --targets --show "$OUT/$file.json" 2>&1 | tee -a "$LOG"
+  fi
+  return "$status"
+}
+
+bench() {
+  local ops=(--targets --only 'batch_norm*' --only 'dropout*' --only 'leaky_relu*' --seconds 0.5)
+  need_build || return 1
+  measure cuda-auto 300 "${ops[@]}" --compile '*/resnet50-256x*/forward+backward/bfloat16/channels_last'
+  FUSEDTRICKS_CUDA_PATH=two measure cuda-two 60 --targets --only 'batch_norm*' --seconds 0.2
+  FUSEDTRICKS_CUDA_PATH=hold measure cuda-hold 60 --targets --only 'batch_norm*' --seconds 0.2
+  # What no goal is set for: small, odd and flat shapes, other activations.
+  [ "$(left)" -le 90 ] || measure cuda-quick 60 --quick
+}
+
+train() {
+  need_build || return 1
+  measure cuda-train 420 --only end_to_end --compile --seconds 10
+  [ ! -e "$OUT/cuda-train.json" ] ||
+    "$PYTHON" benchmarks/run.py --device cuda --targets --show "$OUT/cuda-train.json" 2>&1 | tee -a "$LOG"
+}
+
+part() { # name, function
+  part_start=$SECONDS
+  say "==== $1, $(date -u +%FT%TZ)"
+  "$2" || failed=1
+}
+
+case ${1:-} in
+  build) part build build ;;
+  test) part test run_tests ;;
+  sanitize) part sanitize sanitize ;;
+  bench) part bench bench ;;
+  train) part train train ;;
+  all)
+    part build build
+    part test run_tests
+    part sanitize sanitize
+    part bench bench
+    part train train
+    ;;
+  *)
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    exit 2
+    ;;
+esac
+
+say ""
+for line in "${SUMMARY[@]}"; do say "$line"; done
+exit "$failed"
