@@ -8,18 +8,19 @@
 
 namespace fusedtricks::cuda {
 
-// Packs a thread that make a block worth its while.
-constexpr int kPacksOfBlock = 8;
+// Steps that make a block worth its while.
+constexpr int kStepsOfBlock = 8;
 
 // One wave of blocks, as many a multiprocessor as the registers of the kernels allow.
 template <class Walk>
-typename Walk::Plan sums_plan(const Layout& layout) {
-  return Walk::Plan::make(layout, int64_t(kSumsBlocks) * multiprocessors(), kPacksOfBlock);
+typename Walk::Plan plan_for(const Layout& layout, int blocks) {
+  return with_blocks(Walk::Plan::make(layout), int64_t(blocks) * multiprocessors(), kStepsOfBlock);
 }
 
 template <class Walk>
-typename Walk::Plan apply_plan(const Layout& layout, int blocks) {
-  return Walk::Plan::make(layout, int64_t(blocks) * multiprocessors(), kPacksOfBlock);
+size_t shared_bytes(const typename Walk::Plan& plan, size_t merged) {
+  constexpr size_t coefficient = sizeof(double);
+  return std::max(merged, total_bytes(kThreads, plan) + kCoefficients * coefficient * plan.block_channels());
 }
 
 // Calls f(walk) with the walk for that layout: by packs where every tensor begins at a multiple of one, and a row too.
@@ -45,40 +46,41 @@ void with_activation_for(const Activation& activation, const F& f) {
 template <class T, class Walk>
 void launch_forward(const BatchNormForward& a) {
   using V = Compute<T>;
-  const auto plan = apply_plan<Walk>(a.layout, kNormalizeBlocks), sums = sums_plan<Walk>(a.layout);
+  const auto plan = plan_for<Walk>(a.layout, kNormalizeBlocks), sums = plan_for<Walk>(a.layout, kSumsBlocks);
   const Workspace<V> workspace(a.workspace, sums.chunks, a.layout.channels);
   if (a.training) {
-    launch(statistics<T, Walk>, sums.blocks(), kThreads, merge_bytes<Moments<V>>(Walk::channels), a, sums, workspace);
+    launch(statistics<T, Walk>, parts(sums), kThreads, merge_bytes<Moments<V>>(kThreads, Walk::channels), a, sums,
+           workspace);
   }
   with_activation_for<T, Walk>(a.act, [&](auto act) {
     using Act = decltype(act);
-    launch(a.residual ? normalize<T, Walk, Act, true> : normalize<T, Walk, Act, false>, plan.blocks(), kThreads,
-           total_bytes(plan), a, plan, sums, workspace, act);
+    launch(a.residual ? normalize<T, Walk, Act, true> : normalize<T, Walk, Act, false>, parts(plan), kThreads,
+           shared_bytes<Walk>(plan, 0), a, plan, sums, workspace, act);
   });
 }
 
 template <class T, class Walk>
 void launch_backward(const BatchNormBackward& a) {
   using V = Compute<T>;
-  const auto plan = apply_plan<Walk>(a.layout, kSumsBlocks), sums = sums_plan<Walk>(a.layout);
-  const Workspace<V> workspace(a.workspace, sums.chunks, a.layout.channels);
+  const auto plan = plan_for<Walk>(a.layout, kSumsBlocks);
+  const Workspace<V> workspace(a.workspace, plan.chunks, a.layout.channels);
   const auto add = [&](auto* kernel, auto act) {
-    launch(kernel, sums.blocks(), kThreads, std::max(merge_bytes<Sums<V>>(Walk::channels), total_bytes(sums)), a, sums,
-           workspace, act);
+    launch(kernel, parts(plan), kThreads, shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(kThreads, Walk::channels)), a,
+           plan, workspace, act);
   };
   if (a.output) {
     with_activation_for<T, Walk>(
-        a.act, [&](auto act) { add(add_gradients<T, Walk, decltype(act), Derivative::kOfOutput>, act); });
+        a.act, [&](auto act) { add(sum_gradients<T, Walk, decltype(act), Derivative::kOfOutput>, act); });
   } else if (a.residual) {
     const AnyActivation<V> act{a.act};
-    add(add_gradients<T, Walk, AnyActivation<V>, Derivative::kAtResidual>, act);
+    add(sum_gradients<T, Walk, AnyActivation<V>, Derivative::kAtResidual>, act);
   } else if (a.needs_sums()) {
     with_activation_for<T, Walk>(
-        a.act, [&](auto act) { add(add_gradients<T, Walk, decltype(act), Derivative::kAtInput>, act); });
+        a.act, [&](auto act) { add(sum_gradients<T, Walk, decltype(act), Derivative::kAtInput>, act); });
   }
   with_activation_for<T, Walk>(a.after_residual() ? Activation{0, {}} : a.act, [&](auto act) {
-    launch(differentiate<T, Walk, decltype(act)>, plan.blocks(), kThreads, total_bytes(plan), a, plan, sums, workspace,
-           act);
+    launch(differentiate<T, Walk, decltype(act)>, parts(plan), kThreads, shared_bytes<Walk>(plan, 0), a, plan, plan,
+           workspace, act);
   });
 }
 
@@ -87,7 +89,7 @@ int64_t BatchNormKernels<T>::forward_workspace(const BatchNormForward& a) {
   if (!a.training) return 0;
   int64_t bytes = 0;
   with_walk<T>(a.layout, {a.x, a.y, a.residual}, [&](auto walk) {
-    const auto plan = sums_plan<typename decltype(walk)::type>(a.layout);
+    const auto plan = plan_for<typename decltype(walk)::type>(a.layout, kSumsBlocks);
     bytes = Workspace<Compute<T>>::bytes(plan.chunks, a.layout.channels);
   });
   return bytes;
@@ -103,7 +105,7 @@ template <class T>
 int64_t BatchNormKernels<T>::backward_workspace(const BatchNormBackward& a) {
   int64_t bytes = 0;
   with_walk<T>(a.layout, {a.x, a.dy, a.dx, a.dz, a.output, a.residual}, [&](auto walk) {
-    const auto plan = sums_plan<typename decltype(walk)::type>(a.layout);
+    const auto plan = plan_for<typename decltype(walk)::type>(a.layout, kSumsBlocks);
     bytes = Workspace<Compute<T>>::bytes(plan.chunks, a.layout.channels);
   });
   return bytes;

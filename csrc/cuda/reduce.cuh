@@ -34,11 +34,11 @@ struct Moments {
 
 // Merges the values of all threads whose number is the same modulo `width`, a power of two: the threads below `width`
 // get the result. Every thread of the block has to call it.
-template <class Value, int count>
-__device__ void merge_threads(Value (&values)[count], int width) {
-  Value* shared = dynamic_shared<Value>();
+template <int threads, class Value, int count>
+__device__ void merge_threads(Value (&values)[count], int width, void* memory) {
+  Value* shared = static_cast<Value*>(memory);
   const int thread = threadIdx.x;
-  for (int half = kThreads / 2; half >= width; half /= 2) {
+  for (int half = threads / 2; half >= width; half /= 2) {
     if (thread >= half && thread < 2 * half) {
 #pragma unroll
       for (int i = 0; i < count; ++i) shared[i * half + thread - half] = values[i];
@@ -54,33 +54,33 @@ __device__ void merge_threads(Value (&values)[count], int width) {
 
 // Bytes of shared memory that merge_threads takes.
 template <class Value>
-constexpr size_t merge_bytes(int count) {
-  return sizeof(Value) * count * (kThreads / 2);
+constexpr size_t merge_bytes(int threads, int count) {
+  return sizeof(Value) * count * (threads / 2);
 }
 
 // The sums over all chunks of what term(chunk, channel) gives, for the channels of a block: totals[number of channel
-// in the block], in shared memory from where a table of coefficients ends. Every thread of the block has to call it.
-template <class Plan, class Term>
-__device__ Sums<double>* total_chunks(const Plan& plan, int64_t block_channel, const Term& term) {
+// in the block], behind what merge_threads takes, which is free again. Every thread of the block has to call it.
+template <int threads, class Plan, class Term>
+__device__ Sums<double>* total_chunks(const Plan& plan, int64_t block_channel, void* memory, const Term& term) {
   const int width = plan.block_channels();
   const int64_t channel = block_channel + threadIdx.x % width;
   Sums<double> sums[1];
   if (channel < plan.channels) {
-    for (int64_t chunk = threadIdx.x / width; chunk < plan.chunks; chunk += kThreads / width) {
+    for (int64_t chunk = threadIdx.x / width; chunk < plan.chunks; chunk += threads / width) {
       sums[0].merge(term(chunk, channel));
     }
   }
-  merge_threads(sums, width);
-  Sums<double>* totals = dynamic_shared<Sums<double>>() + kThreads / 2;
-  if (threadIdx.x < width) totals[threadIdx.x] = sums[0];
+  merge_threads<threads>(sums, width, memory);
+  Sums<double>* totals = static_cast<Sums<double>*>(memory) + threads / 2;
+  if (int(threadIdx.x) < width) totals[threadIdx.x] = sums[0];
   __syncthreads();
   return totals;
 }
 
-// Bytes of shared memory that total_chunks takes; the first part is free again when it returns.
+// Bytes of shared memory that total_chunks takes.
 template <class Plan>
-size_t total_bytes(const Plan& plan) {
-  return sizeof(Sums<double>) * (kThreads / 2 + plan.block_channels());
+constexpr size_t total_bytes(int threads, const Plan& plan) {
+  return sizeof(Sums<double>) * (threads / 2 + plan.block_channels());
 }
 
 }  // namespace fusedtricks::cuda

@@ -1,8 +1,9 @@
 // How the threads of a block walk over their part of a (N, C, *) tensor, in either memory layout: which channels a
 // thread has, which packs it visits, how many elements that makes.
 //
-// The grid is chunks x groups of channels. A block has `lanes` lanes, each with channels of its own, and teams of one
-// thread per lane that share the block's elements out.
+// A tensor is cut into groups of neighbouring channels and chunks of items, rows or packs of a plane; a part is one
+// group in one chunk. A block has `lanes` lanes, each with channels of its own, and teams of one thread per lane that
+// take the items of the part in turn.
 #pragma once
 
 #include <algorithm>
@@ -16,50 +17,55 @@ constexpr int kThreads = 256;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Where an even division of `items` into `chunks` begins.
+FT_INLINE int64_t chunk_start(int64_t items, int64_t chunks, int64_t chunk) {
+  return items / chunks * chunk + items % chunks * chunk / chunks;
+}
+
+// Steps of a part, in each of which every team takes an item: those from `first` on, `count` at most.
+struct Steps {
+  int64_t first = 0, count = int64_t(1) << 40;
+};
+
 // Rows of C channels (channels_last, (N, C)): a thread has the n channels of a pack and visits it in every row.
-template <int n>
+template <int n, int threads_ = kThreads>
 struct RowsWalk {
-  static constexpr int pack = n, channels = n;
+  static constexpr int pack = n, channels = n, threads = threads_;
 
   struct Plan {
-    int64_t rows, channels, groups, chunks;
+    int64_t items, channels, groups, chunks;  // items: rows
     int lanes;
 
-    // Of at most `blocks` blocks, as far as the groups of channels allow, each with `unroll` packs a thread at least.
-    static Plan make(const Layout& layout, int64_t blocks, int unroll) {
-      Plan p;
-      p.rows = layout.per_channel();
-      p.channels = layout.channels;
-      p.lanes = 1;
+    static Plan make(const Layout& layout) {
+      Plan p{layout.per_channel(), layout.channels, 0, 1, 1};
       while (p.lanes < (n > 1 ? 8 : 32) && p.lanes * n < layout.channels) p.lanes *= 2;
-      p.groups = ceil_div(layout.channels, p.lanes * n);
-      const int64_t useful = ceil_div(p.rows, int64_t(kThreads / p.lanes) * unroll);
-      p.chunks = std::max<int64_t>(1, std::min(blocks / p.groups, useful));
+      p.groups = ceil_div(layout.channels, p.block_channels());
       return p;
     }
 
+    FT_INLINE int teams() const { return threads / lanes; }
     FT_INLINE int block_channels() const { return lanes * n; }
-    FT_INLINE int64_t blocks() const { return groups * chunks; }
-    FT_INLINE int64_t numel() const { return rows * channels; }
-    FT_INLINE int64_t first_row(int64_t chunk) const { return rows / chunks * chunk + rows % chunks * chunk / chunks; }
+    FT_INLINE int64_t numel() const { return items * channels; }
     // Elements of one channel in a chunk.
-    FT_INLINE int64_t count(int64_t chunk, int64_t) const { return first_row(chunk + 1) - first_row(chunk); }
+    FT_INLINE int64_t count(int64_t chunk, int64_t) const {
+      return chunk_start(items, chunks, chunk + 1) - chunk_start(items, chunks, chunk);
+    }
   };
 
-  static bool takes(const Layout& layout) { return layout.rows && layout.channels % n == 0; }
+  int64_t block_channel, channel;  // the first of the block, of the thread
 
-  int64_t chunk, block_channel, channel;
-
-  // reversed: the chunk's last rows first, which the kernel before this one read last.
-  __device__ RowsWalk(const Plan& p, bool reversed) : chunk(blockIdx.x / p.groups), channels_(p.channels) {
-    const int lane = threadIdx.x % p.lanes, team = threadIdx.x / p.lanes, teams = kThreads / p.lanes;
-    block_channel = blockIdx.x % p.groups * p.lanes * n;
+  // reversed: the last rows first, which were read last before.
+  __device__ RowsWalk(const Plan& p, int64_t chunk, int64_t group, bool reversed, Steps steps = {})
+      : channels_(p.channels), teams_(p.teams()) {
+    const int lane = threadIdx.x % p.lanes, team = threadIdx.x / p.lanes;
+    block_channel = group * p.block_channels();
     channel = block_channel + lane * n;
-    const int64_t first = p.first_row(chunk), end = p.first_row(chunk + 1);
+    const int64_t first = chunk_start(p.items, p.chunks, chunk) + steps.first * teams_;
+    const int64_t chunk_end = chunk_start(p.items, p.chunks, chunk + 1), last = first + steps.count * teams_;
+    const int64_t end = last < chunk_end ? last : chunk_end;
     left_ = has_channel() ? end - first - team : 0;
     index_ = (reversed ? end - 1 - team : first + team) * p.channels + channel;
-    teams_ = teams;
-    step_ = (reversed ? -teams : teams) * p.channels;
+    step_ = (reversed ? -teams_ : teams_) * p.channels;
   }
 
   __device__ __forceinline__ bool has_channel() const { return channel < channels_; }
@@ -74,7 +80,7 @@ struct RowsWalk {
   }
   // The i-th pack of the tensor for this thread's channels.
   static __device__ __forceinline__ Piece<n> sample(const Plan& p, int64_t channel, int i) {
-    return {i * p.channels + channel, 0, i < p.rows && channel < p.channels ? n : 0};
+    return {i * p.channels + channel, 0, i < p.items && channel < p.channels ? n : 0};
   }
   // Which of the thread's channels an element of a pack belongs to.
   static __device__ __forceinline__ int channel_of(int element) { return element; }
@@ -91,33 +97,23 @@ struct RowsWalk {
 
 // Planes of S positions (NCHW): a thread has one channel. A plane may begin anywhere in a pack, so it has up to one
 // pack more than fit, whose ends belong to its neighbours.
-template <int n>
+template <int n, int threads_ = kThreads>
 struct PlanesWalk {
-  static constexpr int pack = n, channels = 1;
+  static constexpr int pack = n, channels = 1, threads = threads_;
 
   struct Plan {
-    int64_t samples, channels, positions, packs, groups, chunks;  // packs: of one plane
+    int64_t items, channels, groups, chunks, samples, positions, packs;  // items: packs of all planes of a channel
     int lanes;
 
-    static Plan make(const Layout& layout, int64_t blocks, int unroll) {
-      Plan p;
-      p.samples = layout.samples;
-      p.channels = p.groups = layout.channels;
-      p.lanes = 1;
-      p.positions = layout.positions;
-      p.packs = p.positions % n ? (p.positions + 2 * n - 2) / n : p.positions / n;
-      const int64_t useful = ceil_div(p.samples * p.packs, int64_t(kThreads) * unroll);
-      p.chunks = std::max<int64_t>(1, std::min(blocks / p.groups, useful));
-      return p;
+    static Plan make(const Layout& layout) {
+      const int64_t positions = layout.positions;
+      const int64_t packs = positions % n ? (positions + 2 * n - 2) / n : positions / n;
+      return {layout.samples * packs, layout.channels, layout.channels, 1, layout.samples, positions, packs, 1};
     }
 
+    FT_INLINE int teams() const { return threads; }
     FT_INLINE int block_channels() const { return 1; }
-    FT_INLINE int64_t blocks() const { return groups * chunks; }
     FT_INLINE int64_t numel() const { return samples * channels * positions; }
-    FT_INLINE int64_t first_item(int64_t chunk) const {
-      const int64_t items = samples * packs;
-      return items / chunks * chunk + items % chunks * chunk / chunks;
-    }
     FT_INLINE int64_t start(int64_t sample, int64_t channel) const { return (sample * channels + channel) * positions; }
     // Elements of a channel before an item.
     FT_INLINE int64_t before(int64_t item, int64_t channel) const {
@@ -125,36 +121,39 @@ struct PlanesWalk {
       return sample * positions + (elements < 0 ? 0 : elements < positions ? elements : positions);
     }
     FT_INLINE int64_t count(int64_t chunk, int64_t channel) const {
-      return before(first_item(chunk + 1), channel) - before(first_item(chunk), channel);
+      return before(chunk_start(items, chunks, chunk + 1), channel) -
+             before(chunk_start(items, chunks, chunk), channel);
     }
   };
 
-  static bool takes(const Layout& layout) { return !layout.rows; }
+  int64_t block_channel, channel;
 
-  int64_t chunk, block_channel, channel;
-
-  // reversed: the chunk's last packs first.
-  __device__ PlanesWalk(const Plan& p, bool reversed)
-      : chunk(blockIdx.x / p.groups), block_channel(blockIdx.x % p.groups), channel(block_channel), plan_(p) {
-    const int64_t first = p.first_item(chunk), end = p.first_item(chunk + 1);
-    const int64_t item = reversed ? end - 1 - int(threadIdx.x) : first + threadIdx.x;
-    left_ = end - first - threadIdx.x;
-    sample_ = left_ > 0 ? item / p.packs : 0;
-    number_ = left_ > 0 ? item % p.packs : 0;
-    step_samples_ = kThreads / p.packs;
-    step_packs_ = kThreads % p.packs;
+  __device__ PlanesWalk(const Plan& p, int64_t chunk, int64_t group, bool reversed, Steps steps = {})
+      : block_channel(group), channel(group), plan_(p) {
+    const int64_t first = chunk_start(p.items, p.chunks, chunk) + steps.first * threads;
+    const int64_t chunk_end = chunk_start(p.items, p.chunks, chunk + 1), last = first + steps.count * threads;
+    const int64_t end = last < chunk_end ? last : chunk_end;
+    left_ = has_channel() ? end - first - int(threadIdx.x) : 0;
+    const int64_t item = left_ <= 0 ? 0 : reversed ? end - 1 - int(threadIdx.x) : first + threadIdx.x;
+    sample_ = item / p.packs;
+    number_ = item % p.packs;
+    step_samples_ = threads / p.packs;
+    step_packs_ = threads % p.packs;
     if (reversed) step_samples_ = -step_samples_, step_packs_ = -step_packs_;
   }
 
-  __device__ __forceinline__ bool has_channel() const { return true; }
+  __device__ __forceinline__ bool has_channel() const { return channel < plan_.channels; }
   __device__ __forceinline__ bool more() const { return left_ > 0; }
   template <int count>
   __device__ __forceinline__ void next(Piece<n> (&pieces)[count]) {
 #pragma unroll
-    for (int u = 0; u < count; ++u) pieces[u] = next();
+    for (int u = 0; u < count; ++u) {
+      pieces[u] = piece_at(plan_, sample_, channel, number_, left_ > 0);
+      advance();
+    }
   }
   static __device__ __forceinline__ Piece<n> sample(const Plan& p, int64_t channel, int i) {
-    return piece_at(p, 0, channel, i, i < p.packs);
+    return piece_at(p, 0, channel, i, i < p.packs && channel < p.channels);
   }
   static __device__ __forceinline__ int channel_of(int) { return 0; }
   template <class F>
@@ -167,14 +166,12 @@ struct PlanesWalk {
   Plan plan_;
   int64_t left_, sample_, number_, step_samples_, step_packs_;
 
-  __device__ __forceinline__ Piece<n> next() {
-    const Piece<n> piece = piece_at(plan_, sample_, channel, number_, left_ > 0);
-    left_ -= kThreads;
+  __device__ __forceinline__ void advance() {
+    left_ -= threads;
     sample_ += step_samples_;
     number_ += step_packs_;
     if (number_ >= plan_.packs) number_ -= plan_.packs, ++sample_;
     if (number_ < 0) number_ += plan_.packs, --sample_;
-    return piece;
   }
 
   static __device__ __forceinline__ Piece<n> piece_at(const Plan& p, int64_t sample, int64_t channel, int64_t number,
@@ -184,5 +181,27 @@ struct PlanesWalk {
     return {index, first > 0 ? int(first) : 0, !exists ? 0 : last < n ? int(last) : n};
   }
 };
+
+// A grid of a block for every part, groups innermost: blocks that run together read neighbouring memory.
+template <class Plan>
+FT_INLINE int64_t parts(const Plan& plan) {
+  return plan.groups * plan.chunks;
+}
+
+// The part of this block of such a grid.
+struct Part {
+  int64_t chunk, group;
+
+  template <class Plan>
+  __device__ explicit Part(const Plan& p) : chunk(blockIdx.x / p.groups), group(blockIdx.x % p.groups) {}
+};
+
+// Chunks for about `blocks` blocks in all, none of them with less than `steps` steps to do.
+template <class Plan>
+Plan with_blocks(Plan plan, int64_t blocks, int64_t steps) {
+  const int64_t useful = ceil_div(plan.items, plan.teams() * steps);
+  plan.chunks = std::max<int64_t>(1, std::min(blocks / plan.groups, useful));
+  return plan;
+}
 
 }  // namespace fusedtricks::cuda
