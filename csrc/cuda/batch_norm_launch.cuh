@@ -4,7 +4,9 @@
 #include "../dtypes.h"
 #include "activation.cuh"
 #include "batch_norm.h"
+#include "batch_norm_hold.cuh"
 #include "batch_norm_kernels.cuh"
+#include "path.h"
 
 namespace fusedtricks::cuda {
 
@@ -44,7 +46,7 @@ void with_activation_for(const Activation& activation, const F& f) {
 }
 
 template <class T, class Walk>
-void launch_forward(const BatchNormForward& a) {
+void launch_forward_in_two(const BatchNormForward& a) {
   using V = Compute<T>;
   const auto plan = plan_for<Walk>(a.layout, kNormalizeBlocks), sums = plan_for<Walk>(a.layout, kSumsBlocks);
   const Workspace<V> workspace(a.workspace, sums.chunks, a.layout.channels);
@@ -60,7 +62,7 @@ void launch_forward(const BatchNormForward& a) {
 }
 
 template <class T, class Walk>
-void launch_backward(const BatchNormBackward& a) {
+void launch_backward_in_two(const BatchNormBackward& a) {
   using V = Compute<T>;
   const auto plan = plan_for<Walk>(a.layout, kSumsBlocks);
   const Workspace<V> workspace(a.workspace, plan.chunks, a.layout.channels);
@@ -84,13 +86,139 @@ void launch_backward(const BatchNormBackward& a) {
   });
 }
 
+// How the groups of a layout are held with `tensors` tensors of a group in shared memory; no slots where it cannot be.
+template <class Walk>
+struct HoldPlan {
+  typename Walk::Plan plan;
+  Hold hold{};
+
+  HoldPlan(const Layout& layout, int tensors, size_t merged) : plan(Walk::Plan::make(layout)) {
+    const int64_t step = int64_t(kHoldThreads) * kPackBytes * tensors;
+    hold.scratch = int64_t(std::max(merged, total_bytes(kHoldThreads, plan)));
+    const int64_t most = (shared_memory_per_block() - hold.scratch - table_bytes()) / step;
+    if (most < 1) return;
+    const int64_t all = ceil_div(plan.items, plan.teams());
+    plan.chunks = std::min<int64_t>(ceil_div(all, most), multiprocessors());
+    hold.steps = std::min(most, ceil_div(ceil_div(plan.items, plan.chunks), plan.teams()));
+    hold.held = hold.steps * step;
+    hold.slots = std::min<int64_t>(plan.groups, multiprocessors() / plan.chunks);
+    hold.turns = ceil_div(plan.groups, hold.slots);
+  }
+
+  int64_t table_bytes() const { return kCoefficients * int64_t(sizeof(double)) * plan.block_channels(); }
+
+  // auto: without members that wait for each other, and with enough groups to keep the multiprocessors at work, or so
+  // little to do that it is the launch that counts.
+  bool is_taken() const {
+    constexpr int64_t little = 4 << 20;
+    const Path path = chosen_path();
+    if (!hold.slots || path == Path::kTwo) return false;
+    if (path == Path::kHold) return true;
+    return plan.chunks == 1 && (2 * plan.groups >= multiprocessors() || plan.numel() < little);
+  }
+
+  template <class Kernel, class... Arguments>
+  void launch_kernel(Kernel* kernel, const Arguments&... arguments) const {
+    const int64_t blocks = hold.slots * plan.chunks, bytes = hold.held + hold.scratch + table_bytes();
+    if (plan.chunks > 1)
+      launch_cooperative(kernel, blocks, kHoldThreads, bytes, arguments...);
+    else
+      launch(kernel, blocks, kHoldThreads, bytes, arguments...);
+  }
+};
+
+// The walk with as many threads as a block that holds has.
+template <class Walk>
+struct HoldWalk;
+
+template <int n>
+struct HoldWalk<RowsWalk<n>> {
+  using type = RowsWalk<n, kHoldThreads>;
+};
+
+template <int n>
+struct HoldWalk<PlanesWalk<n>> {
+  using type = PlanesWalk<n, kHoldThreads>;
+};
+
+template <class T, class Walk>
+constexpr bool kMayHold = Walk::pack > 1 && !std::is_same_v<T, double>;
+
+template <class T, class Walk>
+HoldPlan<Walk> forward_hold(const Layout& layout) {
+  return HoldPlan<Walk>(layout, 1, merge_bytes<Moments<Compute<T>>>(kHoldThreads, Walk::channels));
+}
+
+template <class T, class Walk>
+HoldPlan<Walk> backward_hold(const Layout& layout) {
+  return HoldPlan<Walk>(layout, 2, merge_bytes<Sums<Compute<T>>>(kHoldThreads, Walk::channels));
+}
+
+// Whether a call is launched as one kernel. Not with a cumulative average: the batch is counted in the same kernel.
+template <class T, class Walk>
+bool launch_forward_held(const BatchNormForward& a) {
+  using V = Compute<T>;
+  if (!a.training || (a.momentum < 0 && a.running_mean)) return false;
+  const auto held = forward_hold<T, Walk>(a.layout);
+  if (!held.is_taken()) return false;
+  const Workspace<V> workspace(a.workspace, held.plan.chunks, a.layout.channels);
+  with_activation<V>(a.act, [&](auto act) {
+    using Act = decltype(act);
+    held.launch_kernel(a.residual ? hold_normalize<T, Walk, Act, true> : hold_normalize<T, Walk, Act, false>, a,
+                       held.plan, held.hold, workspace, act);
+  });
+  return true;
+}
+
+template <class T, class Walk>
+bool launch_backward_held(const BatchNormBackward& a) {
+  using V = Compute<T>;
+  if (!a.training || !a.dx || a.residual) return false;
+  const auto held = backward_hold<T, Walk>(a.layout);
+  if (!held.is_taken()) return false;
+  const Workspace<V> workspace(a.workspace, held.plan.chunks, a.layout.channels);
+  with_activation<V>(a.act, [&](auto act) {
+    using Act = decltype(act);
+    held.launch_kernel(a.output ? hold_differentiate<T, Walk, Act, Derivative::kOfOutput>
+                                : hold_differentiate<T, Walk, Act, Derivative::kAtInput>,
+                       a, held.plan, held.hold, workspace, act);
+  });
+  return true;
+}
+
+template <class T, class Walk>
+void launch_forward(const BatchNormForward& a) {
+  if constexpr (kMayHold<T, Walk>) {
+    if (launch_forward_held<T, typename HoldWalk<Walk>::type>(a)) return;
+  }
+  launch_forward_in_two<T, Walk>(a);
+}
+
+template <class T, class Walk>
+void launch_backward(const BatchNormBackward& a) {
+  if constexpr (kMayHold<T, Walk>) {
+    if (launch_backward_held<T, typename HoldWalk<Walk>::type>(a)) return;
+  }
+  launch_backward_in_two<T, Walk>(a);
+}
+
+// Bytes that the partial results of either path take.
+template <class T, class Walk, class HeldPlan>
+int64_t workspace_bytes(const Layout& layout, const HeldPlan& held_plan) {
+  int64_t chunks = plan_for<Walk>(layout, kSumsBlocks).chunks;
+  if constexpr (kMayHold<T, Walk>) {
+    chunks = std::max(chunks, held_plan(Type<typename HoldWalk<Walk>::type>()).plan.chunks);
+  }
+  return Workspace<Compute<T>>::bytes(chunks, layout.channels);
+}
+
 template <class T>
 int64_t BatchNormKernels<T>::forward_workspace(const BatchNormForward& a) {
   if (!a.training) return 0;
   int64_t bytes = 0;
   with_walk<T>(a.layout, {a.x, a.y, a.residual}, [&](auto walk) {
-    const auto plan = plan_for<typename decltype(walk)::type>(a.layout, kSumsBlocks);
-    bytes = Workspace<Compute<T>>::bytes(plan.chunks, a.layout.channels);
+    bytes = workspace_bytes<T, typename decltype(walk)::type>(
+        a.layout, [&](auto held) { return forward_hold<T, typename decltype(held)::type>(a.layout); });
   });
   return bytes;
 }
@@ -105,8 +233,8 @@ template <class T>
 int64_t BatchNormKernels<T>::backward_workspace(const BatchNormBackward& a) {
   int64_t bytes = 0;
   with_walk<T>(a.layout, {a.x, a.dy, a.dx, a.dz, a.output, a.residual}, [&](auto walk) {
-    const auto plan = plan_for<typename decltype(walk)::type>(a.layout, kSumsBlocks);
-    bytes = Workspace<Compute<T>>::bytes(plan.chunks, a.layout.channels);
+    bytes = workspace_bytes<T, typename decltype(walk)::type>(
+        a.layout, [&](auto held) { return backward_hold<T, typename decltype(held)::type>(a.layout); });
   });
   return bytes;
 }

@@ -30,6 +30,14 @@ struct Workspace {
         channels(channels_) {}
 
   FT_INLINE Sums<V>& partial(int64_t chunk, int64_t channel) const { return partials[chunk * channels + channel]; }
+  // Read past the first cache: other blocks of the same kernel may have written it.
+  __device__ __forceinline__ Sums<V> read(int64_t chunk, int64_t channel) const {
+    const Sums<V>& p = partial(chunk, channel);
+    return {__ldcg(&p.first), __ldcg(&p.second)};
+  }
+  __device__ __forceinline__ Pivot<V> read_pivot(int64_t channel) const {
+    return {__ldcg(&pivots[channel].shift), __ldcg(&pivots[channel].scale)};
+  }
 };
 
 // The inverse of the largest power of two that is not above |x|; 1 unless |x| is so large that its square, summed,
@@ -182,7 +190,7 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
   const Sums<double>* totals = nullptr;
   if (a.training) {
     totals = total_chunks<Walk::threads>(plan, walk.block_channel, memory, [&](int64_t chunk, int64_t c) {
-      const Sums<V> moments = in.partial(chunk, c);
+      const Sums<V> moments = in.read(chunk, c);
       const double count = double(plan.count(chunk, c)), mean = moments.first;
       return Sums<double>{count * mean, double(moments.second) + count * mean * mean};
     });
@@ -190,10 +198,10 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
   if (int(threadIdx.x) < plan.block_channels() && channel < plan.channels) {
     ChannelStatistics s;
     if (a.training) {
-      const double count = double(a.layout.per_channel()), scale = in.pivots[channel].scale;
+      const Pivot<V> pivot = in.read_pivot(channel);
+      const double count = double(a.layout.per_channel()), scale = pivot.scale;
       const double mean = totals[threadIdx.x].first / count;
-      s = {in.pivots[channel].shift + mean / scale,
-           (totals[threadIdx.x].second / count - mean * mean) / (scale * scale)};
+      s = {pivot.shift + mean / scale, (totals[threadIdx.x].second / count - mean * mean) / (scale * scale)};
     } else {
       s = a.running_statistics(channel);
     }
@@ -225,7 +233,7 @@ __device__ void finish_sums(const BatchNormBackward& a, const typename Walk::Pla
   const Sums<double>* totals = nullptr;
   if (a.needs_sums()) {
     totals = total_chunks<Walk::threads>(plan, walk.block_channel, memory, [&](int64_t chunk, int64_t c) {
-      const Sums<V> sums = in.partial(chunk, c);
+      const Sums<V> sums = in.read(chunk, c);
       return Sums<double>{sums.first, sums.second};
     });
   }

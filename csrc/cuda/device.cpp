@@ -27,6 +27,24 @@ int ask(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+// An attribute of every device, asked for once.
+class Attribute {
+ public:
+  explicit Attribute(cudaDeviceAttr attribute) : attribute_(attribute) {}
+
+  int of_current_device() {
+    const int device = device_number();
+    if (device >= kMaxDevices) return ask(attribute_, device);
+    int value = values_[device].load(std::memory_order_relaxed);  // 0: not asked yet
+    if (!value) values_[device] = value = ask(attribute_, device);
+    return value;
+  }
+
+ private:
+  cudaDeviceAttr attribute_;
+  std::atomic<int> values_[kMaxDevices] = {};
+};
+
 }  // namespace
 
 cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
@@ -45,11 +63,13 @@ void check_launch(cudaError_t error) {
 }
 
 int multiprocessors() {
-  static std::atomic<int> counts[kMaxDevices];  // 0: not asked yet
-  const int device = device_number();
-  int count = counts[device].load(std::memory_order_relaxed);
-  if (!count) counts[device] = count = ask(cudaDevAttrMultiProcessorCount, device);
-  return count;
+  static Attribute attribute(cudaDevAttrMultiProcessorCount);
+  return attribute.of_current_device();
+}
+
+int64_t shared_memory_per_block() {
+  static Attribute attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return attribute.of_current_device();
 }
 
 RandomSource draw_random_source() {

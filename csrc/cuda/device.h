@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 namespace fusedtricks::cuda {
 
 cudaStream_t current_stream();
@@ -12,5 +14,8 @@ void check_launch(cudaError_t error);
 
 // Number of multiprocessors of the current device.
 int multiprocessors();
+
+// Bytes of shared memory that a block may have there.
+int64_t shared_memory_per_block();
 
 }  // namespace fusedtricks::cuda

@@ -93,6 +93,15 @@ __device__ __forceinline__ void store_piece(T* tensor, const Piece<n>& piece, co
   }
 }
 
+// The same into shared memory, by copies that wait_for_copies waits for.
+template <class T, int n>
+__device__ __forceinline__ void copy_piece_async(Pack<T, n>* shared, const T* tensor, const Piece<n>& piece,
+                                                 int64_t numel) {
+  static_assert(sizeof(Pack<T, n>) == kPackBytes);
+  if (!piece.empty() && piece.index + n <= numel) return copy_async(shared, tensor + piece.index);
+  *shared = load_piece<Read::kAgain>(tensor, piece, numel);
+}
+
 // Whether packs of a tensor that begins there may be moved in one access.
 inline bool is_pack_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }
 

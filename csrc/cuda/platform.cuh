@@ -1,5 +1,6 @@
-// What the kernels need of CUDA: the runtime and its built-in functions, a launch, shared memory of a size that the
-// launch gives. Compiled by nvcc for a GPU; by a C++ compiler, with FUSEDTRICKS_EMULATED, to run on the CPU in tests.
+// What the kernels need of CUDA: the runtime and its built-in functions, launches, shared memory of a size that the
+// launch gives, copies into it. Compiled by nvcc for a GPU; by a C++ compiler, with FUSEDTRICKS_EMULATED, to run on the
+// CPU in tests.
 #pragma once
 
 #include <cstdint>
@@ -7,21 +8,41 @@
 #if defined(FUSEDTRICKS_EMULATED)
 #include "emulation.h"
 #else
+#include <cooperative_groups.h>
+#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
 #include "device.h"
 
 namespace fusedtricks::cuda {
 
-// On the current stream. A kernel that cannot start is a RuntimeError.
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, Arguments... arguments) {
+// On the current stream. A kernel that cannot start is a RuntimeError. cooperative: all blocks run at once, so that
+// they can meet in grid_sync().
+template <bool cooperative, class... Parameters, class... Arguments>
+void launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
+                   Arguments... arguments) {
+  constexpr size_t without_asking = 48 << 10;
+  const auto function = reinterpret_cast<const void*>(kernel);
+  if (shared_bytes > without_asking) {
+    check_launch(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  }
   const auto run = [&](Parameters... values) {
     void* pointers[] = {&values...};
-    check_launch(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                                  dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, current_stream()));
+    const auto start = cooperative ? cudaLaunchCooperativeKernel<const void> : cudaLaunchKernel<const void>;
+    check_launch(start(function, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), pointers,
+                       shared_bytes, current_stream()));
   };
   run(arguments...);
+}
+
+template <class Kernel, class... Arguments>
+void launch(Kernel* kernel, int64_t blocks, int threads, size_t shared_bytes, Arguments... arguments) {
+  launch_kernel<false>(kernel, blocks, threads, shared_bytes, arguments...);
+}
+
+template <class Kernel, class... Arguments>
+void launch_cooperative(Kernel* kernel, int64_t blocks, int threads, size_t shared_bytes, Arguments... arguments) {
+  launch_kernel<true>(kernel, blocks, threads, shared_bytes, arguments...);
 }
 
 template <class T>
@@ -29,6 +50,15 @@ __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char bytes[];
   return reinterpret_cast<T*>(bytes);
 }
+
+__device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+// Copies 16 bytes from global to shared memory while the thread goes on, for wait_for_copies to wait for.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  __pipeline_memcpy_async(shared, global, 16);
+}
+__device__ __forceinline__ void commit_copies() { __pipeline_commit(); }
+__device__ __forceinline__ void wait_for_copies() { __pipeline_wait_prior(0); }
 
 }  // namespace fusedtricks::cuda
 #endif

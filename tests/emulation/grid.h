@@ -14,11 +14,19 @@ namespace fusedtricks::emulation {
 constexpr int kMostThreads = 1024, kThreadsOfMultiprocessor = 2048, kBlocksOfMultiprocessor = 32;
 constexpr size_t kMostShared = 227 << 10, kSharedOfMultiprocessor = 228 << 10, kSharedReserved = 1 << 10;
 
-inline int multiprocessors() {
-  const char* variable = std::getenv("FUSEDTRICKS_EMULATED_SMS");
-  const int count = variable ? std::atoi(variable) : 4;
-  if (count < 1) throw std::runtime_error(std::string("FUSEDTRICKS_EMULATED_SMS=") + variable + ": not a number >= 1");
-  return count;
+// A number of at least 1 in an environment variable.
+inline int64_t setting(const char* name, int64_t otherwise) {
+  const char* variable = std::getenv(name);
+  const int64_t value = variable ? std::atoll(variable) : otherwise;
+  if (value < 1) throw std::runtime_error(std::string(name) + "=" + variable + ": not a number >= 1");
+  return value;
+}
+
+inline int multiprocessors() { return int(setting("FUSEDTRICKS_EMULATED_SMS", 4)); }
+
+// What kernels are told; a small number makes them split what they could hold.
+inline int64_t shared_memory_per_block() {
+  return std::min<int64_t>(kMostShared, setting("FUSEDTRICKS_EMULATED_SHARED", kMostShared));
 }
 
 // As far as threads and shared memory limit them.
