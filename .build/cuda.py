@@ -51,8 +51,7 @@ class Cuda:
         headers: list[str] = []
         if not (TOOLKIT / "include/cusparse.h").exists():
             # A bare toolkit: the rest of the headers is in torch's wheels, searched after the toolkit's own.
-            wheels = Path(torch.__file__).parent.parent.glob("nvidia/cu[0-9]*/include")
-            headers = [argument for folder in wheels for argument in ("-isystem", str(folder))]
+            headers = [argument for folder in _wheel_headers() for argument in ("-isystem", str(folder))]
         lib = next((TOOLKIT / name for name in ("lib64", "lib") if (TOOLKIT / name).is_dir()), TOOLKIT / "lib64")
         return {
             "flags": ["-DFUSEDTRICKS_BACKEND=CUDA", f"-I{TOOLKIT / 'include'}", *headers],
@@ -69,13 +68,20 @@ def _find_obstacle(kernels: list[str]) -> str:
         return "this version has no CUDA kernels"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build"
+    major = torch.version.cuda.split(".")[0]
+    remedy = f"install the toolkit of CUDA {major} and name its folder in CUDA_HOME"
     if TOOLKIT is None:
-        return "no CUDA toolkit was found (CUDA_HOME names its folder)"
+        return f"no folder with bin/nvcc and include/cuda_runtime.h was found: {remedy}"
     release = re.search(r"release (\d+)\.\d+", _ask_nvcc("--version"))
-    if release is None or release[1] != torch.version.cuda.split(".")[0]:
+    if release is None or release[1] != major:
         found = release[0] if release else "of unknown release"
-        return f"the CUDA toolkit in {TOOLKIT} is {found} and torch's CUDA is {torch.version.cuda}"
+        return f"the CUDA toolkit in {TOOLKIT} is {found} and torch's CUDA is {torch.version.cuda}: {remedy}"
     return ""
+
+
+def _wheel_headers() -> list[Path]:
+    """Folders of the headers that came with torch's own packages."""
+    return sorted(Path(torch.__file__).parent.parent.glob("nvidia/cu[0-9]*/include"))
 
 
 def _architectures() -> list[str]:
