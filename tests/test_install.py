@@ -1,6 +1,7 @@
 """The package as installed: what import loads and refuses, the command line, what is shipped."""
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -218,6 +219,41 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist):
     expected = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix not in (".pyc", "")}
     assert expected | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.py"))]
+
+
+@pytest.fixture
+def cuda_build(monkeypatch):
+    """`.build/cuda.py`, with what it found out about this machine still to be set."""
+    monkeypatch.delenv("FUSEDTRICKS_CUDA", raising=False)
+    monkeypatch.setenv("CUDA_HOME", os.environ.get("CUDA_HOME", ""))  # importing it may set another
+    spec = importlib.util.spec_from_file_location("cuda_build", ROOT / ".build" / "cuda.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "toolkit", "named"),
+    [
+        (None, "12.4", ["not a CUDA build"]),
+        ("13.0", None, ["nvcc", "cuda_runtime.h", "CUDA 13", "CUDA_HOME"]),
+        ("13.0", "12.4", ["release 12.4", "13.0", "CUDA 13", "CUDA_HOME"]),
+        ("12.8", "12.4", []),
+    ],
+)
+def test_why_cuda_is_left_out(cuda_build, monkeypatch, torch_cuda, toolkit, named):
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setattr(cuda_build, "TOOLKIT", toolkit and Path("toolkit"))
+    monkeypatch.setattr(cuda_build, "_ask_nvcc", lambda question: f"Cuda compilation tools, release {toolkit}, V1")
+    monkeypatch.setattr(cuda_build, "_architectures", lambda: ["9.0+PTX"])
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # the build sets it
+    obstacle = cuda_build.Cuda(["a.cu"]).obstacle
+    assert [word for word in named if word not in obstacle] == []
+    assert bool(obstacle) == bool(named)
+    if obstacle:
+        monkeypatch.setenv("FUSEDTRICKS_CUDA", "1")
+        with pytest.raises(SystemExit, match=re.escape(obstacle)):
+            cuda_build.Cuda(["a.cu"])
 
 
 @pytest.mark.slow
