@@ -6,21 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hardware import devices
 
-from fusedtricks import _build_info
-
-
-def devices() -> list[str]:
-    """The devices that have both a backend in this build and hardware to run it."""
-    cuda = "cuda" in _build_info.backends and torch.cuda.is_available()
-    return ["cpu", "cuda"] if cuda else ["cpu"]
+MARKS = {"cpu": (), "cuda": pytest.mark.cuda}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "each_isa: also run once for every instruction set of the machine")
+    config.addinivalue_line("markers", "cuda: needs a GPU and the CUDA backend")
 
 
-@pytest.fixture(params=devices())
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and "cuda" not in devices():
+        pytest.skip("needs a GPU and the CUDA backend")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=MARKS[name]) for name in devices()])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 

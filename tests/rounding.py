@@ -36,6 +36,7 @@ def assert_rounds_to(
     """
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
     actual, expected = actual.detach().cpu(), expected.detach().cpu()
+    scale = scale.cpu() if isinstance(scale, Tensor) else scale
     assert expected.dtype is torch.float64
     representable = expected.to(actual.dtype)
     finite = representable.isfinite()

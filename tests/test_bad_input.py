@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hardware import generator_state
 
 import fusedtricks.functional as ftF
 import fusedtricks.nn as ftnn
@@ -114,6 +115,12 @@ BATCH_NORM_MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 }
 
 
+def on(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments moved there, but for tensors that are meant to be elsewhere."""
+    moved = {k: v.to(device) for k, v in arguments.items() if isinstance(v, torch.Tensor) and not v.is_meta}
+    return arguments | moved
+
+
 def snapshot(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
     names = ("running_mean", "running_var", "num_batches_tracked")
     given = {name: arguments[name] for name in names if arguments.get(name) is not None}
@@ -122,20 +129,20 @@ def snapshot(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
 @pytest.mark.parametrize(("change", "error", "message"), BATCH_NORM_MISTAKES.values(), ids=BATCH_NORM_MISTAKES)
-def test_batch_norm_act(change, error, message, requires_grad):
-    arguments = good() | change
+def test_batch_norm_act(change, error, message, requires_grad, device):
+    arguments = on(device, good() | change)
     x = arguments["input"]
     if requires_grad and isinstance(x, torch.Tensor) and x.is_floating_point():
         arguments["input"] = x.detach().clone().requires_grad_()
-    before, generator = snapshot(arguments), torch.get_rng_state()
+    before, generator = snapshot(arguments), generator_state(device)
     with pytest.raises(error, match=message):
         ftF.batch_norm_act(**arguments)
-    assert torch.equal(torch.get_rng_state(), generator)
+    assert torch.equal(generator_state(device), generator)
     torch.testing.assert_close(snapshot(arguments), before, rtol=0, atol=0)
 
 
-def test_the_good_arguments_are_good():
-    arguments = good()
+def test_the_good_arguments_are_good(device):
+    arguments = on(device, good())
     ftF.batch_norm_act(**arguments)
     assert arguments["num_batches_tracked"] == 1
 
@@ -156,26 +163,26 @@ class Unchanged:
     """Checks on leaving that the generator and the tensor are as they were on entering."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor, self.values, self.state = tensor, tensor.clone(), torch.get_rng_state()
+        self.tensor, self.values, self.state = tensor, tensor.clone(), generator_state(tensor.device)
 
     def __enter__(self) -> torch.Tensor:
         return self.tensor
 
     def __exit__(self, *_: object) -> None:
         assert torch.equal(self.tensor, self.values)
-        assert torch.equal(torch.get_rng_state(), self.state)
+        assert torch.equal(generator_state(self.tensor.device), self.state)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("p", [-0.1, 1.1, NAN, float("inf")])
-def test_dropout_probability(p, inplace):
-    with Unchanged(torch.ones(9)) as x, pytest.raises(ValueError, match=r"probability.*between 0 and 1"):
+def test_dropout_probability(p, inplace, device):
+    with Unchanged(torch.ones(9, device=device)) as x, pytest.raises(ValueError, match=r"probability.*between 0 and 1"):
         ftF.dropout(x, p, inplace=inplace)
 
 
-def test_dropout_probability_is_checked_in_evaluation_too():
+def test_dropout_probability_is_checked_in_evaluation_too(device):
     with pytest.raises(ValueError, match="probability"):
-        ftF.dropout(torch.ones(9), 1.5, training=False)
+        ftF.dropout(torch.ones(9, device=device), 1.5, training=False)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, NAN])
@@ -186,60 +193,59 @@ def test_dropout_module_probability(p):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 @pytest.mark.parametrize("inplace", [False, True])
-def test_dropout_dtype(dtype, inplace):
-    with Unchanged(torch.ones(9, dtype=dtype)) as x, pytest.raises(NotImplementedError, match="input"):
+def test_dropout_dtype(dtype, inplace, device):
+    with Unchanged(torch.ones(9, dtype=dtype, device=device)) as x, pytest.raises(NotImplementedError, match="input"):
         ftF.dropout(x, 0.5, inplace=inplace)
 
 
-DROPOUT_MISTAKES = {
-    "mode": (lambda: ftF.dropout(torch.ones(9), 0.5, mode="inversed"), ValueError, "mode.*inversed"),
-    "module_mode": (lambda: ftnn.Dropout(0.5, mode="inversed"), ValueError, "mode.*inversed"),
-    "no_tensor": (lambda: ftF.dropout([1.0], 0.5), TypeError, "input"),
-    "seed_no_integer": (lambda: ftF.dropout(torch.ones(9), 0.5, seed=0.5), TypeError, "seed"),
+DROPOUT_MISTAKES: dict[str, tuple[Callable[[torch.Tensor], Any], type[Exception], str]] = {
+    "mode": (lambda x: ftF.dropout(x, 0.5, mode="inversed"), ValueError, "mode.*inversed"),
+    "module_mode": (lambda _: ftnn.Dropout(0.5, mode="inversed"), ValueError, "mode.*inversed"),
+    "no_tensor": (lambda _: ftF.dropout([1.0], 0.5), TypeError, "input"),
+    "seed_no_integer": (lambda x: ftF.dropout(x, 0.5, seed=0.5), TypeError, "seed"),
 }
 
 
 @pytest.mark.parametrize(("call", "error", "message"), DROPOUT_MISTAKES.values(), ids=DROPOUT_MISTAKES)
-def test_dropout(call, error, message):
-    state = torch.get_rng_state()
-    with pytest.raises(error, match=message):
-        call()
-    assert torch.equal(torch.get_rng_state(), state)
+def test_dropout(call, error, message, device):
+    with Unchanged(torch.ones(9, device=device)) as x, pytest.raises(error, match=message):
+        call(x)
 
 
 @pytest.mark.parametrize("function", [ftF.dropout, ftF.leaky_relu], ids=["dropout", "leaky_relu"])
-def test_in_place_on_memory_shared_by_elements(function):
+def test_in_place_on_memory_shared_by_elements(function, device):
     """As stock: an expanded tensor cannot be written to."""
-    with Unchanged(torch.ones(1).expand(9)) as x, pytest.raises(RuntimeError, match="single memory location"):
+    shared = torch.ones(1, device=device).expand(9)
+    with Unchanged(shared) as x, pytest.raises(RuntimeError, match="single memory location"):
         function(x, inplace=True)
 
 
-def test_in_place_on_a_leaf():
-    leaf = torch.ones(9, requires_grad=True)
+def test_in_place_on_a_leaf(device):
+    leaf = torch.ones(9, device=device, requires_grad=True)
     with Unchanged(leaf.detach()), pytest.raises(RuntimeError, match="leaf"):
         ftF.dropout(leaf, inplace=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 @pytest.mark.parametrize("inplace", [False, True])
-def test_activation_dtype(dtype, inplace):
-    with Unchanged(torch.ones(9, dtype=dtype)) as x, pytest.raises(NotImplementedError, match="input"):
+def test_activation_dtype(dtype, inplace, device):
+    with Unchanged(torch.ones(9, dtype=dtype, device=device)) as x, pytest.raises(NotImplementedError, match="input"):
         ftF.activation(x, "silu", inplace=inplace)
 
 
-ACTIVATION_MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "unknown": (lambda: ftF.activation(torch.ones(9), "swish"), ValueError, "swish.*leaky_relu.*softplus"),
-    "parameter": (lambda: ftF.activation(torch.ones(9), "elu", beta=1.0), TypeError, "beta"),
-    "parameter_type": (lambda: ftF.leaky_relu(torch.ones(9), "steep"), TypeError, "negative_slope"),
-    "no_tensor": (lambda: ftF.relu([1.0]), TypeError, "input"),
-    "gelu_approximate": (lambda: ftF.gelu(torch.ones(9), approximate="sinh"), RuntimeError, "approximate"),
+ACTIVATION_MISTAKES: dict[str, tuple[Callable[[torch.Tensor], Any], type[Exception], str]] = {
+    "unknown": (lambda x: ftF.activation(x, "swish"), ValueError, "swish.*leaky_relu.*softplus"),
+    "parameter": (lambda x: ftF.activation(x, "elu", beta=1.0), TypeError, "beta"),
+    "parameter_type": (lambda x: ftF.leaky_relu(x, "steep"), TypeError, "negative_slope"),
+    "no_tensor": (lambda _: ftF.relu([1.0]), TypeError, "input"),
+    "gelu_approximate": (lambda x: ftF.gelu(x, approximate="sinh"), RuntimeError, "approximate"),
 }
 
 
 @pytest.mark.parametrize(("call", "error", "message"), ACTIVATION_MISTAKES.values(), ids=ACTIVATION_MISTAKES)
-def test_activation(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
+def test_activation(call, error, message, device):
+    with Unchanged(torch.ones(9, device=device)) as x, pytest.raises(error, match=message):
+        call(x)
 
 
 @pytest.mark.parametrize(
@@ -247,22 +253,22 @@ def test_activation(call, error, message):
     [("1d", (2, 3, 4, 4)), ("1d", (3,)), ("2d", (2, 3, 4)), ("2d", (3, 4)), ("3d", (2, 3, 4, 4))],
 )
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_batch_norm_module_rank(rank, shape, training):
-    module = getattr(ftnn, f"BatchNormAct{rank}")(3).train(training)
+def test_batch_norm_module_rank(rank, shape, training, device):
+    module = getattr(ftnn, f"BatchNormAct{rank}")(3, device=device).train(training)
     before = {name: t.clone() for name, t in module.state_dict().items()}
     with pytest.raises(ValueError, match=rf"expected .* input \(got {len(shape)}D input\)"):
-        module(torch.randn(shape))
+        module(torch.randn(shape, device=device))
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("shape", [(4, 2, 5), (1, 3)], ids=["channels", "one_value"])
-def test_batch_norm_module_counts_no_failed_batch(shape, momentum):
+def test_batch_norm_module_counts_no_failed_batch(shape, momentum, device):
     """Stock has counted the batch by the time it raises; this one has not."""
-    module = ftnn.BatchNormAct1d(3, momentum=momentum)
+    module = ftnn.BatchNormAct1d(3, momentum=momentum, device=device)
     before = {name: t.clone() for name, t in module.state_dict().items()}
     with pytest.raises((RuntimeError, ValueError)):
-        module(torch.randn(shape))
+        module(torch.randn(shape, device=device))
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
 
 

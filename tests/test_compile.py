@@ -9,6 +9,7 @@ import pytest
 import torch
 from network import Network
 from torch import Tensor
+from torch.utils._triton import has_triton
 
 import fusedtricks.nn as ftnn
 from fusedtricks.functional import activation, dropout
@@ -34,14 +35,16 @@ def run(model: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) 
     [("aot_eager", False), ("aot_eager", True), ("inductor", False), ("inductor", True)],
 )
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compile(backend, dynamic):
+def test_compile(backend, dynamic, device):
     """Values, gradients and running statistics, without a graph break; other sizes without recompiling."""
-    eager = Network()
+    if backend == "inductor" and device.type == "cuda" and not has_triton():
+        pytest.skip("inductor needs Triton")
+    eager = Network().to(device)
     twin = copy.deepcopy(eager)
     compiled = torch.compile(twin, fullgraph=True, dynamic=dynamic, backend=backend)
     for size in [(3, 4, 6, 5), (5, 4, 7, 9), (4, 4, 8, 3)][: 3 if dynamic else 1]:
         with torch._dynamo.config.patch(error_on_recompile=size[0] != 3):
-            x = torch.randn(size)
+            x = torch.randn(size, device=device)
             actual = run(compiled, list(twin.parameters()), x)
             torch.testing.assert_close(actual, run(eager, list(eager.parameters()), x))
             torch.testing.assert_close(twin.state_dict(), eager.state_dict())
@@ -49,26 +52,26 @@ def test_compile(backend, dynamic):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compile_in_evaluation_and_in_place():
-    bn = ftnn.BatchNormReLU2d(4).eval()
+def test_compile_in_evaluation_and_in_place(device):
+    bn = ftnn.BatchNormReLU2d(4, device=device).eval()
 
     def function(x: Tensor) -> Tensor:
         return activation(bn(x) * 2 - 1, "elu", inplace=True)
 
-    x = torch.randn(3, 4, 5, 6)
+    x = torch.randn(3, 4, 5, 6, device=device)
     torch.testing.assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_dropout_has_the_eager_mask(inplace):
+def test_compiled_dropout_has_the_eager_mask(inplace, device):
     """By the generator as by a seed; forward and backward agree on it."""
 
     def function(x: Tensor) -> Tensor:
         return dropout(x * 1, 0.5, inplace=inplace)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    x = torch.ones(33, 7)
+    x = torch.ones(33, 7, device=device)
     torch.manual_seed(1)
     expected = [run(function, [], x), run(function, [], x)]
     torch.manual_seed(1)
@@ -78,20 +81,21 @@ def test_compiled_dropout_has_the_eager_mask(inplace):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compile_under_autocast():
-    bn = ftnn.BatchNormReLU2d(4)
+def test_compile_under_autocast(device):
+    bn = ftnn.BatchNormReLU2d(4, device=device)
     compiled = torch.compile(copy.deepcopy(bn), fullgraph=True, backend="aot_eager")
-    x, residual = torch.randn(3, 4, 5, 6).bfloat16(), torch.randn(3, 4, 5, 6)
-    with torch.autocast("cpu", torch.bfloat16):
+    x, residual = torch.randn(2, 3, 4, 5, 6, device=device)
+    x = x.bfloat16()
+    with torch.autocast(device.type, torch.bfloat16):
         actual, expected = compiled(x, residual), bn(x, residual)
     assert actual.dtype is expected.dtype is torch.float32
     torch.testing.assert_close(actual, expected)
 
 
-def test_export():
-    model = Network().eval()
+def test_export(device):
+    model = Network().to(device).eval()
     model.bn1.running_mean.normal_()
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(model, (torch.randn(3, 4, 6, 5),), dynamic_shapes=({0: batch},))
-    x = torch.randn(7, 4, 6, 5)
+    program = torch.export.export(model, (torch.randn(3, 4, 6, 5, device=device),), dynamic_shapes=({0: batch},))
+    x = torch.randn(7, 4, 6, 5, device=device)
     torch.testing.assert_close(program.module()(x), model(x))

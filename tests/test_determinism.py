@@ -16,27 +16,28 @@ from fusedtricks.functional import activation, dropout
 THREADS = (1, 2, 3, 7)
 
 
-def elementwise(function: Callable[[Tensor], Tensor], *shape: int) -> dict[str, Tensor]:
+def elementwise(function: Callable[[Tensor], Tensor], *shape: int, device: torch.device) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    x = torch.randn(shape, requires_grad=True)
+    x = torch.randn(shape, device=device, requires_grad=True)
     y = function(x)
-    (dx,) = torch.autograd.grad(y, x, torch.randn(shape))
+    (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
     return {"output": y.detach(), "grad_input": dx}
 
 
-CALLS: dict[str, Callable[[], dict[str, Tensor]]] = {
+CPU = torch.device("cpu")
+CALLS: dict[str, Callable[[torch.device], dict[str, Tensor]]] = {
     # More blocks of work than seven threads, in numbers that seven does not divide.
-    "planes": lambda: fused(make_case((8, 16, 40, 40), act="silu", residual=True)),
-    "planes_of_few_channels": lambda: fused(make_case((4, 2, 203, 199), act="silu")),
-    "planes_bfloat16": lambda: fused(make_case((8, 16, 40, 40), torch.bfloat16, act="silu")),
-    "rows": lambda: fused(make_case((8, 16, 40, 40), layout=channels_last, act="silu", residual=True)),
-    "rows_of_many_channels": lambda: fused(make_case((64, 1031, 3, 3), layout=channels_last, act="silu")),
-    "matrix": lambda: fused(make_case((4099, 67), act="silu")),
-    "matrix_of_few_rows": lambda: fused(make_case((5, 20_011), act="silu")),
-    "planes_streamed": lambda: fused(make_case((9, 96, 64, 64), act="silu")),
-    "rows_streamed": lambda: fused(make_case((9, 96, 64, 64), layout=channels_last, act="silu")),
-    "activation": lambda: elementwise(lambda x: activation(x, "gelu"), 1001, 403),
-    "dropout": lambda: elementwise(lambda x: dropout(x, 0.3, seed=1), 1001, 403),
+    "planes": lambda d: fused(make_case((8, 16, 40, 40), act="silu", residual=True, device=d)),
+    "planes_of_few_channels": lambda d: fused(make_case((4, 2, 203, 199), act="silu", device=d)),
+    "planes_bfloat16": lambda d: fused(make_case((8, 16, 40, 40), torch.bfloat16, act="silu", device=d)),
+    "rows": lambda d: fused(make_case((8, 16, 40, 40), layout=channels_last, act="silu", residual=True, device=d)),
+    "rows_of_many_channels": lambda d: fused(make_case((64, 1031, 3, 3), layout=channels_last, act="silu", device=d)),
+    "matrix": lambda d: fused(make_case((4099, 67), act="silu", device=d)),
+    "matrix_of_few_rows": lambda d: fused(make_case((5, 20_011), act="silu", device=d)),
+    "planes_streamed": lambda d: fused(make_case((9, 96, 64, 64), act="silu", device=d)),
+    "rows_streamed": lambda d: fused(make_case((9, 96, 64, 64), layout=channels_last, act="silu", device=d)),
+    "activation": lambda d: elementwise(lambda x: activation(x, "gelu"), 1001, 403, device=d),
+    "dropout": lambda d: elementwise(lambda x: dropout(x, 0.3, seed=1), 1001, 403, device=d),
 }
 
 
@@ -48,31 +49,31 @@ def assert_bitwise_equal(actual: dict[str, Tensor], expected: dict[str, Tensor])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_any_number_of_threads(call, restore_threads):
     torch.set_num_threads(THREADS[0])
-    expected = call()
+    expected = call(CPU)
     for threads in THREADS[1:]:
         torch.set_num_threads(threads)
-        assert_bitwise_equal(call(), expected)
+        assert_bitwise_equal(call(CPU), expected)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_run_to_run(call):
-    expected = call()
+def test_run_to_run(call, device):
+    expected = call(device)
     for _ in range(3):
-        assert_bitwise_equal(call(), expected)
+        assert_bitwise_equal(call(device), expected)
 
 
-def test_several_python_threads_at_once():
+def test_several_python_threads_at_once(device):
     calls = [call for call in CALLS.values() if call not in (CALLS["activation"], CALLS["dropout"])]
-    expected = [call() for call in calls]
+    expected = [call(device) for call in calls]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
-            for actual, wanted in zip(pool.map(lambda call: call(), calls), expected, strict=True):
+            for actual, wanted in zip(pool.map(lambda call: call(device), calls), expected, strict=True):
                 assert_bitwise_equal(actual, wanted)
 
 
-def test_dropout_of_several_python_threads_never_shares_a_mask():
+def test_dropout_of_several_python_threads_never_shares_a_mask(device):
     """The generator is locked while a seed is drawn: a hundred calls, a hundred masks."""
-    x = torch.ones(256)
+    x = torch.ones(256, device=device)
     with ThreadPoolExecutor(4) as pool:
         masks = list(pool.map(lambda _: dropout(x, 0.5), range(100)))
     assert len({tuple(mask.tolist()) for mask in masks}) == 100

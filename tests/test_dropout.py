@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from cases import LAYOUTS, STREAMED_SHAPES, each_dtype
+from hardware import generator_state
 from rounding import assert_rounds_to
 from torch.utils.checkpoint import checkpoint
 
@@ -301,10 +302,6 @@ def test_empty_and_scalar(shape, device):
     (dx,) = torch.autograd.grad(y.sum(), x)
     expected = reference_mask(shape, 0.5, 1).to(device) * 2.0
     assert torch.equal(y, expected) and torch.equal(dx, expected)
-
-
-def generator_state(device: torch.device) -> torch.Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def test_manual_seed_governs_it(device):

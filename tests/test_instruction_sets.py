@@ -37,12 +37,13 @@ def test_the_forced_instruction_set_answers():
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_instruction_set(name):
-    """Runs the tests marked each_isa in a process that is forced to `name`."""
+    """Runs the tests marked each_isa, on the CPU, in a process that is forced to `name`."""
     best = best_of_the_machine()
     if name not in INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]:
         pytest.skip(f"this machine's best is {best}")
     folder = Path(__file__).parent
     # The machine's best is what the other tests of this run have used: there, only that it can be named.
     tests = Path(__file__) if name == torch.ops.fusedtricks.cpu_capability() else folder
-    result = python("-m", "pytest", "-q", "-m", "each_isa", "-p", "no:cacheprovider", str(tests), **{FORCE: name})
+    selection = ("-m", "each_isa and not cuda")
+    result = python("-m", "pytest", "-q", *selection, "-p", "no:cacheprovider", str(tests), **{FORCE: name})
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

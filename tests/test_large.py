@@ -17,30 +17,35 @@ PATTERN = 64 * 16411  # rows of 64 channels; no power of two, which an index err
 NEEDED_GB = 16  # input, result, gradient: 13 GB in bf16
 
 
-def available_gb() -> float:
+pytestmark = pytest.mark.slow
+
+
+def free_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    if not Path("/proc/meminfo").exists():
+        return 0.0
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) / 2**20
     return 0.0
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not Path("/proc/meminfo").exists() or available_gb() < NEEDED_GB,
-        reason=f"needs {NEEDED_GB} GB of free memory",
-    ),
-]
+@pytest.fixture(autouse=True)
+def enough_memory(device: torch.device) -> None:
+    if free_gb(device) < NEEDED_GB:
+        pytest.skip(f"needs {NEEDED_GB} GB of free memory")
 
 
 def pattern() -> Tensor:
     return (torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)) + 0.25).bfloat16()
 
 
-def patterned() -> Tensor:
+def patterned(device: torch.device) -> Tensor:
     """One-dimensional bf16 whose element i is pattern()[i % PATTERN]."""
-    values = pattern()
-    x = torch.zeros(ELEMENTS, dtype=torch.bfloat16)
+    values = pattern().to(device)
+    x = torch.zeros(ELEMENTS, dtype=torch.bfloat16, device=device)
     for start in range(0, ELEMENTS, PATTERN):
         piece = x[start : start + PATTERN]
         piece.copy_(values[: len(piece)])
@@ -53,8 +58,8 @@ def probes() -> Tensor:
     return torch.cat([*(torch.arange(s, s + 200) for s in spots), torch.randint(ELEMENTS, (2000,))])
 
 
-def test_leaky_relu():
-    x = patterned().requires_grad_()
+def test_leaky_relu(device):
+    x = patterned(device).requires_grad_()
     y = leaky_relu(x, 0.25)
     (dx,) = torch.autograd.grad(y, x, x.detach())
     at = probes()
@@ -62,13 +67,13 @@ def test_leaky_relu():
     assert torch.equal(y.detach()[at], expected) and torch.equal(dx[at], expected)
 
 
-def test_dropout():
-    x = patterned().requires_grad_()
+def test_dropout(device):
+    x = patterned(device).requires_grad_()
     y = dropout(x, 0.5, seed=7)
     (dx,) = torch.autograd.grad(y, x, x.detach())
     at = probes()
     kept = torch.tensor([int(reference.philox(7, 0, i // 4)[i % 4]) >= 2**31 for i in at.tolist()])
-    expected = 2 * x.detach()[at] * kept
+    expected = 2 * x.detach()[at] * kept.to(device)
     assert torch.equal(y.detach()[at], expected) and torch.equal(dx[at], expected)
 
 
@@ -90,13 +95,13 @@ def channel(shape: tuple[int, ...], c: int) -> tuple[Tensor, Tensor]:
     [(1, 1, ELEMENTS), (1, 2, ELEMENTS // 2), (ELEMENTS // 64, 64)],
     ids=["one_channel", "second_channel_behind_2^30", "rows"],
 )
-def test_batch_norm_act(shape):
+def test_batch_norm_act(shape, device):
     """Values and gradients at the probes, sums over everything; the gradient is the input itself."""
     n, channels = ELEMENTS // shape[1], shape[1]
-    x = patterned().view(shape)
-    running_var = torch.zeros(channels)
-    leaf, weight = x.detach().requires_grad_(), torch.ones(channels).requires_grad_()
-    y = batch_norm_act(leaf, torch.zeros(channels), running_var, weight, training=True, momentum=1.0)
+    x = patterned(device).view(shape)
+    running_mean, running_var = torch.zeros(2, channels, device=device)
+    leaf, weight = x.detach().requires_grad_(), torch.ones(channels, device=device).requires_grad_()
+    y = batch_norm_act(leaf, running_mean, running_var, weight, training=True, momentum=1.0)
     dx, dw = torch.autograd.grad(y, [leaf, weight], x)
 
     at = probes()
@@ -114,7 +119,7 @@ def test_batch_norm_act(shape):
 
         here = at[coordinates[1] == c]
         place = torch.unravel_index(here, shape)
-        v = x[place].double()
+        v = x[place].cpu().double()
         xhat = (v - mean) * rstd
         assert (xhat.abs() > 1e-5).all()
         assert_rounds_to(y.detach()[place], xhat.relu(), scale=4.0, name="output")

@@ -55,7 +55,6 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape).requires_grad_()
 
 
-RNG_STATE = torch.tensor([5, 0])
 OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "batch_norm_act": [
         lambda: batch_norm_arguments(),
@@ -80,7 +79,7 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (channels_last(torch.randn(2, 3, 4, 5)).requires_grad_(), 0.3, False, 5),
     ],
     "dropout_": [lambda: (torch.randn(3, 5), 0.5, True, 5), lambda: (leaf(3, 5) * 1, 0.5, True, 5)],
-    "dropout_backward": [lambda: (leaf(3, 5), RNG_STATE, 0.5, True)],
+    "dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 0.5, True)],
 }
 NO_TENSORS = {"cpu_capability"}
 
@@ -89,8 +88,10 @@ NO_TENSORS = {"cpu_capability"}
     ("name", "arguments"),
     [pytest.param(name, make, id=f"{name}-{i}") for name, makes in OPCHECKS.items() for i, make in enumerate(makes)],
 )
-def test_opcheck(name, arguments):
-    torch.library.opcheck(getattr(ops, name).default, arguments())
+def test_opcheck(name, arguments, device):
+    with device:
+        inputs = arguments()
+    torch.library.opcheck(getattr(ops, name).default, inputs)
 
 
 def test_opcheck_covers_every_op():

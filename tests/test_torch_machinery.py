@@ -52,15 +52,15 @@ def test_autocast_promotes_a_residual_of_another_dtype(dtype, residual_dtype, de
     assert grad.dtype is residual_dtype
 
 
-def model_of_everything() -> nn.Sequential:
+def model_of_everything(device: torch.device) -> nn.Sequential:
     model = nn.Sequential(
         ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.3}, momentum=0.2),
         ftnn.LeakyReLU(0.2),
         ftnn.Dropout(0.25, mode="classic"),
         ftnn.BatchNormReLU2d(4),
         ftnn.Softplus(2, 3),
-    )
-    model(torch.randn(3, 4, 5, 6))
+    ).to(device)
+    model(torch.randn(3, 4, 5, 6, device=device))
     return model
 
 
@@ -76,13 +76,13 @@ def through_torch_save(model: nn.Module) -> nn.Module:
     [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), through_torch_save],
     ids=["deepcopy", "pickle", "torch.save"],
 )
-def test_copies(duplicate):
-    model = model_of_everything()
+def test_copies(duplicate, device):
+    model = model_of_everything(device)
     twin = duplicate(model)
     assert repr(twin) == repr(model)
     torch.testing.assert_close(twin.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
-    x = torch.randn(3, 4, 5, 6)
+    x = torch.randn(3, 4, 5, 6, device=device)
     for _ in range(2):
         results = []
         for m in (model, twin):
@@ -92,8 +92,8 @@ def test_copies(duplicate):
         model.eval(), twin.eval()
 
 
-def test_meta_construction_and_to_empty():
-    source = model_of_everything()
+def test_meta_construction_and_to_empty(device):
+    source = model_of_everything(device)
     with torch.device("meta"):
         model = nn.Sequential(
             ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.3}, momentum=0.2),
@@ -105,8 +105,8 @@ def test_meta_construction_and_to_empty():
         y = model(channels_last(torch.empty(3, 4, 5, 6)))
     assert all(t.is_meta for t in model.state_dict().values())
     assert y.is_meta and y.shape == (3, 4, 5, 6) and y.is_contiguous(memory_format=torch.channels_last)
-    model.to_empty(device="cpu").load_state_dict(source.state_dict())
-    x = torch.randn(3, 4, 5, 6)
+    model.to_empty(device=device).load_state_dict(source.state_dict())
+    x = torch.randn(3, 4, 5, 6, device=device)
     assert torch.equal(model.eval()(x), source.eval()(x))
 
 
@@ -144,14 +144,14 @@ def test_checkpoint(use_reentrant, device):
     assert model.bn1.num_batches_tracked == 2
 
 
-def test_distributed_data_parallel(monkeypatch):
+def test_distributed_data_parallel(device, monkeypatch):
     """One process of gloo: hooks fire, gradients arrive, buffers are broadcast."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        model = Network()
+        model = Network().to(device)
         parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
-        x = torch.randn(3, 4, 6, 5)
+        x = torch.randn(3, 4, 6, 5, device=device)
         for _ in range(2):
             model.zero_grad(), parallel.zero_grad()
             model(x).square().sum().backward()
@@ -165,7 +165,7 @@ def test_distributed_data_parallel(monkeypatch):
 
 def test_inference_mode(device):
     """Its tensors have no version counter; statistics are updated, and written in place all the same."""
-    model = model_of_everything().to(device)
+    model = model_of_everything(device)
     expected = copy.deepcopy(model)
     x = torch.randn(3, 4, 5, 6, device=device)
     for training in (True, False):
@@ -180,36 +180,36 @@ def test_inference_mode(device):
     torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
-def test_what_is_written_has_a_new_version():
+def test_what_is_written_has_a_new_version(device):
     """Autograd's check that nothing kept was changed sees statistics and in-place results."""
-    bn = ftnn.BatchNormReLU1d(3)
+    bn = ftnn.BatchNormReLU1d(3, device=device)
     before = [t._version for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked)]
-    bn(torch.randn(5, 3))
+    bn(torch.randn(5, 3, device=device))
     after = [t._version for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked)]
     assert all(a > b for a, b in zip(after, before, strict=True))
     with torch.no_grad():
-        bn.eval()(torch.randn(5, 3))
+        bn.eval()(torch.randn(5, 3, device=device))
     assert [t._version for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked)] == after
 
 
-def test_running_statistics_changed_twice_before_backward():
+def test_running_statistics_changed_twice_before_backward(device):
     """Two forwards, then both backwards: the statistics are mutated in between, and are not needed."""
-    bn = ftnn.BatchNormReLU1d(3)
-    x = torch.randn(5, 3, requires_grad=True)
+    bn = ftnn.BatchNormReLU1d(3, device=device)
+    x = torch.randn(5, 3, device=device, requires_grad=True)
     (bn(x).sum() + bn(x * 2).sum()).backward()
-    twin = nn.BatchNorm1d(3)
+    twin = nn.BatchNorm1d(3, device=device)
     z = x.detach().requires_grad_()
     (twin(z).relu().sum() + twin(z * 2).relu().sum()).backward()
     torch.testing.assert_close(x.grad, z.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_statistics_changed_before_backward():
+def test_evaluation_statistics_changed_before_backward(device):
     """They are part of the gradient there: changing them must raise or not matter."""
-    bn = ftnn.BatchNormAct1d(3, act="silu").eval()
-    x = torch.randn(5, 3, requires_grad=True)
+    bn = ftnn.BatchNormAct1d(3, act="silu", device=device).eval()
+    x = torch.randn(5, 3, device=device, requires_grad=True)
     (expected,) = torch.autograd.grad(bn(x).sum(), x)
     y = bn(x)
-    bn.train()(torch.randn(5, 3) * 7)
+    bn.train()(torch.randn(5, 3, device=device) * 7)
     try:
         (dx,) = torch.autograd.grad(y.sum(), x)
     except RuntimeError as error:
@@ -218,8 +218,8 @@ def test_evaluation_statistics_changed_before_backward():
         torch.testing.assert_close(dx, expected)
 
 
-def test_input_changed_before_backward_raises():
-    x = torch.randn(5, 3, requires_grad=True)
+def test_input_changed_before_backward_raises(device):
+    x = torch.randn(5, 3, device=device, requires_grad=True)
     h = x * 1
     y = batch_norm_act(h, None, None, training=True)
     h.mul_(2)
@@ -227,12 +227,12 @@ def test_input_changed_before_backward_raises():
         y.sum().backward()
 
 
-def test_stock_op_in_place_on_the_result():
+def test_stock_op_in_place_on_the_result(device):
     """Allowed, as with stock, where the input alone was kept."""
-    x = torch.randn(5, 3, requires_grad=True)
+    x = torch.randn(5, 3, device=device, requires_grad=True)
     y = batch_norm_act(x, None, None, act="identity", training=True)
     nn.functional.relu_(y)
     twin = x.detach().requires_grad_()
     expected = nn.functional.batch_norm(twin, None, None, training=True).relu()
-    dy = torch.randn(5, 3)
+    dy = torch.randn(5, 3, device=device)
     torch.testing.assert_close(torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, twin, dy))
