@@ -20,11 +20,13 @@ int64_t batch_norm_backward_workspace(const BatchNormBackward& a) {
 }
 
 void batch_norm_forward(const BatchNormForward& a) {
-  visit_dtype(a.dtype, [&](auto type) { cuda::BatchNormKernels<typename decltype(type)::type>::forward(a); });
+  const cuda::Path path = cuda::chosen_path();
+  visit_dtype(a.dtype, [&](auto type) { cuda::BatchNormKernels<typename decltype(type)::type>::forward(a, path); });
 }
 
 void batch_norm_backward(const BatchNormBackward& a) {
-  visit_dtype(a.dtype, [&](auto type) { cuda::BatchNormKernels<typename decltype(type)::type>::backward(a); });
+  const cuda::Path path = cuda::chosen_path();
+  visit_dtype(a.dtype, [&](auto type) { cuda::BatchNormKernels<typename decltype(type)::type>::backward(a, path); });
 }
 
 }  // namespace fusedtricks::backend

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../batch_norm.h"
+#include "path.h"
 
 namespace fusedtricks::cuda {
 
@@ -9,8 +10,8 @@ template <class T>
 struct BatchNormKernels {
   static int64_t forward_workspace(const BatchNormForward& a);
   static int64_t backward_workspace(const BatchNormBackward& a);
-  static void forward(const BatchNormForward& a);
-  static void backward(const BatchNormBackward& a);
+  static void forward(const BatchNormForward& a, Path path);
+  static void backward(const BatchNormBackward& a, Path path);
 };
 
 }  // namespace fusedtricks::cuda

@@ -6,7 +6,6 @@
 #include "batch_norm.h"
 #include "batch_norm_hold.cuh"
 #include "batch_norm_kernels.cuh"
-#include "path.h"
 
 namespace fusedtricks::cuda {
 
@@ -109,9 +108,8 @@ struct HoldPlan {
 
   // auto: without members that wait for each other, and with enough groups to keep the multiprocessors at work, or so
   // little to do that it is the launch that counts.
-  bool is_taken() const {
+  bool is_taken(Path path) const {
     constexpr int64_t little = 4 << 20;
-    const Path path = chosen_path();
     if (!hold.slots || path == Path::kTwo) return false;
     if (path == Path::kHold) return true;
     return plan.chunks == 1 && (2 * plan.groups >= multiprocessors() || plan.numel() < little);
@@ -156,11 +154,11 @@ HoldPlan<Walk> backward_hold(const Layout& layout) {
 
 // Whether a call is launched as one kernel. Not with a cumulative average: the batch is counted in the same kernel.
 template <class T, class Walk>
-bool launch_forward_held(const BatchNormForward& a) {
+bool launch_forward_held(const BatchNormForward& a, Path path) {
   using V = Compute<T>;
   if (!a.training || (a.momentum < 0 && a.running_mean)) return false;
   const auto held = forward_hold<T, Walk>(a.layout);
-  if (!held.is_taken()) return false;
+  if (!held.is_taken(path)) return false;
   const Workspace<V> workspace(a.workspace, held.plan.chunks, a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
@@ -171,11 +169,11 @@ bool launch_forward_held(const BatchNormForward& a) {
 }
 
 template <class T, class Walk>
-bool launch_backward_held(const BatchNormBackward& a) {
+bool launch_backward_held(const BatchNormBackward& a, Path path) {
   using V = Compute<T>;
   if (!a.training || !a.dx || a.residual) return false;
   const auto held = backward_hold<T, Walk>(a.layout);
-  if (!held.is_taken()) return false;
+  if (!held.is_taken(path)) return false;
   const Workspace<V> workspace(a.workspace, held.plan.chunks, a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
@@ -187,17 +185,17 @@ bool launch_backward_held(const BatchNormBackward& a) {
 }
 
 template <class T, class Walk>
-void launch_forward(const BatchNormForward& a) {
+void launch_forward(const BatchNormForward& a, Path path) {
   if constexpr (kMayHold<T, Walk>) {
-    if (launch_forward_held<T, typename HoldWalk<Walk>::type>(a)) return;
+    if (launch_forward_held<T, typename HoldWalk<Walk>::type>(a, path)) return;
   }
   launch_forward_in_two<T, Walk>(a);
 }
 
 template <class T, class Walk>
-void launch_backward(const BatchNormBackward& a) {
+void launch_backward(const BatchNormBackward& a, Path path) {
   if constexpr (kMayHold<T, Walk>) {
-    if (launch_backward_held<T, typename HoldWalk<Walk>::type>(a)) return;
+    if (launch_backward_held<T, typename HoldWalk<Walk>::type>(a, path)) return;
   }
   launch_backward_in_two<T, Walk>(a);
 }
@@ -224,9 +222,9 @@ int64_t BatchNormKernels<T>::forward_workspace(const BatchNormForward& a) {
 }
 
 template <class T>
-void BatchNormKernels<T>::forward(const BatchNormForward& a) {
+void BatchNormKernels<T>::forward(const BatchNormForward& a, Path path) {
   with_walk<T>(a.layout, {a.x, a.y, a.residual},
-               [&](auto walk) { launch_forward<T, typename decltype(walk)::type>(a); });
+               [&](auto walk) { launch_forward<T, typename decltype(walk)::type>(a, path); });
 }
 
 template <class T>
@@ -240,9 +238,9 @@ int64_t BatchNormKernels<T>::backward_workspace(const BatchNormBackward& a) {
 }
 
 template <class T>
-void BatchNormKernels<T>::backward(const BatchNormBackward& a) {
+void BatchNormKernels<T>::backward(const BatchNormBackward& a, Path path) {
   with_walk<T>(a.layout, {a.x, a.dy, a.dx, a.dz, a.output, a.residual},
-               [&](auto walk) { launch_backward<T, typename decltype(walk)::type>(a); });
+               [&](auto walk) { launch_backward<T, typename decltype(walk)::type>(a, path); });
 }
 
 }  // namespace fusedtricks::cuda
