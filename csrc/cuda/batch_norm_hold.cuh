@@ -57,7 +57,7 @@ __device__ __forceinline__ void load_pieces(const T* tensor, const Piece<n> (&pi
 // Waits until all members have left their partial results.
 template <class Plan>
 __device__ __forceinline__ void meet(const Plan& plan) {
-  if (plan.chunks > 1) grid_sync();
+  if (plan.division.chunks > 1) grid_sync();
   __syncthreads();
 }
 
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
     Piece<n> pieces[unroll];
     Pack<T, n> packs[unroll];
     Pivot<V> pivots[Walk::channels] = {};
-    Moments<V> moments[Walk::channels];
+    OwnMoments<V, Walk> moments;
     find_pivots<T, Walk>(x, plan, walk.channel, pivots);
     for (Walk others(plan, chunk, group, false, other_steps); others.more();) {
       others.next(pieces);
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
       get_held(held, step, hold.steps, packs);
       add_moments<T, Walk>(pieces, packs, pivots, moments);
     }
-    leave_moments(moments, pivots, plan, walk, chunk, chunk == 0, space, memory);
+    leave_moments(moments, pivots, plan, walk, chunk, space, memory);
     meet(plan);
     finish_statistics(a, plan, walk, space, chunk == 0, table, memory);
     const Own<V, Walk, kForwardKinds> own(table, walk);
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
           const auto result =
               add_gradients<derivative, T, Walk>(pieces[u], packs[u], gradients[u], outputs[u], own, act, sums);
           if (!writes) continue;
-          store_piece(dz, pieces[u], result);
+          store_piece<Write::kReadNext>(dz, pieces[u], result);
           gradients[u] = result;
         }
       };

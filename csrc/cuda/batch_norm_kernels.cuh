@@ -8,8 +8,9 @@
 
 namespace fusedtricks::cuda {
 
-// Blocks that a multiprocessor holds.
-constexpr int kSumsBlocks = 2, kNormalizeBlocks = 3;
+// Blocks that a multiprocessor holds. All kernels cut a tensor into the same parts, so that the second of a pair may
+// begin with what the first read last.
+constexpr int kBlocks = 2;
 
 // How many packs of each of `tensors` tensors a thread asks for at once: as many as the registers leave room for beside
 // the sums or coefficients of its channels. 32 to 64 KB are then on their way to each multiprocessor; the memory of an
@@ -22,15 +23,15 @@ constexpr int packs_at_once(int tensors) {
 
 // Moments of the scaled deviations from the pivot, of every channel and chunk.
 template <class T, class Walk>
-__global__ void __launch_bounds__(kThreads, kSumsBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     statistics(BatchNormForward a, typename Walk::Plan plan, Workspace<Compute<T>> out) {
   using V = Compute<T>;
   constexpr int unroll = packs_at_once<Walk, AnyActivation<V>>(1);
-  const Part part(plan);
+  const Part part(plan, /*reversed=*/false);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/false);
   const T* x = static_cast<const T*>(a.x);
   Pivot<V> pivots[Walk::channels] = {};
-  Moments<V> moments[Walk::channels];
+  OwnMoments<V, Walk> moments;
   find_pivots<T, Walk>(x, plan, walk.channel, pivots);
   while (walk.more()) {
     Piece<Walk::pack> pieces[unroll];
@@ -41,20 +42,19 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks)
     add_moments<T, Walk>(pieces, packs, pivots, moments);
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) a.count_batch();
-  leave_moments(moments, pivots, plan, walk, part.chunk, part.chunk == 0, out, dynamic_shared<char>());
+  leave_moments(moments, pivots, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
 // y = act((x - shift) * scale + offset [+ residual]).
 template <class T, class Walk, class Act, bool has_residual>
-__global__ void __launch_bounds__(kThreads, kNormalizeBlocks)
-    normalize(BatchNormForward a, typename Walk::Plan plan, typename Walk::Plan statistics_plan,
-              Workspace<Compute<T>> partial, Act act) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    normalize(BatchNormForward a, typename Walk::Plan plan, Workspace<Compute<T>> partial, Act act) {
   using V = Compute<T>;
-  constexpr int n = Walk::pack, unroll = has_residual ? 2 : 4;
-  const Part part(plan);
+  constexpr int n = Walk::pack, unroll = has_residual ? 4 : 8;
+  const Part part(plan, /*reversed=*/true);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/true);
   const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
-  finish_statistics(a, statistics_plan, walk, partial, part.chunk == 0, table, dynamic_shared<char>());
+  finish_statistics(a, plan, walk, partial, part.chunk == 0, table, dynamic_shared<char>());
   const Own<V, Walk, kForwardKinds> own(table, walk);
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   while (walk.more()) {
@@ -75,13 +75,13 @@ __global__ void __launch_bounds__(kThreads, kNormalizeBlocks)
 
 // The sums over every chunk of dz and dz * (x - shift) * rstd. After a residual dz is written too.
 template <class T, class Walk, class Act, Derivative derivative>
-__global__ void __launch_bounds__(kThreads, kSumsBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sum_gradients(BatchNormBackward a, typename Walk::Plan plan, Workspace<Compute<T>> out, Act act) {
   using V = Compute<T>;
   constexpr bool writes = derivative != Derivative::kAtInput;
   constexpr int tensors = !writes ? 2 : derivative == Derivative::kOfOutput ? 3 : 4;
   constexpr int n = Walk::pack, unroll = packs_at_once<Walk, Act>(tensors);
-  const Part part(plan);
+  const Part part(plan, /*reversed=*/false);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/false);
   const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
   set_forward(a, plan, walk, table);
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks)
 #pragma unroll
     for (int u = 0; u < unroll; ++u) {
       const auto dz = add_gradients<derivative, T, Walk>(pieces[u], packs[u], gradients[u], others[u], own, act, sums);
-      if (writes) store_piece(static_cast<T*>(a.dz), pieces[u], dz);
+      if (writes) store_piece<Write::kReadNext>(static_cast<T*>(a.dz), pieces[u], dz);
     }
   }
   leave_sums(sums, plan, walk, part.chunk, out, dynamic_shared<char>());
@@ -111,17 +111,16 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks)
 
 // dx, and the parameters' gradients; without dx these alone. After a residual it starts from dz, with the identity.
 template <class T, class Walk, class Act>
-__global__ void __launch_bounds__(kThreads, kSumsBlocks)
-    differentiate(BatchNormBackward a, typename Walk::Plan plan, typename Walk::Plan sums_plan,
-                  Workspace<Compute<T>> partial, Act act) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    differentiate(BatchNormBackward a, typename Walk::Plan plan, Workspace<Compute<T>> partial, Act act) {
   using V = Compute<T>;
   constexpr int n = Walk::pack, unroll = packs_at_once<Walk, Act>(2);
-  const Part part(plan);
+  const Part part(plan, /*reversed=*/true);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/true);
   char* memory = dynamic_shared<char>();
   const Table<V> table{reinterpret_cast<V*>(memory + total_bytes(kThreads, plan)), plan.block_channels()};
   set_forward(a, plan, walk, table);
-  finish_sums(a, sums_plan, walk, partial, part.chunk == 0, table, memory);
+  finish_sums(a, plan, walk, partial, part.chunk == 0, table, memory);
   if (!a.dx) return;
   const Own<V, Walk, kCoefficients> own(table, walk);
   const T *x = static_cast<const T*>(a.x), *gradient = static_cast<const T*>(a.after_residual() ? a.dz : a.dy);

@@ -10,12 +10,12 @@
 namespace fusedtricks::cuda {
 
 // Steps that make a block worth its while.
-constexpr int kStepsOfBlock = 8;
+constexpr int kStepsOfBlock = 16;
 
 // One wave of blocks, as many a multiprocessor as the registers of the kernels allow.
 template <class Walk>
-typename Walk::Plan plan_for(const Layout& layout, int blocks) {
-  return with_blocks(Walk::Plan::make(layout), int64_t(blocks) * multiprocessors(), kStepsOfBlock);
+typename Walk::Plan plan_for(const Layout& layout) {
+  return with_blocks(Walk::Plan::make(layout), int64_t(kBlocks) * multiprocessors(), kStepsOfBlock);
 }
 
 template <class Walk>
@@ -47,24 +47,24 @@ void with_activation_for(const Activation& activation, const F& f) {
 template <class T, class Walk>
 void launch_forward_in_two(const BatchNormForward& a) {
   using V = Compute<T>;
-  const auto plan = plan_for<Walk>(a.layout, kNormalizeBlocks), sums = plan_for<Walk>(a.layout, kSumsBlocks);
-  const Workspace<V> workspace(a.workspace, sums.chunks, a.layout.channels);
+  const auto plan = plan_for<Walk>(a.layout);
+  const Workspace<V> workspace(a.workspace, plan.division.chunks, a.layout.channels);
   if (a.training) {
-    launch(statistics<T, Walk>, parts(sums), kThreads, merge_bytes<Moments<V>>(kThreads, Walk::channels), a, sums,
+    launch(statistics<T, Walk>, parts(plan), kThreads, merge_bytes<Moments<V>>(kThreads, Walk::channels), a, plan,
            workspace);
   }
   with_activation_for<T, Walk>(a.act, [&](auto act) {
     using Act = decltype(act);
     launch(a.residual ? normalize<T, Walk, Act, true> : normalize<T, Walk, Act, false>, parts(plan), kThreads,
-           shared_bytes<Walk>(plan, 0), a, plan, sums, workspace, act);
+           shared_bytes<Walk>(plan, 0), a, plan, workspace, act);
   });
 }
 
 template <class T, class Walk>
 void launch_backward_in_two(const BatchNormBackward& a) {
   using V = Compute<T>;
-  const auto plan = plan_for<Walk>(a.layout, kSumsBlocks);
-  const Workspace<V> workspace(a.workspace, plan.chunks, a.layout.channels);
+  const auto plan = plan_for<Walk>(a.layout);
+  const Workspace<V> workspace(a.workspace, plan.division.chunks, a.layout.channels);
   const auto add = [&](auto* kernel, auto act) {
     launch(kernel, parts(plan), kThreads, shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(kThreads, Walk::channels)), a,
            plan, workspace, act);
@@ -80,7 +80,7 @@ void launch_backward_in_two(const BatchNormBackward& a) {
         a.act, [&](auto act) { add(sum_gradients<T, Walk, decltype(act), Derivative::kAtInput>, act); });
   }
   with_activation_for<T, Walk>(a.after_residual() ? Activation{0, {}} : a.act, [&](auto act) {
-    launch(differentiate<T, Walk, decltype(act)>, parts(plan), kThreads, shared_bytes<Walk>(plan, 0), a, plan, plan,
+    launch(differentiate<T, Walk, decltype(act)>, parts(plan), kThreads, shared_bytes<Walk>(plan, 0), a, plan,
            workspace, act);
   });
 }
@@ -97,28 +97,27 @@ struct HoldPlan {
     const int64_t most = (shared_memory_per_block() - hold.scratch - table_bytes()) / step;
     if (most < 1) return;
     const int64_t all = ceil_div(plan.items, plan.teams());
-    plan.chunks = std::min<int64_t>(ceil_div(all, most), multiprocessors());
-    hold.steps = std::min(most, ceil_div(ceil_div(plan.items, plan.chunks), plan.teams()));
+    const int64_t members = std::min<int64_t>(ceil_div(all, most), multiprocessors());
+    plan.division = Chunks::make(plan.items, members);
+    hold.steps = std::min(most, ceil_div(ceil_div(plan.items, members), plan.teams()));
     hold.held = hold.steps * step;
-    hold.slots = std::min<int64_t>(plan.groups, multiprocessors() / plan.chunks);
+    hold.slots = std::min<int64_t>(plan.groups, multiprocessors() / members);
     hold.turns = ceil_div(plan.groups, hold.slots);
   }
 
   int64_t table_bytes() const { return kCoefficients * int64_t(sizeof(double)) * plan.block_channels(); }
 
-  // auto: without members that wait for each other, and with enough groups to keep the multiprocessors at work, or so
-  // little to do that it is the launch that counts.
+  // auto: without members that wait for each other, and for one turn: the next would not begin to load before the last
+  // one has stored.
   bool is_taken(Path path) const {
-    constexpr int64_t little = 4 << 20;
     if (!hold.slots || path == Path::kTwo) return false;
-    if (path == Path::kHold) return true;
-    return plan.chunks == 1 && (2 * plan.groups >= multiprocessors() || plan.numel() < little);
+    return path == Path::kHold || (plan.division.chunks == 1 && hold.turns == 1);
   }
 
   template <class Kernel, class... Arguments>
   void launch_kernel(Kernel* kernel, const Arguments&... arguments) const {
-    const int64_t blocks = hold.slots * plan.chunks, bytes = hold.held + hold.scratch + table_bytes();
-    if (plan.chunks > 1)
+    const int64_t blocks = hold.slots * plan.division.chunks, bytes = hold.held + hold.scratch + table_bytes();
+    if (plan.division.chunks > 1)
       launch_cooperative(kernel, blocks, kHoldThreads, bytes, arguments...);
     else
       launch(kernel, blocks, kHoldThreads, bytes, arguments...);
@@ -159,7 +158,7 @@ bool launch_forward_held(const BatchNormForward& a, Path path) {
   if (!a.training || (a.momentum < 0 && a.running_mean)) return false;
   const auto held = forward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
-  const Workspace<V> workspace(a.workspace, held.plan.chunks, a.layout.channels);
+  const Workspace<V> workspace(a.workspace, held.plan.division.chunks, a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
     held.launch_kernel(a.residual ? hold_normalize<T, Walk, Act, true> : hold_normalize<T, Walk, Act, false>, a,
@@ -174,7 +173,7 @@ bool launch_backward_held(const BatchNormBackward& a, Path path) {
   if (!a.training || !a.dx || a.residual) return false;
   const auto held = backward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
-  const Workspace<V> workspace(a.workspace, held.plan.chunks, a.layout.channels);
+  const Workspace<V> workspace(a.workspace, held.plan.division.chunks, a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
     held.launch_kernel(a.output ? hold_differentiate<T, Walk, Act, Derivative::kOfOutput>
@@ -203,9 +202,9 @@ void launch_backward(const BatchNormBackward& a, Path path) {
 // Bytes that the partial results of either path take.
 template <class T, class Walk, class HeldPlan>
 int64_t workspace_bytes(const Layout& layout, const HeldPlan& held_plan) {
-  int64_t chunks = plan_for<Walk>(layout, kSumsBlocks).chunks;
+  int64_t chunks = plan_for<Walk>(layout).division.chunks;
   if constexpr (kMayHold<T, Walk>) {
-    chunks = std::max(chunks, held_plan(Type<typename HoldWalk<Walk>::type>()).plan.chunks);
+    chunks = std::max(chunks, held_plan(Type<typename HoldWalk<Walk>::type>()).plan.division.chunks);
   }
   return Workspace<Compute<T>>::bytes(chunks, layout.channels);
 }

@@ -32,8 +32,9 @@ struct Workspace {
   FT_INLINE Sums<V>& partial(int64_t chunk, int64_t channel) const { return partials[chunk * channels + channel]; }
   // Read past the first cache: other blocks of the same kernel may have written it.
   __device__ __forceinline__ Sums<V> read(int64_t chunk, int64_t channel) const {
-    const Sums<V>& p = partial(chunk, channel);
-    return {__ldcg(&p.first), __ldcg(&p.second)};
+    using Pair = std::conditional_t<std::is_same_v<V, float>, float2, double2>;
+    const Pair pair = __ldcg(reinterpret_cast<const Pair*>(&partial(chunk, channel)));
+    return {pair.x, pair.y};
   }
   __device__ __forceinline__ Pivot<V> read_pivot(int64_t channel) const {
     return {__ldcg(&pivots[channel].shift), __ldcg(&pivots[channel].scale)};
@@ -47,7 +48,8 @@ __device__ __forceinline__ V scale_for(V x) {
   using Int = typename ExpTraits<V>::Int;
   constexpr int bits = ExpTraits<V>::mantissa_bits, bias = ExpTraits<V>::bias;
   const Int exponent = (bit_cast<Int>(x) >> bits & (2 * bias + 1)) - bias;
-  return exponent > bias / 4 && exponent < bias ? bit_cast<V>((bias - exponent) << Int(bits)) : V(1);
+  const Int finite = exponent < bias ? exponent : Int(bias - 1);
+  return exponent > bias / 4 && exponent <= bias ? bit_cast<V>((bias - finite) << Int(bits)) : V(1);
 }
 
 // From the first packs of a thread's channels: their first value, and a scale by the largest.
@@ -79,14 +81,26 @@ __device__ void find_pivots(const T* x, const typename Walk::Plan& plan, int64_t
   for (int c = 0; c < Walk::channels; ++c) pivots[c].scale = scale_for(most[c]);
 }
 
-// Adds the pieces' elements of each channel to its moments, a tile at a time: its mean, then its squared deviations.
-// masked: some of the pieces are not whole.
+// Moments of a thread's channels, which all have as many elements.
+template <class V, class Walk>
+struct OwnMoments {
+  V count = 0, mean[Walk::channels] = {}, m2[Walk::channels] = {};
+};
+
+// Adds the pieces' elements, a tile at a time: its mean, then its squared deviations. masked: some are not whole.
 template <bool masked, class T, class Walk, int unroll>
 __device__ __forceinline__ void add_tile_moments(const Piece<Walk::pack> (&pieces)[unroll],
                                                  const Pack<T, Walk::pack> (&packs)[unroll],
                                                  const Pivot<Compute<T>> (&pivots)[Walk::channels],
-                                                 Moments<Compute<T>> (&moments)[Walk::channels]) {
+                                                 OwnMoments<Compute<T>, Walk>& moments) {
   using V = Compute<T>;
+  int elements = masked ? 0 : unroll * Walk::pack / Walk::channels;
+#pragma unroll
+  for (int u = 0; masked && u < unroll; ++u) elements += Walk::elements(pieces[u]);
+  if (masked && elements == 0) return;
+  const V inverse = V(1) / V(elements), total = moments.count + V(elements), share = V(elements) / total;
+  const V weight = moments.count * share;
+  moments.count = total;
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) {
     const V scale = pivots[c].scale, offset = -pivots[c].shift * scale;
@@ -98,13 +112,14 @@ __device__ __forceinline__ void add_tile_moments(const Piece<Walk::pack> (&piece
         });
       }
     };
-    int count = 0;
-    Moments<V> tile;
-    for_elements([&](V d) { tile.mean += d, ++count; });
-    if (count) tile.mean /= V(count);
-    for_elements([&](V d) { tile.m2 += (d - tile.mean) * (d - tile.mean); });
-    tile.count = V(count);
-    moments[c].merge(tile);
+    V mean = 0, m2 = 0;
+    for_elements([&](V d) { mean += d; });
+    mean *= inverse;
+    for_elements([&](V d) { m2 += (d - mean) * (d - mean); });
+    const V delta = mean - moments.mean[c];
+    moments.m2[c] += m2 + (delta * weight) * delta;
+    // Where the difference is not finite, an infinite mean stays infinite.
+    moments.mean[c] += delta * V(0) == V(0) ? delta * share : mean;
   }
 }
 
@@ -112,7 +127,7 @@ template <class T, class Walk, int unroll>
 __device__ __forceinline__ void add_moments(const Piece<Walk::pack> (&pieces)[unroll],
                                             const Pack<T, Walk::pack> (&packs)[unroll],
                                             const Pivot<Compute<T>> (&pivots)[Walk::channels],
-                                            Moments<Compute<T>> (&moments)[Walk::channels]) {
+                                            OwnMoments<Compute<T>, Walk>& moments) {
   bool whole = true;
 #pragma unroll
   for (int u = 0; u < unroll; ++u) whole = whole && pieces[u].whole();
@@ -124,15 +139,18 @@ __device__ __forceinline__ void add_moments(const Piece<Walk::pack> (&pieces)[un
 
 // Merges the moments of a block's threads and leaves them as the partial results of its part.
 template <class V, class Walk>
-__device__ void leave_moments(Moments<V> (&moments)[Walk::channels], const Pivot<V> (&pivots)[Walk::channels],
-                              const typename Walk::Plan& plan, const Walk& walk, int64_t chunk, bool leaves_pivots,
-                              const Workspace<V>& out, void* memory) {
+__device__ void leave_moments(const OwnMoments<V, Walk>& own, const Pivot<V> (&pivots)[Walk::channels],
+                              const typename Walk::Plan& plan, const Walk& walk, int64_t chunk, const Workspace<V>& out,
+                              void* memory) {
+  Moments<V> moments[Walk::channels];
+#pragma unroll
+  for (int c = 0; c < Walk::channels; ++c) moments[c] = {own.count, own.mean[c], own.m2[c]};
   merge_threads<Walk::threads>(moments, plan.lanes, memory);
   if (int(threadIdx.x) >= plan.lanes || !walk.has_channel()) return;
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) {
     out.partial(chunk, walk.channel + c) = {moments[c].mean, moments[c].m2};
-    if (leaves_pivots) out.pivots[walk.channel + c] = pivots[c];
+    if (chunk == 0) out.pivots[walk.channel + c] = pivots[c];
   }
 }
 

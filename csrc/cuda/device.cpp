@@ -52,7 +52,8 @@ cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(
 void check_launch(cudaError_t error) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // or the next call would report it again
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ||
+      error == cudaErrorInvalidDeviceFunction) {
     const int device = device_number();
     TORCH_CHECK(false, "fusedtricks was built without code for this GPU, of compute capability ",
                 ask(cudaDevAttrComputeCapabilityMajor, device), ".", ask(cudaDevAttrComputeCapabilityMinor, device),

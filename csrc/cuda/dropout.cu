@@ -11,9 +11,10 @@ namespace {
 
 struct Mask {
   uint64_t seed, offset;
-  uint64_t threshold;
+  uint32_t threshold;
+  bool drops_all;  // whatever the threshold says
 
-  FT_INLINE bool keeps(uint32_t word) const { return word >= threshold; }
+  FT_INLINE bool keeps(uint32_t word) const { return word >= threshold && !drops_all; }
 };
 
 // A forward draws its mask and has one thread record it; a backward reads what was recorded.
@@ -21,11 +22,12 @@ struct MaskSource {
   RandomSource source;
   const int64_t* recorded;
   int64_t* record;
-  uint64_t threshold;
+  uint32_t threshold;
+  bool drops_all;
 
   __device__ __forceinline__ Mask get() const {
-    if (recorded) return {uint64_t(recorded[0]), uint64_t(recorded[1]), threshold};
-    const Mask mask{source.get_seed(), source.get_offset(), threshold};
+    if (recorded) return {uint64_t(recorded[0]), uint64_t(recorded[1]), threshold, drops_all};
+    const Mask mask{source.get_seed(), source.get_offset(), threshold, drops_all};
     if (blockIdx.x == 0 && threadIdx.x == 0) {
       record[0] = int64_t(mask.seed);
       record[1] = int64_t(mask.offset);
@@ -84,6 +86,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= layout.samples * spans * packs) return;
   const int64_t channel = item % packs * n, sample = item / packs / spans, first = item / packs % spans * kPositions;
+  const int64_t numel = layout.samples * C * S;
   const int count = int(S - first < kPositions ? S - first : kPositions);
 
   uint32_t keeps[n];  // bit p: the channel is kept at position first + p
@@ -102,12 +105,22 @@ __global__ void __launch_bounds__(kThreads)
     keeps[c] = bits >> phase;
   }
   const int64_t start = (sample * S + first) * C + channel;
-#pragma unroll 4
-  for (int p = 0; p < count; ++p) {
-    Pack<T, n> pack = load_pack<Read::kOnce, T, n>(x + start + p * C);
+  for (int p = 0; p < count; p += kFlatUnroll) {
+    Piece<n> pieces[kFlatUnroll];
+    Pack<T, n> packs_there[kFlatUnroll];
 #pragma unroll
-    for (int c = 0; c < n; ++c) pack.value[c] = dropped(pack.value[c], scale, keeps[c] >> p & 1);
-    store_pack<T, n>(y + start + p * C, pack);
+    for (int u = 0; u < kFlatUnroll; ++u) {
+      pieces[u] = {start + (p + u) * C, 0, p + u < count ? n : 0};
+      packs_there[u] = load_piece<Read::kOnce>(x, pieces[u], numel);
+    }
+#pragma unroll
+    for (int u = 0; u < kFlatUnroll; ++u) {
+#pragma unroll
+      for (int c = 0; c < n; ++c) {
+        packs_there[u].value[c] = dropped(packs_there[u].value[c], scale, keeps[c] >> (p + u) & 1);
+      }
+      store_piece(y, pieces[u], packs_there[u]);
+    }
   }
 }
 
@@ -143,11 +156,11 @@ namespace fusedtricks::backend {
 
 void dropout_forward(const DropoutCall& call, std::optional<int64_t> seed, int64_t* rng_state) {
   const auto source = seed ? cuda::RandomSource{uint64_t(*seed), 0} : cuda::draw_random_source();
-  cuda::drop(call, {source, nullptr, rng_state, call.rate.threshold});
+  cuda::drop(call, {source, nullptr, rng_state, uint32_t(call.rate.threshold), call.rate.drops_all()});
 }
 
 void dropout_backward(const DropoutCall& call, const int64_t* rng_state) {
-  if (call.numel()) cuda::drop(call, {{}, rng_state, nullptr, call.rate.threshold});
+  if (call.numel()) cuda::drop(call, {{}, rng_state, nullptr, uint32_t(call.rate.threshold), call.rate.drops_all()});
 }
 
 }  // namespace fusedtricks::backend

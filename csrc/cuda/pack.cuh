@@ -18,15 +18,16 @@ struct alignas(sizeof(T) * n) Pack {
   T value[n];
 };
 
-// Whether what is read will be read again by the next kernel; else its line is the first to leave the caches.
+// Whether what is read or written will be read again by the next kernel; else its line is the first to leave the
+// caches.
 enum class Read { kAgain, kOnce };
+enum class Write { kReadNext, kLast };
 
 template <Read read, class T, int n>
-__device__ __forceinline__ Pack<T, n> load_pack(const T* p) {
+__device__ __forceinline__ Pack<T, n> load_pack(const T* p, int64_t elements_there = n) {
   Pack<T, n> pack;
   if constexpr (sizeof(pack) == kPackBytes) {
-    const uint4* at = reinterpret_cast<const uint4*>(p);
-    const uint4 bits = read == Read::kOnce ? __ldcs(at) : *at;
+    const uint4 bits = read_block<read == Read::kOnce>(p, elements_there * int64_t(sizeof(T)));
     std::memcpy(&pack, &bits, sizeof(pack));
   } else {
     static_assert(n == 1);
@@ -35,13 +36,15 @@ __device__ __forceinline__ Pack<T, n> load_pack(const T* p) {
   return pack;
 }
 
-// Past the caches' usual order: what is written is not read by this kernel.
-template <class T, int n>
+template <Write write, class T, int n>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, n>& pack) {
   if constexpr (sizeof(pack) == kPackBytes) {
     uint4 bits;
     std::memcpy(&bits, &pack, sizeof(pack));
-    __stcs(reinterpret_cast<uint4*>(p), bits);
+    if (write == Write::kLast)
+      __stcs(reinterpret_cast<uint4*>(p), bits);
+    else
+      *reinterpret_cast<uint4*>(p) = bits;
   } else {
     static_assert(n == 1);
     *p = pack.value[0];
@@ -74,19 +77,26 @@ struct Piece {
   __device__ __forceinline__ bool empty() const { return first >= last; }
 };
 
-// The pack of a piece. What lies beside the piece is read as well, unless it is beyond the tensor's numel elements.
+// The pack of a piece, zero where it is empty. What lies beside the piece is read as well, at the end of the tensor up
+// to the end of a block of 16 bytes, which no allocation cuts. The pack stays in one register of 16 bytes until it is
+// used: put together of elements, it would have to be there before the next is asked for.
 template <Read read, class T, int n>
 __device__ __forceinline__ Pack<T, n> load_piece(const T* tensor, const Piece<n>& piece, int64_t numel) {
-  if (!piece.empty() && piece.index + n <= numel) return load_pack<read, T, n>(tensor + piece.index);
   Pack<T, n> pack;
-#pragma unroll
-  for (int e = 0; e < n; ++e) pack.value[e] = piece.has(e) ? tensor[piece.index + e] : store<T>(Compute<T>(0));
+  if constexpr (sizeof(pack) == kPackBytes) {
+    uint4 bits{};
+    if (!piece.empty()) bits = read_block<read == Read::kOnce>(tensor + piece.index, (numel - piece.index) * sizeof(T));
+    std::memcpy(&pack, &bits, sizeof(pack));
+  } else {
+    static_assert(n == 1);
+    pack.value[0] = piece.empty() ? store<T>(Compute<T>(0)) : tensor[piece.index];
+  }
   return pack;
 }
 
-template <class T, int n>
+template <Write write = Write::kLast, class T, int n>
 __device__ __forceinline__ void store_piece(T* tensor, const Piece<n>& piece, const Pack<T, n>& pack) {
-  if (piece.whole()) return store_pack<T, n>(tensor + piece.index, pack);
+  if (piece.whole()) return store_pack<write, T, n>(tensor + piece.index, pack);
 #pragma unroll
   for (int e = 0; e < n; ++e) {
     if (piece.has(e)) tensor[piece.index + e] = pack.value[e];

@@ -24,7 +24,9 @@ void launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   constexpr size_t without_asking = 48 << 10;
   const auto function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > without_asking) {
-    check_launch(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    // The most there is, whatever this call needs: another thread may be about to launch the same kernel.
+    check_launch(
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_memory_per_block())));
   }
   const auto run = [&](Parameters... values) {
     void* pointers[] = {&values...};
@@ -49,6 +51,13 @@ template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char bytes[];
   return reinterpret_cast<T*>(bytes);
+}
+
+// The 16 bytes at an address that is a multiple of 16; the twin reads the first `bytes_there` alone.
+template <bool once>
+__device__ __forceinline__ uint4 read_block(const void* p, int64_t /*bytes_there*/) {
+  const uint4* at = static_cast<const uint4*>(p);
+  return once ? __ldcs(at) : *at;
 }
 
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }

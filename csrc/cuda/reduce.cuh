@@ -27,7 +27,7 @@ struct Moments {
     const V share = other.count / total, delta = other.mean - mean;
     // Where the difference is not finite, an infinite mean stays infinite.
     mean = delta * V(0) == V(0) ? mean + delta * share : mean * (count / total) + other.mean * share;
-    m2 += other.m2 + delta * delta * (count * share);
+    m2 += other.m2 + (delta * count) * (delta * share);
     count = total;
   }
 };
@@ -66,7 +66,8 @@ __device__ Sums<double>* total_chunks(const Plan& plan, int64_t block_channel, v
   const int64_t channel = block_channel + threadIdx.x % width;
   Sums<double> sums[1];
   if (channel < plan.channels) {
-    for (int64_t chunk = threadIdx.x / width; chunk < plan.chunks; chunk += threads / width) {
+#pragma unroll 4
+    for (int64_t chunk = threadIdx.x / width; chunk < plan.division.chunks; chunk += threads / width) {
       sums[0].merge(term(chunk, channel));
     }
   }

@@ -17,10 +17,14 @@ constexpr int kThreads = 256;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where an even division of `items` into `chunks` begins.
-FT_INLINE int64_t chunk_start(int64_t items, int64_t chunks, int64_t chunk) {
-  return items / chunks * chunk + items % chunks * chunk / chunks;
-}
+// An even division of items into chunks: the first `longer` of them have one item more than the others.
+struct Chunks {
+  int64_t chunks = 1, items_each = 0, longer = 0;
+
+  static Chunks make(int64_t items, int64_t chunks) { return {chunks, items / chunks, items % chunks}; }
+
+  FT_INLINE int64_t start(int64_t chunk) const { return items_each * chunk + (chunk < longer ? chunk : longer); }
+};
 
 // Steps of a part, in each of which every team takes an item: those from `first` on, `count` at most.
 struct Steps {
@@ -33,11 +37,12 @@ struct RowsWalk {
   static constexpr int pack = n, channels = n, threads = threads_;
 
   struct Plan {
-    int64_t items, channels, groups, chunks;  // items: rows
+    int64_t items, channels, groups;  // items: rows
     int lanes;
+    Chunks division;
 
     static Plan make(const Layout& layout) {
-      Plan p{layout.per_channel(), layout.channels, 0, 1, 1};
+      Plan p{layout.per_channel(), layout.channels, 0, 1, Chunks::make(layout.per_channel(), 1)};
       while (p.lanes < (n > 1 ? 8 : 32) && p.lanes * n < layout.channels) p.lanes *= 2;
       p.groups = ceil_div(layout.channels, p.block_channels());
       return p;
@@ -47,9 +52,7 @@ struct RowsWalk {
     FT_INLINE int block_channels() const { return lanes * n; }
     FT_INLINE int64_t numel() const { return items * channels; }
     // Elements of one channel in a chunk.
-    FT_INLINE int64_t count(int64_t chunk, int64_t) const {
-      return chunk_start(items, chunks, chunk + 1) - chunk_start(items, chunks, chunk);
-    }
+    FT_INLINE int64_t count(int64_t chunk, int64_t) const { return division.items_each + (chunk < division.longer); }
   };
 
   int64_t block_channel, channel;  // the first of the block, of the thread
@@ -60,8 +63,8 @@ struct RowsWalk {
     const int lane = threadIdx.x % p.lanes, team = threadIdx.x / p.lanes;
     block_channel = group * p.block_channels();
     channel = block_channel + lane * n;
-    const int64_t first = chunk_start(p.items, p.chunks, chunk) + steps.first * teams_;
-    const int64_t chunk_end = chunk_start(p.items, p.chunks, chunk + 1), last = first + steps.count * teams_;
+    const int64_t first = p.division.start(chunk) + steps.first * teams_;
+    const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * teams_;
     const int64_t end = last < chunk_end ? last : chunk_end;
     left_ = has_channel() ? end - first - team : 0;
     index_ = (reversed ? end - 1 - team : first + team) * p.channels + channel;
@@ -89,6 +92,8 @@ struct RowsWalk {
   static __device__ __forceinline__ void of_channel(int number, const F& f) {
     f(number);
   }
+  // Elements of each of the thread's channels in a piece.
+  static __device__ __forceinline__ int elements(const Piece<n>& piece) { return piece.empty() ? 0 : 1; }
 
  private:
   int64_t channels_, index_, left_, step_;
@@ -102,13 +107,16 @@ struct PlanesWalk {
   static constexpr int pack = n, channels = 1, threads = threads_;
 
   struct Plan {
-    int64_t items, channels, groups, chunks, samples, positions, packs;  // items: packs of all planes of a channel
+    int64_t items, channels, groups;  // items: packs of all planes of a channel
     int lanes;
+    Chunks division;
+    int64_t samples, positions, packs;
 
     static Plan make(const Layout& layout) {
       const int64_t positions = layout.positions;
       const int64_t packs = positions % n ? (positions + 2 * n - 2) / n : positions / n;
-      return {layout.samples * packs, layout.channels, layout.channels, 1, layout.samples, positions, packs, 1};
+      const int64_t items = layout.samples * packs;
+      return {items, layout.channels, layout.channels, 1, Chunks::make(items, 1), layout.samples, positions, packs};
     }
 
     FT_INLINE int teams() const { return threads; }
@@ -121,8 +129,7 @@ struct PlanesWalk {
       return sample * positions + (elements < 0 ? 0 : elements < positions ? elements : positions);
     }
     FT_INLINE int64_t count(int64_t chunk, int64_t channel) const {
-      return before(chunk_start(items, chunks, chunk + 1), channel) -
-             before(chunk_start(items, chunks, chunk), channel);
+      return before(division.start(chunk + 1), channel) - before(division.start(chunk), channel);
     }
   };
 
@@ -130,8 +137,8 @@ struct PlanesWalk {
 
   __device__ PlanesWalk(const Plan& p, int64_t chunk, int64_t group, bool reversed, Steps steps = {})
       : block_channel(group), channel(group), plan_(p) {
-    const int64_t first = chunk_start(p.items, p.chunks, chunk) + steps.first * threads;
-    const int64_t chunk_end = chunk_start(p.items, p.chunks, chunk + 1), last = first + steps.count * threads;
+    const int64_t first = p.division.start(chunk) + steps.first * threads;
+    const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * threads;
     const int64_t end = last < chunk_end ? last : chunk_end;
     left_ = has_channel() ? end - first - int(threadIdx.x) : 0;
     const int64_t item = left_ <= 0 ? 0 : reversed ? end - 1 - int(threadIdx.x) : first + threadIdx.x;
@@ -161,6 +168,9 @@ struct PlanesWalk {
 #pragma unroll
     for (int e = 0; e < n; ++e) f(e);
   }
+  static __device__ __forceinline__ int elements(const Piece<n>& piece) {
+    return piece.empty() ? 0 : piece.last - piece.first;
+  }
 
  private:
   Plan plan_;
@@ -185,22 +195,26 @@ struct PlanesWalk {
 // A grid of a block for every part, groups innermost: blocks that run together read neighbouring memory.
 template <class Plan>
 FT_INLINE int64_t parts(const Plan& plan) {
-  return plan.groups * plan.chunks;
+  return plan.groups * plan.division.chunks;
 }
 
-// The part of this block of such a grid.
+// The part of this block of such a grid. reversed: the last part first, which was read last before.
 struct Part {
   int64_t chunk, group;
 
   template <class Plan>
-  __device__ explicit Part(const Plan& p) : chunk(blockIdx.x / p.groups), group(blockIdx.x % p.groups) {}
+  __device__ Part(const Plan& p, bool reversed) {
+    const int64_t number = reversed ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    chunk = number / p.groups;
+    group = number % p.groups;
+  }
 };
 
 // Chunks for about `blocks` blocks in all, none of them with less than `steps` steps to do.
 template <class Plan>
 Plan with_blocks(Plan plan, int64_t blocks, int64_t steps) {
   const int64_t useful = ceil_div(plan.items, plan.teams() * steps);
-  plan.chunks = std::max<int64_t>(1, std::min(blocks / plan.groups, useful));
+  plan.division = Chunks::make(plan.items, std::max<int64_t>(1, std::min(blocks / plan.groups, useful)));
   return plan;
 }
 

@@ -182,6 +182,13 @@ namespace fusedtricks::cuda {
 using emulation::multiprocessors;
 using emulation::shared_memory_per_block;
 
+template <bool once>
+uint4 read_block(const void* p, int64_t bytes_there) {
+  uint4 block{};
+  std::memcpy(&block, emulation::aligned(static_cast<const uint4*>(p)), size_t(bytes_there < 16 ? bytes_there : 16));
+  return block;
+}
+
 inline void copy_async(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void commit_copies() {}
 inline void wait_for_copies() {}
