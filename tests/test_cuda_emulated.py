@@ -1,0 +1,231 @@
+"""The CUDA kernels' own sources, run on the CPU: the suites pass, in whatever order threads and blocks take turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from batch_norm_case import magnitudes
+from emulation import library
+from emulation.package import make_package
+from emulation.results import Results, batch_norm_case, collect
+from rounding import ROUNDINGS
+from torch import Tensor
+
+TESTS = Path(__file__).parent
+SCHEDULES = ["in_order", "reversed", "shuffled"]
+# By path: two has many blocks to a channel, hold some, and more than one turn.
+MULTIPROCESSORS = {"two": 32, "hold": 4}
+PATHS = list(MULTIPROCESSORS)
+
+# Schedule, path, files, what the names of the tests contain.
+SUITES = [
+    ("in_order", "two", ["batch_norm_act", "activations", "dropout", "determinism", "modules"], ""),
+    ("in_order", "hold", ["batch_norm_act", "determinism"], ""),
+    ("reversed", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
+    ("reversed", "hold", ["batch_norm_act"], "shape or layout or residual"),
+    ("shuffled", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
+    ("shuffled", "hold", ["batch_norm_act"], "shape or layout or residual"),
+]
+
+# Path, file in csrc/cuda, function, number of the barrier in it. That of total_chunks is not among them: its callers
+# could do without, because each thread reads the total that it wrote itself.
+BARRIERS = [
+    ("two", "reduce.cuh", "merge_threads", 0),
+    ("two", "batch_norm_steps.cuh", "finish_statistics", 0),
+    *(
+        pytest.param(*barrier, marks=pytest.mark.slow)
+        for barrier in [
+            ("two", "reduce.cuh", "merge_threads", 1),
+            ("two", "batch_norm_kernels.cuh", "sum_gradients", 0),
+            ("hold", "batch_norm_steps.cuh", "set_forward", 0),
+            ("hold", "batch_norm_steps.cuh", "finish_sums", 0),
+            ("hold", "batch_norm_hold.cuh", "hold_differentiate", 0),
+            ("hold", "batch_norm_hold.cuh", "meet", 0),
+        ]
+    ),
+]
+
+pytestmark = pytest.mark.skipif(not shutil.which(library.COMPILER[0]), reason=f"needs {library.COMPILER[0]} (CXX)")
+
+
+def python(site: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs this interpreter on a copy of the package."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FUSEDTRICKS_", "PYTEST_"))}
+    # One thread: the kernels have no use for more, and several processes run at once.
+    inherited |= {"PYTHONPATH": os.pathsep.join([str(site), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=site, env=inherited | environment, capture_output=True, text=True, timeout=600)
+
+
+def run_suite(site: Path, schedule: str, path: str, names: list[str], pattern: str) -> subprocess.CompletedProcess[str]:
+    files = [TESTS / f"test_{name}.py" for name in names]
+    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={TESTS.parent}", "-c", TESTS.parent / "pyproject.toml"]
+    environment = {"FUSEDTRICKS_EMULATED_SCHEDULE": schedule, "FUSEDTRICKS_CUDA_PATH": path}
+    return python(site, "-m", "pytest", *options, "-k", pattern, *files, **environment)
+
+
+def run_calls(site: Path, runs: list[dict[str, str]], pattern: str = "") -> list[Results | str]:
+    """What `emulation.results` saves."""
+    saved = site / f"{uuid.uuid4()}.pt"
+    process = python(site, "-m", "emulation.results", saved, json.dumps(runs), pattern)
+    assert process.returncode == 0, process.stderr[-5000:]
+    return torch.load(saved)
+
+
+def under_every_schedule(path: str) -> list[dict[str, str]]:
+    """The environments of three runs."""
+    where = {"FUSEDTRICKS_CUDA_PATH": path, "FUSEDTRICKS_EMULATED_SMS": str(MULTIPROCESSORS[path])}
+    return [where | {"FUSEDTRICKS_EMULATED_SCHEDULE": schedule} for schedule in SCHEDULES]
+
+
+def without_barrier(text: str, function: str, number: int) -> str:
+    """The source without the `__syncthreads();` of that number after the function's name and its parenthesis."""
+    barrier = "__syncthreads();"
+    definition = re.search(rf"\b{function}\([^;]*?\{{", text)
+    assert definition is not None, function
+    end = text.index("\n}", definition.end())
+    body = text[definition.end() : end].split(barrier)
+    assert number + 1 < len(body), f"{function} has {len(body) - 1} barriers"
+    body[number : number + 2] = [body[number] + body[number + 1]]
+    return text[: definition.end()] + barrier.join(body) + text[end:]
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Executor]:
+    """Runs processes side by side, so that a test may find its own finished."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield pool
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("emulated")
+    library.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def site(built: Path) -> Path:
+    """The folder of a copy of the package that runs the emulated kernels."""
+    return make_package(built / "site", built / "library.so")
+
+
+def test_the_emulated_kernels_answer(site):
+    """They alone know the schedule."""
+    code = "import torch, fusedtricks.functional as f; f.activation(torch.ones(3), 'relu')"
+    process = python(site, "-c", code, FUSEDTRICKS_EMULATED_SCHEDULE="sideways")
+    assert "FUSEDTRICKS_EMULATED_SCHEDULE=sideways" in process.stderr
+
+
+@pytest.fixture(scope="session")
+def answers(site: Path, pool: Executor) -> dict[str, Future[list[Results | str]]]:
+    """By path: under every schedule, then in order with one multiprocessor."""
+    one = {"FUSEDTRICKS_EMULATED_SCHEDULE": "in_order", "FUSEDTRICKS_EMULATED_SMS": "1"}
+    return {path: pool.submit(run_calls, site, [*under_every_schedule(path), one]) for path in PATHS}
+
+
+def assert_same_bits(actual: Results | str, expected: Results) -> None:
+    assert isinstance(actual, dict), actual
+    assert actual.keys() == expected.keys()
+    for call, results in expected.items():
+        for name, value in results.items():
+            assert torch.equal(actual[call][name], value), f"{name} of {call}"
+
+
+@pytest.fixture(scope="session")
+def suites(site: Path, pool: Executor) -> list[Future[subprocess.CompletedProcess[str]]]:
+    return [pool.submit(run_suite, site, *suite) for suite in SUITES]
+
+
+@pytest.mark.parametrize(("path", "file", "function", "number"), BARRIERS)
+def test_a_removed_barrier_shows(path, file, function, number, built, answers, suites, tmp_path):
+    """Beside the suites, which go on meanwhile."""
+    edit = partial(without_barrier, function=function, number=number)
+    edited = library.build_edited(tmp_path, built, "batch_norm_float.cu", file, edit)
+    calls = "batch_norm-float32-.*-leaky_relu"
+    wrong = run_calls(make_package(tmp_path / "site", edited), under_every_schedule(path), calls)
+    right = {call: results for call, results in answers[path].result()[0].items() if re.search(calls, call)}
+    shown = []
+    for schedule, results in zip(SCHEDULES, wrong, strict=True):
+        try:
+            assert_same_bits(results, right)
+        except AssertionError as error:
+            shown.append(f"{schedule}: {error}".splitlines()[0])
+    print("\n".join(shown))
+    assert shown
+
+
+@pytest.mark.parametrize("number", range(len(SUITES)), ids=["-".join(suite[:2]) for suite in SUITES])
+def test_suite(number, suites):
+    process = suites[number].result()
+    assert process.returncode == 0, process.stdout[-5000:] + process.stderr[-2000:]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+@pytest.mark.parametrize("path", PATHS)
+def test_same_bits_under_every_schedule(path, schedule, answers):
+    results = answers[path].result()
+    assert_same_bits(results[SCHEDULES.index(schedule)], results[0])
+
+
+@pytest.fixture(scope="session")
+def of_the_cpu() -> Results:
+    return collect()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_masks_are_those_of_the_cpu(path, answers, of_the_cpu):
+    results = answers[path].result()[0]
+    masks = {call: results[call] for call in results if call.startswith("mask")}
+    assert masks
+    assert_same_bits(masks, {call: of_the_cpu[call] for call in masks})
+
+
+def assert_equal_but_for_roundings(actual: Tensor, expected: Tensor, scale: float, name: str) -> None:
+    """Each of the two may have been rounded otherwise at the store, and in the arithmetic before."""
+    if not expected.is_floating_point():
+        assert torch.equal(actual, expected), name
+        return
+    atol = 2 * ROUNDINGS * torch.finfo(torch.float32).eps * scale
+    rtol = torch.finfo(expected.dtype).eps
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, msg=lambda message: f"{name}: {message}")
+
+
+@pytest.mark.parametrize("multiprocessors", ["many", "one"])
+@pytest.mark.parametrize("path", PATHS)
+def test_values_are_those_of_the_cpu(path, multiprocessors, answers, of_the_cpu):
+    results = answers[path].result()[0 if multiprocessors == "many" else -1]
+    assert results.keys() == of_the_cpu.keys()
+    for call, expected in of_the_cpu.items():
+        kind, *which = call.split("-")
+        scales = magnitudes(batch_norm_case(*which)) if kind == "batch_norm" else {}
+        scales["save_mean"] = scales.get("running_mean", 0.0)
+        for name, value in expected.items():
+            scale = scales.get(name, value.double().abs().max().item())
+            assert_equal_but_for_roundings(results[call][name], value, scale, f"{name} of {call}")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_several_blocks_share_a_channel(path, answers):
+    """Or the schedules above would have had no blocks to reorder: statistics change with the multiprocessors."""
+    many, *_, one = answers[path].result()
+    changed = {
+        call: not torch.equal(results["save_mean"], many[call]["save_mean"])
+        for call, results in one.items()
+        if "save_mean" in results and "few_rows" not in call
+    }
+    # Held, only what does not fit into the shared memory of one multiprocessor is shared.
+    assert all(changed.values()) if path == "two" else any(changed.values()), changed
