@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Most are of more elements a channel than one block takes, where there are multiprocessors for more.
 BATCH_NORM_SHAPES = {
-    "planes": ((3, 3, 107, 97), Tensor.contiguous),
+    "planes": ((4, 3, 107, 97), Tensor.contiguous),
     "rows_of_packs": ((3, 16, 53, 41), channels_last),
     "rows_of_elements": ((7, 5, 41, 37), channels_last),
     "planes_beyond_shared_memory": ((2, 3, 181, 173), Tensor.contiguous),
