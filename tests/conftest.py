@@ -45,3 +45,10 @@ def restore_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["auto", "two", "hold"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way through batch_norm_act's CUDA kernels."""
+    monkeypatch.setenv("FUSEDTRICKS_CUDA_PATH", request.param)
+    return request.param

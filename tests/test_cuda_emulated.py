@@ -43,14 +43,14 @@ SUITES = [
 # could do without, because each thread reads the total that it wrote itself.
 BARRIERS = [
     ("two", "reduce.cuh", "merge_threads", 0),
-    ("two", "batch_norm_steps.cuh", "finish_statistics", 0),
+    ("two", "batch_norm_finish.cuh", "finish_statistics", 0),
     *(
         pytest.param(*barrier, marks=pytest.mark.slow)
         for barrier in [
             ("two", "reduce.cuh", "merge_threads", 1),
             ("two", "batch_norm_kernels.cuh", "sum_gradients", 0),
-            ("hold", "batch_norm_steps.cuh", "set_forward", 0),
-            ("hold", "batch_norm_steps.cuh", "finish_sums", 0),
+            ("hold", "batch_norm_finish.cuh", "set_forward", 0),
+            ("hold", "batch_norm_finish.cuh", "finish_sums", 0),
             ("hold", "batch_norm_hold.cuh", "hold_differentiate", 0),
             ("hold", "batch_norm_hold.cuh", "meet", 0),
         ]

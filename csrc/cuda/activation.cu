@@ -66,21 +66,13 @@ void with_pack(c10::ScalarType dtype, std::initializer_list<const void*> tensors
   });
 }
 
-// Every activation by one kernel where elements move singly, and for the derivative of the derivative.
-template <class V, bool may_be_fixed, class F>
-void with_activation_where(const Activation& activation, const F& f) {
-  if constexpr (may_be_fixed)
-    with_activation<V>(activation, f);
-  else
-    f(AnyActivation<V>{activation});
-}
-
+// The activations have kernels of their own where elements move by packs, but not for the derivative of the derivative.
 template <Factor factor>
 void launch_multiply(const ActivationCall& call, const void* g, const void* kept, void* out) {
   with_pack(call.dtype, {g, kept, out}, [&](auto type, auto pack) {
     using T = typename decltype(type)::type;
     constexpr int n = decltype(pack)::value;
-    with_activation_where<Compute<T>, (n > 1 && factor == Factor::kDerivative)>(call.act, [&](auto act) {
+    with_activation<Compute<T>, (n > 1 && factor == Factor::kDerivative)>(call.act, [&](auto act) {
       launch(multiply<T, n, decltype(act), factor>, flat_blocks(call.n, n), kThreads, 0, static_cast<const T*>(g),
              static_cast<const T*>(kept), static_cast<T*>(out), call.n, act);
     });
@@ -96,7 +88,7 @@ void activation_forward(const ActivationCall& call, const void* x, void* y) {
   cuda::with_pack(call.dtype, {x, y}, [&](auto type, auto pack) {
     using T = typename decltype(type)::type;
     constexpr int n = decltype(pack)::value;
-    cuda::with_activation_where<Compute<T>, (n > 1)>(call.act, [&](auto act) {
+    cuda::with_activation<Compute<T>, (n > 1)>(call.act, [&](auto act) {
       cuda::launch(cuda::forward<T, n, decltype(act)>, cuda::flat_blocks(call.n, n), cuda::kThreads, 0,
                    static_cast<const T*>(x), static_cast<T*>(y), call.n, act);
     });

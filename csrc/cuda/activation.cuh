@@ -33,10 +33,10 @@ struct AnyActivation {
 };
 
 // Calls f with the activation as a FixedActivation or AnyActivation. Each kind that it may be costs a kernel of every
-// dtype and layout, so these are the ones of most networks; and double has none.
-template <class V, class F>
+// dtype and layout, so these are the ones of most networks; double has none, nor what is not may_be_fixed.
+template <class V, bool may_be_fixed = true, class F>
 void with_activation(const Activation& activation, const F& f) {
-  if constexpr (std::is_same_v<V, float>) {
+  if constexpr (may_be_fixed && std::is_same_v<V, float>) {
     const std::string_view name = activation.info().name;
     if (name == Identity<V>::info.name) return f(FixedActivation<Identity<V>>{Identity<V>(activation.parameters)});
     if (name == ReLU<V>::info.name) return f(FixedActivation<ReLU<V>>{ReLU<V>(activation.parameters)});

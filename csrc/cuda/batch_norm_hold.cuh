@@ -6,7 +6,8 @@
 // cooperatively.
 #pragma once
 
-#include "batch_norm_steps.cuh"
+#include "batch_norm_packs.cuh"
+#include "batch_norm_statistics.cuh"
 
 namespace fusedtricks::cuda {
 

@@ -4,7 +4,8 @@
 // between.
 #pragma once
 
-#include "batch_norm_steps.cuh"
+#include "batch_norm_packs.cuh"
+#include "batch_norm_statistics.cuh"
 
 namespace fusedtricks::cuda {
 

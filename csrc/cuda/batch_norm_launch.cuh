@@ -35,13 +35,10 @@ void with_walk(const Layout& layout, std::initializer_list<const void*> tensors,
   f(Type<PlanesWalk<1>>());
 }
 
-// Every activation by one kernel where elements move singly: that is slow for other reasons.
+// The activations have kernels of their own where elements move by packs.
 template <class T, class Walk, class F>
 void with_activation_for(const Activation& activation, const F& f) {
-  if constexpr (Walk::pack > 1)
-    with_activation<Compute<T>>(activation, f);
-  else
-    f(AnyActivation<Compute<T>>{activation});
+  with_activation<Compute<T>, (Walk::pack > 1)>(activation, f);
 }
 
 template <class T, class Walk>

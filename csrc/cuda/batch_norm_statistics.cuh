@@ -1,0 +1,121 @@
+// Statistics of the packs that a thread reads: moments of their deviations from a pivot, a tile at a time.
+#pragma once
+
+#include "batch_norm_partials.cuh"
+
+namespace fusedtricks::cuda {
+
+// The inverse of the largest power of two that is not above |x|; 1 unless |x| is so large that its square, summed,
+// might overflow.
+template <class V>
+__device__ __forceinline__ V scale_for(V x) {
+  using Int = typename ExpTraits<V>::Int;
+  constexpr int bits = ExpTraits<V>::mantissa_bits, bias = ExpTraits<V>::bias;
+  const Int exponent = (bit_cast<Int>(x) >> bits & (2 * bias + 1)) - bias;
+  const Int finite = exponent < bias ? exponent : Int(bias - 1);
+  return exponent > bias / 4 && exponent <= bias ? bit_cast<V>((bias - finite) << Int(bits)) : V(1);
+}
+
+// From the first packs of a thread's channels: their first value, and a scale by the largest.
+template <class T, class Walk>
+__device__ void find_pivots(const T* x, const typename Walk::Plan& plan, int64_t channel,
+                            Pivot<Compute<T>> (&pivots)[Walk::channels]) {
+  using V = Compute<T>;
+  constexpr int samples = 4;
+  V most[Walk::channels] = {};
+  bool found = false;
+#pragma unroll
+  for (int i = 0; i < samples; ++i) {
+    const auto piece = Walk::sample(plan, channel, i);
+    const auto pack = load_piece<Read::kAgain>(x, piece, plan.numel());
+#pragma unroll
+    for (int c = 0; c < Walk::channels; ++c) {
+      bool first = !found;
+      Walk::of_channel(c, [&](int e) {
+        if (!piece.has(e)) return;
+        const V value = load(pack.value[e]), size = value < V(0) ? -value : value;
+        if (first) pivots[c].shift = value;
+        most[c] = size > most[c] ? size : most[c];
+        first = false;
+      });
+    }
+    found = found || !piece.empty();
+  }
+#pragma unroll
+  for (int c = 0; c < Walk::channels; ++c) pivots[c].scale = scale_for(most[c]);
+}
+
+// Moments of a thread's channels, which all have as many elements.
+template <class V, class Walk>
+struct OwnMoments {
+  V count = 0, mean[Walk::channels] = {}, m2[Walk::channels] = {};
+};
+
+// Adds the pieces' elements, a tile at a time: its mean, then its squared deviations. masked: some are not whole.
+template <bool masked, class T, class Walk, int unroll>
+__device__ __forceinline__ void add_tile_moments(const Piece<Walk::pack> (&pieces)[unroll],
+                                                 const Pack<T, Walk::pack> (&packs)[unroll],
+                                                 const Pivot<Compute<T>> (&pivots)[Walk::channels],
+                                                 OwnMoments<Compute<T>, Walk>& moments) {
+  using V = Compute<T>;
+  int elements = masked ? 0 : unroll * Walk::pack / Walk::channels;
+#pragma unroll
+  for (int u = 0; masked && u < unroll; ++u) elements += Walk::elements(pieces[u]);
+  if (masked && elements == 0) return;
+  const V inverse = V(1) / V(elements), total = moments.count + V(elements), share = V(elements) / total;
+  const V weight = moments.count * share;
+  moments.count = total;
+#pragma unroll
+  for (int c = 0; c < Walk::channels; ++c) {
+    const V scale = pivots[c].scale, offset = -pivots[c].shift * scale;
+    const auto for_elements = [&](const auto& f) {
+#pragma unroll
+      for (int u = 0; u < unroll; ++u) {
+        Walk::of_channel(c, [&](int e) {
+          if (!masked || pieces[u].has(e)) f(load(packs[u].value[e]) * scale + offset);
+        });
+      }
+    };
+    V mean = 0, m2 = 0;
+    for_elements([&](V d) { mean += d; });
+    mean *= inverse;
+    for_elements([&](V d) { m2 += (d - mean) * (d - mean); });
+    const V delta = mean - moments.mean[c];
+    moments.m2[c] += m2 + (delta * weight) * delta;
+    // Where the difference is not finite, an infinite mean stays infinite.
+    moments.mean[c] += delta * V(0) == V(0) ? delta * share : mean;
+  }
+}
+
+template <class T, class Walk, int unroll>
+__device__ __forceinline__ void add_moments(const Piece<Walk::pack> (&pieces)[unroll],
+                                            const Pack<T, Walk::pack> (&packs)[unroll],
+                                            const Pivot<Compute<T>> (&pivots)[Walk::channels],
+                                            OwnMoments<Compute<T>, Walk>& moments) {
+  bool whole = true;
+#pragma unroll
+  for (int u = 0; u < unroll; ++u) whole = whole && pieces[u].whole();
+  if (whole)
+    add_tile_moments<false, T, Walk>(pieces, packs, pivots, moments);
+  else
+    add_tile_moments<true, T, Walk>(pieces, packs, pivots, moments);
+}
+
+// Merges the moments of a block's threads and leaves them as the partial results of its part.
+template <class V, class Walk>
+__device__ void leave_moments(const OwnMoments<V, Walk>& own, const Pivot<V> (&pivots)[Walk::channels],
+                              const typename Walk::Plan& plan, const Walk& walk, int64_t chunk, const Workspace<V>& out,
+                              void* memory) {
+  Moments<V> moments[Walk::channels];
+#pragma unroll
+  for (int c = 0; c < Walk::channels; ++c) moments[c] = {own.count, own.mean[c], own.m2[c]};
+  merge_threads<Walk::threads>(moments, plan.lanes, memory);
+  if (int(threadIdx.x) >= plan.lanes || !walk.has_channel()) return;
+#pragma unroll
+  for (int c = 0; c < Walk::channels; ++c) {
+    out.partial(chunk, walk.channel + c) = {moments[c].mean, moments[c].m2};
+    if (chunk == 0) out.pivots[walk.channel + c] = pivots[c];
+  }
+}
+
+}  // namespace fusedtricks::cuda
