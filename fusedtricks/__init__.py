@@ -6,6 +6,7 @@ load_libraries()
 
 from fusedtricks import eager, functional, nn  # noqa: E402  (their ops exist once the libraries are loaded)
 from fusedtricks._build_info import version as __version__  # noqa: E402
+from fusedtricks.fusing import fuse, report, unfuse  # noqa: E402
 from fusedtricks.memory import keep_freed_memory  # noqa: E402
 
-__all__ = ["__version__", "eager", "functional", "keep_freed_memory", "nn"]
+__all__ = ["__version__", "eager", "functional", "fuse", "keep_freed_memory", "nn", "report", "unfuse"]

@@ -1,0 +1,113 @@
+"""Which activation of ours a module or a node of a graph is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Node
+
+from .. import nn as ftnn
+
+
+class Activation(NamedTuple):
+    """An activation by its name in `functional.ACTIVATIONS`, with its parameters."""
+
+    name: str
+    parameters: dict[str, float]
+
+
+def _gelu(approximate: Any) -> Activation | None:
+    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
+    return Activation(name, {}) if name else None
+
+
+_MODULES: dict[str, Callable[[Any], Activation | None]] = {
+    "ReLU": lambda m: Activation("relu", {}),
+    "ReLU6": lambda m: Activation("relu6", {}),
+    "LeakyReLU": lambda m: Activation("leaky_relu", {"negative_slope": m.negative_slope}),
+    "ELU": lambda m: Activation("elu", {"alpha": m.alpha}),
+    "SELU": lambda m: Activation("selu", {}),
+    "GELU": lambda m: _gelu(m.approximate),
+    "Sigmoid": lambda m: Activation("sigmoid", {}),
+    "Tanh": lambda m: Activation("tanh", {}),
+    "SiLU": lambda m: Activation("silu", {}),
+    "Mish": lambda m: Activation("mish", {}),
+    "Hardswish": lambda m: Activation("hardswish", {}),
+    "Softplus": lambda m: Activation("softplus", {"beta": m.beta, "threshold": m.threshold}),
+}
+MODULE_NAMES = tuple(_MODULES)
+"""The activations of `torch.nn` that have a fused twin in `fusedtricks.nn`."""
+
+_READERS: dict[type[nn.Module], Callable[[Any], Activation | None]] = {
+    getattr(library, name): read for name, read in _MODULES.items() for library in (nn, ftnn)
+}
+
+
+def recognise(module_type: type[nn.Module], as_type: type[nn.Module]) -> None:
+    """Makes modules of a further type known, read like those of another."""
+    _READERS[module_type] = _READERS[as_type]
+
+
+def of_module(module: nn.Module) -> Activation | None:
+    """The activation that a module of exactly a known type computes at present, or None."""
+    read = _READERS.get(type(module))
+    return read(module) if read else None
+
+
+# By function: the activation and its parameters in order. The numbers in a hardtanh make it ReLU6 or nothing.
+_IN_ORDER: dict[str, tuple[str, ...]] = {
+    "leaky_relu": ("negative_slope",),
+    "elu": ("alpha",),
+    "hardtanh": ("min_val", "max_val"),
+    "softplus": ("beta", "threshold"),
+}
+_NAMES = [
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "gelu",
+    "sigmoid",
+    "tanh",
+    "silu",
+    "mish",
+    "hardswish",
+    "softplus",
+    "hardtanh",
+]
+_SPELLINGS = [(library, name, suffix) for library in (torch, F) for name in _NAMES for suffix in ("", "_")]
+_FUNCTIONS: dict[Any, str] = {
+    getattr(library, name + suffix): name for library, name, suffix in _SPELLINGS if hasattr(library, name + suffix)
+} | {torch.special.expit: "sigmoid"}
+_METHODS = {name + suffix: name for name in ("relu", "sigmoid", "tanh") for suffix in ("", "_")}
+_NOT_PARAMETERS = ("inplace", "input")
+
+
+def of_node(node: Node) -> tuple[Activation, Node] | None:
+    """The activation that a call of a function or method computes, and of what; None for everything else."""
+    table: Mapping[Any, str] = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
+    name = table.get(node.target)
+    if name is None:
+        return None
+    arguments = dict(zip(("input", *_IN_ORDER.get(name, ()), "inplace"), node.args, strict=False)) | node.kwargs
+    source = arguments.get("input")
+    parameters = {key: value for key, value in arguments.items() if key not in _NOT_PARAMETERS}
+    if not isinstance(source, Node) or any(isinstance(value, Node) for value in parameters.values()):
+        return None
+    activation = _activation(name, parameters)
+    return (activation, source) if activation else None
+
+
+def _activation(name: str, parameters: dict[str, Any]) -> Activation | None:
+    if name == "gelu":
+        return _gelu(parameters.get("approximate", "none"))
+    if name == "hardtanh":
+        limits = parameters.get("min_val", -1.0), parameters.get("max_val", 1.0)
+        return Activation("relu6", {}) if limits == (0, 6) else None
+    known = set(parameters) <= set(_IN_ORDER.get(name, ()))
+    return Activation(name, parameters) if known else None

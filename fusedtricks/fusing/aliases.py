@@ -1,0 +1,108 @@
+"""Whether a value may change between two places of a graph: which nodes write, and which values share memory."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+Modules = Mapping[str, nn.Module]
+
+IN_PLACE_OPERATORS = {
+    name: getattr(operator, name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+}
+_WRITES = {*IN_PLACE_OPERATORS.values(), operator.setitem, operator.delitem}
+_FRESH_MODULES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+)
+_FRESH_FUNCTIONS = {
+    *("add", "sub", "mul", "truediv", "matmul", "cat", "linear", "batch_norm"),
+    *("relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh"),
+    *(f"{name}{n}d" for n in (1, 2, 3) for name in ("conv", "conv_transpose", "max_pool", "avg_pool")),
+}
+
+
+def may_change(value: Node, between: Iterable[Node], modules: Modules) -> bool:
+    """Whether one of the nodes `between` may write to the memory of `value`."""
+    writers = [node for node in between if _may_write(node, modules)]
+    shared = _may_share_memory(value, modules) if writers else set()
+    return any(source in shared for node in writers for source in node.all_input_nodes)
+
+
+def _may_write(node: Node, modules: Modules) -> bool:
+    """Whether a node may write to what it is given."""
+    if node.op == "call_module":
+        return _module_may_write(modules[str(node.target)])
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.op == "call_function" and _function_may_write(node)
+
+
+def _module_may_write(module: nn.Module) -> bool:
+    library = type(module).__module__
+    if not library.startswith(("torch.nn.modules.", "fusedtricks.")) or library == nn.Sequential.__module__:
+        return True
+    return bool(getattr(module, "inplace", False))
+
+
+def _function_may_write(node: Node) -> bool:
+    target: Any = node.target
+    if target in _WRITES or "out" in node.kwargs:
+        return True
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.is_mutable
+    library = (getattr(target, "__module__", None) or "torch").split(".")[0]
+    name = getattr(target, "__name__", "_")
+    return library not in ("torch", "_operator", "builtins", "math") or name.endswith("_") or is_in_place(node)
+
+
+def is_in_place(node: Node) -> bool:
+    """Whether a function is called with `inplace=True`."""
+    position = _position_of_inplace(node.target)
+    given = node.args[position] if position is not None and position < len(node.args) else False
+    return bool(node.kwargs.get("inplace", given))
+
+
+@cache
+def _position_of_inplace(function: Any) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a built-in function: in place by its name
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def _is_fresh(node: Node, modules: Modules) -> bool:
+    """Whether a node's result certainly shares no memory with what it is given."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], _FRESH_MODULES)
+    if node.op != "call_function" or getattr(node.target, "__name__", "") not in _FRESH_FUNCTIONS:
+        return False
+    return not _function_may_write(node)
+
+
+def _may_share_memory(value: Node, modules: Modules) -> set[Node]:
+    """All nodes whose result may share memory with that of `value`."""
+    found, todo = {value}, [value]
+    while todo:
+        node = todo.pop()
+        neighbours = [user for user in node.users if user.op != "output" and not _is_fresh(user, modules)]
+        if not _is_fresh(node, modules):
+            neighbours += node.all_input_nodes
+        new = [n for n in neighbours if n not in found]
+        found.update(new)
+        todo += new
+    return found

@@ -1,0 +1,167 @@
+"""Finds chains in a graph: BatchNorm, an addition, an activation, one value each the next one's alone.
+
+Serves the graphs of `torch.fx`, where layers are modules, and those of Dynamo, where they are functions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Graph, Node
+
+from . import activations
+from .activations import Activation
+from .aliases import Modules, may_change
+from .run_time import is_batch_norm
+
+_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
+_ADD_METHODS = ("add", "add_")
+
+
+@dataclass
+class Chain:
+    """Nodes that become one: `norm`, perhaps an addition, perhaps an activation, with identities in between."""
+
+    norm: Node
+    nodes: list[Node] = field(default_factory=list)  # after the norm, in order
+    addition: Node | None = None  # among the nodes
+    side: int = 0  # which of its operands is the residual
+    activation: Activation | Node | None = None  # a node where it is a module
+
+    @property
+    def end(self) -> Node:
+        return self.nodes[-1]
+
+    @property
+    def residual(self) -> Node | None:
+        """What is added at present: rewriting another chain may have replaced it."""
+        added = operands(self.addition) if self.addition else None
+        return added[self.side] if added else None
+
+
+@dataclass
+class Left:
+    """A BatchNorm that stays as it is, and why."""
+
+    norm: Node
+    reason: str
+
+
+def is_norm(node: Node, modules: Modules) -> bool:
+    """Whether a node is a BatchNorm that may begin a chain."""
+    if node.op == "call_module":
+        return is_batch_norm(modules[str(node.target)]) and len(node.args) == 1 and not node.kwargs
+    return node.op == "call_function" and node.target is F.batch_norm
+
+
+def is_identity(node: Node, modules: Modules) -> bool:
+    return node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity
+
+
+def operands(node: Node) -> tuple[Node, Node] | None:
+    """What an addition of two tensors adds; the first is written to where it is in place."""
+    is_add = node.op == "call_function" and node.target in _ADD_FUNCTIONS
+    is_add = is_add or (node.op == "call_method" and node.target in _ADD_METHODS)
+    arguments = (*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs))
+    if not is_add or len(arguments) != 2 or node.kwargs.get("alpha", 1) != 1 or "out" in node.kwargs:
+        return None
+    a, b = arguments
+    return (a, b) if isinstance(a, Node) and isinstance(b, Node) else None
+
+
+def is_in_place_addition(node: Node) -> bool:
+    return node.target in (operator.iadd, "add_")
+
+
+def activation_at(node: Node, modules: Modules) -> Activation | Node | None:
+    """The activation that a node applies: the node itself where that is a module, which may change."""
+    if node.op == "call_module":
+        return node if activations.of_module(modules[str(node.target)]) else None
+    found = activations.of_node(node)
+    return found[0] if found else None
+
+
+def find_chains(graph: Graph, modules: Modules) -> tuple[list[Chain], list[Left]]:
+    """All chains of a graph, in its order, and the BatchNorms that are in none."""
+    chains: list[Chain] = []
+    left: list[Left] = []
+    taken: set[Node] = set()
+    for norm in graph.nodes:
+        if not is_norm(norm, modules):
+            continue
+        chain, reason = _grow(Chain(norm), modules, taken)
+        reason = reason or _obstacle(chain, modules)
+        if reason:
+            left.append(Left(norm, reason))
+        else:
+            chains.append(chain)
+            taken.update(chain.nodes)
+    return chains, left
+
+
+def _grow(chain: Chain, modules: Modules, taken: set[Node]) -> tuple[Chain, str]:
+    """The chain with what follows its norm; or why there is none."""
+    here, waiting = chain.norm, []  # identities, which belong to the chain if something follows them
+    reason = "nothing that can be fused follows it"
+    while chain.activation is None:
+        if len(here.users) != 1:
+            reason = "its result is used more than once" if here.users else "its result is not used"
+            break
+        user = next(iter(here.users))
+        if user in taken:
+            reason = "the addition after it belongs to another BatchNorm"
+            break
+        if is_identity(user, modules):
+            waiting.append(user)
+        elif (added := operands(user)) and chain.addition is None and added[0] is not added[1]:
+            if is_in_place_addition(user) and added[0] is not here:
+                reason = "it is added in place to another tensor"
+                break
+            chain.addition, chain.side = user, int(added[0] is here)
+            chain.nodes += [*waiting, user]
+            waiting = []
+        elif activation := activation_at(user, modules):
+            chain.activation = activation
+            chain.nodes += [*waiting, user]
+        else:
+            break
+        here = user
+    return chain, "" if chain.nodes else reason
+
+
+def _obstacle(chain: Chain, modules: Modules) -> str:
+    """Why the chain cannot be computed where it ends, or nothing: something in between changes what it needs."""
+    between = list(_between(chain.norm, chain.end, set(chain.nodes)))
+    source = chain.norm.all_input_nodes[0]
+    if may_change(source, between, modules):
+        return "its input may be changed in place before the chain ends"
+    if any(_same_statistics(chain.norm, node, modules) for node in between):
+        return "its running statistics are used again before the chain ends"
+    if chain.addition and chain.residual:
+        after = list(_between(chain.addition, chain.end, set(chain.nodes)))
+        if may_change(chain.residual, after, modules):
+            return "what is added may be changed in place before the chain ends"
+    return ""
+
+
+def _between(first: Node, last: Node, but: set[Node]) -> Iterator[Node]:
+    node = first.next
+    while node is not last:
+        if node not in but:
+            yield node
+        node = node.next
+
+
+def _same_statistics(norm: Node, node: Node, modules: Modules) -> bool:
+    """Whether a node may use the running statistics that `norm` does."""
+    if norm.op == "call_function":
+        return any(source in node.all_input_nodes for source in norm.all_input_nodes[1:])
+    own = modules[str(norm.target)]
+    if node.op == "get_attr":
+        return str(node.target).startswith(f"{norm.target}.")
+    return node.op == "call_module" and any(module is own for module in modules[str(node.target)].modules())

@@ -1,0 +1,174 @@
+"""`fuse`, `unfuse` and `report`: a whole model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from . import swaps
+from .activations import of_module
+from .blocks import Plan, is_fused, remove_plans, set_plans
+from .planning import has_own_forward, make_plans
+from .report import Entry, Report
+from .rewrite import Singles
+from .run_time import is_batch_norm
+from .verify import verify
+
+_REPORT = "_fusedtricks_report"
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class _Work(NamedTuple):
+    """What is to be done to a model, before anything is."""
+
+    plans: dict[str, dict[bool, Plan]]
+    swaps: list[str]
+    report: Report
+
+
+def fuse(
+    model: Model,
+    *,
+    inplace: bool = False,
+    activations: bool = True,
+    dropout: bool = True,
+    example_inputs: Any = None,
+) -> Model:
+    """Fuses every chain of layers in a model that is certainly one: BatchNorm, a residual addition, an activation.
+
+    Chains are found by tracing the forward of each module with `torch.fx`, so by the flow of data: across functions,
+    operators and modules, and across the borders of modules. What cannot be traced, or would not be exactly the same,
+    stays stock; `report` says why. BatchNorms that stand alone, activations and dropout are replaced one for one.
+
+    The model keeps its classes, attributes, modules, parameters, hooks and `state_dict`; only the forwards of the
+    modules that contain chains change. They fall back on the user's own forward whenever the module is not as it was:
+    hooks on members of a chain, replaced or converted members, other values of arguments with a default. What a forward
+    reads from elsewhere, such as a configuration object, is taken as it is now: fuse again after changing it.
+
+    Args:
+        model: any module.
+        inplace: change this model, else a deep copy.
+        activations: also replace activations that are in no chain.
+        dropout: also replace dropout, whose masks then come from another stream of random bits.
+        example_inputs: a tensor, a tuple of arguments or a dictionary of keyword arguments. If given, the stock and the
+            fused model are both run, forward and backward, in training and in evaluation, and compared.
+
+    Returns:
+        The fused model; `model` itself if `inplace`, or if it is fused already.
+
+    Raises:
+        TypeError: `model` is not a module.
+        RuntimeError: with `example_inputs`, a result or gradient differs by more than rounding. `model` is unchanged.
+    """
+    _check(model, "fuse")
+    if _REPORT in vars(model):
+        return model
+    fused = model if inplace else copy.deepcopy(model)
+    work = _plan(fused, Singles(activations, dropout))
+    if example_inputs is not None:
+        trial = copy.deepcopy(fused)
+        _apply(trial, work)
+        verify(copy.deepcopy(fused), trial, example_inputs)
+    _apply(fused, work)
+    return fused
+
+
+def unfuse(model: Model, *, inplace: bool = False) -> Model:
+    """The model with its own forwards and stock layers again, and the present parameters and buffers.
+
+    What `fuse` did is undone; modules of `fusedtricks.nn` that the model was written with stay.
+
+    Args:
+        model: a fused model; another one is returned as it is.
+        inplace: change this model, else a deep copy.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    _check(model, "unfuse")
+    if not any(is_fused(module) or swaps.is_swapped(module) for module in model.modules()):
+        vars(model).pop(_REPORT, None)
+        return model
+    stock = model if inplace else copy.deepcopy(model)
+    for module in stock.modules():
+        remove_plans(module)
+        swaps.swap_back(module)
+        vars(module).pop(_REPORT, None)
+    return stock
+
+
+def report(model: nn.Module) -> Report:
+    """What `fuse` did to this model: `print` it, or read its lists.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: `model` is not what `fuse` returned.
+    """
+    _check(model, "report")
+    if _REPORT not in vars(model):
+        raise ValueError("model has not been fused: fusedtricks.fuse(model) returns one that has a report")
+    return vars(model)[_REPORT]
+
+
+def _check(model: Any, function: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}(): argument 'model' must be torch.nn.Module, not {type(model).__name__}")
+
+
+def _plan(model: nn.Module, singles: Singles) -> _Work:
+    work = _Work({}, [], Report())
+    members: set[nn.Module] = set()  # of chains
+    planned: set[nn.Module] = set()  # parts of another module's plan
+    for name, module in model.named_modules():
+        if module in planned or not has_own_forward(module):
+            continue
+        plans, reasons = make_plans(module, singles)
+        at_work = [plan for plan in plans.values() if plan.has_work()]
+        if at_work:
+            work.plans[name] = plans
+        for plan in at_work:
+            planned.update(module.get_submodule(guard.path) for guard in plan.guards if guard.path)
+            members.update(module.get_submodule(member) for member in plan.done.members)
+        _note(work.report, name, plans, reasons if _has_something_to_fuse(module) else [])
+    for name, module in model.named_modules():
+        if _is_wanted(module, singles):
+            work.swaps.append(name)
+            if module not in members:
+                work.report.singles.append(Entry(name, type(module).__name__))
+    return work
+
+
+def _has_something_to_fuse(module: nn.Module) -> bool:
+    """Whether a module's own forward may hold a chain, so that it matters if it cannot be traced."""
+    return bool(module._parameters) or any(is_batch_norm(child) or of_module(child) for child in module.children())
+
+
+def _note(report: Report, name: str, plans: dict[bool, Plan], reasons: list[str]) -> None:
+    """Enters a module's plans. What only one of them has is said to be only of that mode."""
+    for list_, items in (
+        (report.chains, {mode: [(chain, "") for chain in plan.done.chains] for mode, plan in plans.items()}),
+        (report.singles, {mode: [(single, "") for single in plan.done.singles] for mode, plan in plans.items()}),
+        (report.left, {mode: plan.done.left for mode, plan in plans.items()}),
+    ):
+        training, evaluation = items.get(True, []), items.get(False, [])
+        list_ += [Entry(name, *item) for item in training or evaluation]
+        if training and evaluation and training != evaluation:
+            list_ += [Entry(name, what, f"{reason} (evaluation)".strip()) for what, reason in evaluation]
+    report.left += [Entry(name, "", reason) for reason in reasons]
+
+
+def _is_wanted(module: nn.Module, singles: Singles) -> bool:
+    kind = type(module).__name__
+    if swaps.twin(module) is None:
+        return False
+    return kind in swaps.NORMS or (singles.dropout if kind in swaps.DROPOUTS else singles.activations)
+
+
+def _apply(model: nn.Module, work: _Work) -> None:
+    for name in work.swaps:
+        swaps.swap(model.get_submodule(name))
+    for name, plans in work.plans.items():
+        set_plans(model.get_submodule(name), plans)
+    vars(model)[_REPORT] = work.report

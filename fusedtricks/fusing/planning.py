@@ -1,0 +1,168 @@
+"""Makes the plans of a block: traces its forward, with the modules whose beginning or end a chain needs, and rewrites.
+
+A chain may cross the border of a module, as where a block ends in a BatchNorm and its user adds and activates. Such
+modules, and only those, become part of their user's graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+
+from . import tracing
+from .aliases import Modules
+from .blocks import Guard, Plan, is_fused
+from .chains import activation_at, is_identity, is_norm, operands
+from .rewrite import Singles, rewrite
+from .run_time import has_hooks, is_batch_norm
+from .watching import NotTraceable
+
+
+def make_plans(block: nn.Module, singles: Singles) -> tuple[dict[bool, Plan], list[str]]:
+    """The plans of a block for training and evaluation, which may have nothing to do, and why there are none.
+
+    `block` is a module of its user's own class.
+    """
+    plans: dict[bool, Plan] = {}
+    reasons: list[str] = []
+    for training in (True, False):
+        with _mode(block, training):
+            try:
+                plans[training] = _make_plan(block, singles)
+            except NotTraceable as error:
+                reasons.append(str(error))
+    return plans, list(dict.fromkeys(reasons))
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module's forward is its user's, or that of nn.Sequential, and so may be traced."""
+    kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule) or is_fused(module) or kind.forward is nn.Module.forward:
+        return False
+    is_library = kind.__module__.split(".")[0] in ("torch", "fusedtricks")
+    return kind is nn.Sequential or not (is_library or is_batch_norm(module))
+
+
+@contextmanager
+def _mode(block: nn.Module, training: bool) -> Iterator[None]:
+    """Within it all modules have that value of `training`; their `train()` may do more, and is not called."""
+    before = [(module, module.training) for module in block.modules()]
+    try:
+        for module, _ in before:
+            module.training = training
+        yield
+    finally:
+        for module, value in before:
+            module.training = value
+
+
+def _make_plan(block: nn.Module, singles: Singles) -> Plan:
+    modules = dict(block.named_modules(remove_duplicate=False))
+    graph, inlined = _Borders(modules).trace(block)
+    done = rewrite(graph, modules, singles)
+    guards = [Guard(name, modules[name]) for name in ("", *inlined, *done.passed)]
+    return Plan(graph, type(block).forward, guards, done, singles)
+
+
+class _Borders:
+    """Decides which modules become part of a graph: those by whose beginning or end a chain goes through."""
+
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
+        self._graphs: dict[nn.Module, Graph | None] = {}
+
+    def trace(self, block: nn.Module) -> tuple[Graph, list[str]]:
+        """The graph of a block, and the names of the modules that are part of it."""
+        inlined: list[str] = []
+        refused: set[str] = set()
+        graph = tracing.trace(block)
+        while name := self._next(graph, refused):
+            try:
+                graph = tracing.trace(block, [*inlined, name])
+                inlined.append(name)
+            except NotTraceable:
+                refused.add(name)
+        return graph, inlined
+
+    def _next(self, graph: Graph, refused: set[str]) -> str:
+        for node in graph.nodes:
+            if node.op != "call_module" or node.target in refused or not self._may_be_opened(node, self._modules):
+                continue
+            if self._end_continues(node) or self._beginning_continues(node):
+                return str(node.target)
+        return ""
+
+    def _may_be_opened(self, node: Node, modules: Modules) -> bool:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        return module is not None and has_own_forward(module) and not has_hooks(module)
+
+    def _end_continues(self, node: Node) -> bool:
+        """Whether a module ends in a chain that its only user goes on with."""
+        end = self._end(node, self._modules)
+        return bool(end) and self._goes_on(node, end, self._modules)
+
+    def _goes_on(self, node: Node, end: str, modules: Modules) -> bool:
+        if len(node.users) != 1:
+            return False
+        user = next(iter(node.users))
+        if is_identity(user, modules):
+            return self._goes_on(user, end, modules)
+        if activation_at(user, modules):
+            return True
+        if (added := operands(user)) and end == "norm":
+            return not any(is_norm(other, modules) for other in added)  # else the chain is that one's
+        return self._may_be_opened(user, modules) and self._begins_with_activation(user, modules)
+
+    def _beginning_continues(self, node: Node) -> bool:
+        """Whether a module begins with what continues a chain of its user's."""
+        sources = [source for source in node.all_input_nodes if len(source.users) == 1]
+        ends = any(self._end(source, self._modules) for source in sources)
+        return ends and self._begins_with_activation(node, self._modules)
+
+    def _end(self, node: Node, modules: Modules) -> str:
+        """What a value is the result of: a "norm" or its "sum" with another, also at the end of a module; or ""."""
+        if is_norm(node, modules):
+            return "norm"
+        if is_identity(node, modules) and len(node.args) == 1:
+            return self._end(node.all_input_nodes[0], modules)
+        if added := operands(node):
+            norms = (len(a.users) == 1 and self._end(a, modules) == "norm" for a in added)
+            return "sum" if any(norms) else ""
+        if not self._may_be_opened(node, modules):
+            return ""
+        inside = modules[str(node.target)]
+        graph = self._graph(inside)
+        result = graph.output_node().args[0] if graph else None
+        if not isinstance(result, Node) or len(result.users) != 1:
+            return ""
+        return self._end(result, _members(inside))
+
+    def _begins_with_activation(self, node: Node, modules: Modules) -> bool:
+        inside = modules[str(node.target)]
+        graph = self._graph(inside)
+        members = _members(inside)
+        for value in graph.nodes if graph else ():
+            user = next(iter(value.users), None)
+            if value.op != "placeholder" or len(value.users) != 1 or user is None:
+                continue
+            if activation_at(user, members):
+                return True
+            if self._may_be_opened(user, members) and self._begins_with_activation(user, members):
+                return True
+        return False
+
+    def _graph(self, module: nn.Module) -> Graph | None:
+        if module not in self._graphs:
+            try:
+                self._graphs[module] = tracing.trace(module)
+            except NotTraceable:
+                self._graphs[module] = None
+        return self._graphs[module]
+
+
+def _members(module: nn.Module) -> Modules:
+    return dict(module.named_modules(remove_duplicate=False))

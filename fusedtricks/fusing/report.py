@@ -1,0 +1,39 @@
+"""What `fuse` did to a model, and what it left and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """One line of a report."""
+
+    where: str  # name of the module whose forward it is in, "" for the model itself
+    what: str  # the members, by their names there
+    reason: str = ""  # why it was left
+
+
+@dataclass
+class Report:
+    """What `fuse` did to a model.
+
+    Attributes:
+        chains: BatchNorms fused with what follows them.
+        singles: layers replaced one for one.
+        left: BatchNorms in no chain, and modules whose forward could not be rewritten, with the reason.
+    """
+
+    chains: list[Entry] = field(default_factory=list)
+    singles: list[Entry] = field(default_factory=list)
+    left: list[Entry] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.chains)} chains fused, {len(self.singles)} layers replaced, {len(self.left)} left"]
+        for title, entries in (("fused", self.chains), ("replaced", self.singles), ("left", self.left)):
+            width = max((len(entry.where) for entry in entries), default=0)
+            for where, what, reason in entries:
+                lines.append(
+                    f"  {title:<8}  {where:<{width}}  {what}{': ' if what and reason else ''}{reason}".rstrip()
+                )
+        return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""What the rewritten graphs call: a chain in one kernel where that gives what its members would, else its members.
+
+Everything is looked up when it is called: modules may have been replaced, frozen, converted or given hooks since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import _build_info, eager
+from .. import functional as F
+from . import activations
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DEVICES = {"cpu", "meta", *(name for name in _build_info.backends if name == "cuda")}
+_stock_dropout: ContextVar[bool] = ContextVar("stock_dropout", default=False)
+_BATCH_NORM_FORWARDS = {_BatchNorm.forward}
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
+
+
+def recognise_batch_norm(forward: Any) -> None:
+    """Makes a further forward known as that of stock BatchNorm."""
+    _BATCH_NORM_FORWARDS.add(forward)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module computes what stock BatchNorm computes, whatever it is called."""
+    return isinstance(module, _BatchNorm) and type(module).forward in _BATCH_NORM_FORWARDS
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before or after the module's forward or backward."""
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+def has_kernels(input: Any) -> bool:
+    """Whether there are kernels for a tensor; none where the model is exported, which is to end in stock operators."""
+    if not isinstance(input, Tensor) or input.dtype not in _DTYPES or input.device.type not in _DEVICES:
+        return False
+    return not torch.compiler.is_exporting() and not torch.jit.is_tracing()
+
+
+def _fits(input: Any, residual: Any) -> bool:
+    if not has_kernels(input):
+        return False
+    if residual is None:
+        return True
+    return (
+        isinstance(residual, Tensor)
+        and residual.shape == input.shape
+        and residual.dtype == input.dtype
+        and residual.device == input.device
+    )
+
+
+def norm_act(
+    norm: nn.Module,
+    input: Tensor,
+    residual: Tensor | None = None,
+    act: nn.Module | str | None = None,
+    act_kwargs: Mapping[str, float] | None = None,
+) -> Tensor:
+    """`act(norm(input) + residual)`; `act` a module, or a name with its parameters, or None."""
+    activation = _activation(act, act_kwargs)
+    if activation is None or not is_batch_norm(norm) or has_hooks(norm) or any(_GLOBAL_HOOKS):
+        return _compose(norm(input), residual, act, act_kwargs)
+    if not _fits(input, residual):
+        return _compose(norm(input), residual, act, act_kwargs)
+    return batch_norm_module(norm, input, residual, *activation)
+
+
+def batch_norm_module(
+    norm: Any,
+    input: Tensor,
+    residual: Tensor | None = None,
+    act: str = "identity",
+    act_kwargs: Mapping[str, float] | None = None,
+) -> Tensor:
+    """The fused operator with a stock BatchNorm's state, as its own forward would use it."""
+    norm._check_input_dim(input)
+    tracks = not norm.training or norm.track_running_stats
+    return F.batch_norm_act(
+        input,
+        norm.running_mean if tracks else None,
+        norm.running_var if tracks else None,
+        norm.weight,
+        norm.bias,
+        residual,
+        act=act,
+        act_kwargs=act_kwargs,
+        training=norm.training or (norm.running_mean is None and norm.running_var is None),
+        momentum=norm.momentum,
+        eps=norm.eps,
+        num_batches_tracked=norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
+    )
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    act: nn.Module | str | None = None,
+    act_kwargs: Mapping[str, float] | None = None,
+) -> Tensor:
+    """`act(F.batch_norm(input, …) + residual)`, with the arguments of `F.batch_norm` first; `act` as of `norm_act`."""
+    activation = _activation(act, act_kwargs)
+    if activation is None or not _fits(input, residual):
+        z = torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return _compose(z, residual, act, act_kwargs)
+    return F.batch_norm_act(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        residual,
+        act=activation[0],
+        act_kwargs=activation[1],
+        training=training,
+        momentum=momentum,
+        eps=eps,
+    )
+
+
+def _activation(act: nn.Module | str | None, act_kwargs: Any) -> tuple[str, Any] | None:
+    """The activation's name and parameters; None for a module that is not one of ours, or has hooks."""
+    if act is None:
+        return "identity", None
+    if isinstance(act, str):
+        return act, act_kwargs
+    return None if has_hooks(act) else activations.of_module(act)
+
+
+def _compose(z: Tensor, residual: Tensor | None, act: nn.Module | str | None, act_kwargs: Any) -> Tensor:
+    z = z if residual is None else z + residual
+    if act is None:
+        return z
+    if isinstance(act, nn.Module):
+        return act(z)
+    return activation(z, act, **(act_kwargs or {}))
+
+
+def activation(input: Tensor, act: str, inplace: bool = False, **act_kwargs: float) -> Tensor:
+    """An activation by its name, ours where there are kernels for the tensor."""
+    if has_kernels(input):
+        return F.activation(input, act, inplace=inplace, **act_kwargs)
+    result = eager.activation(input, act, **act_kwargs)
+    return input.copy_(result) if inplace else result
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """`F.dropout`, ours where there are kernels for the tensor."""
+    if has_kernels(input) and (torch.compiler.is_compiling() or not _stock_dropout.get()):
+        return F.dropout(input, p, training, inplace)
+    return torch.nn.functional.dropout(input, p, training, inplace)
+
+
+@contextmanager
+def stock_dropout() -> Iterator[None]:
+    """Within it the masks are those of stock's dropout, so that a model can be compared with a stock one."""
+    token = _stock_dropout.set(True)
+    try:
+        yield
+    finally:
+        _stock_dropout.reset(token)

@@ -1,0 +1,95 @@
+"""Runs a fused model beside its stock twin and compares everything that comes out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .run_time import stock_dropout
+
+_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
+_COARSE = 5e-2  # of 16-bit types
+
+
+def verify(stock: nn.Module, fused: nn.Module, example_inputs: Any) -> None:
+    """Compares results, gradients and buffers of two models, in training and in evaluation, from one seed.
+
+    In double precision where the model allows it, so that rounding cannot hide a difference. The models are changed.
+
+    Raises:
+        RuntimeError: they differ by more than rounding.
+        Exception: what the stock model raises with these inputs.
+    """
+    if _runs_in_double(stock, example_inputs):
+        stock, fused, example_inputs = stock.double(), fused.double(), _double(example_inputs)
+    for training in (True, False):
+        expected = _results(stock.train(training), example_inputs)
+        actual = _results(fused.train(training), example_inputs)
+        for kind, values in expected.items():
+            _compare(f"{kind}, in {'training' if training else 'evaluation'}", actual[kind], values)
+
+
+def _runs_in_double(model: nn.Module, example_inputs: Any) -> bool:
+    try:
+        with torch.no_grad():
+            _call(copy.deepcopy(model).double(), _double(example_inputs))
+    except Exception:  # the model's own, which it will raise again if it is not about the precision
+        return False
+    return True
+
+
+def _double(inputs: Any) -> Any:
+    return tree_map(lambda x: x.double() if _is_floating_point(x) else x, inputs)
+
+
+def _is_floating_point(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _results(model: nn.Module, example_inputs: Any) -> dict[str, dict[str, Tensor]]:
+    """Results, gradients and buffers, by name."""
+    inputs = tree_map(lambda x: x.detach().clone().requires_grad_() if _is_floating_point(x) else x, example_inputs)
+    with torch.random.fork_rng(), stock_dropout(), torch.enable_grad():
+        torch.manual_seed(0)
+        result = _call(model, inputs)
+    outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+    leaves = {f"input {i}": x for i, x in enumerate(tree_leaves(inputs)) if _is_floating_point(x)}
+    leaves |= {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        "results": {str(i): x.detach() for i, x in enumerate(outputs)},
+        "gradients": dict(_gradients([x for x in outputs if x.requires_grad], leaves)),
+        "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
+    }
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _gradients(outputs: list[Tensor], leaves: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Those of a sum in which every element has another weight."""
+    if not outputs or not leaves:
+        return
+    weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape) for y in outputs]
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), weights, allow_unused=True)
+    yield from ((name, g) for name, g in zip(leaves, gradients, strict=True) if g is not None)
+
+
+def _compare(kind: str, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Differences are measured by the largest value of the kind: of some gradients only rounding is left."""
+    scale = max(
+        (x.detach().abs().max().item() for x in expected.values() if _is_floating_point(x) and x.numel()), default=1
+    )
+    for name, value in expected.items():
+        tolerance = _TOLERANCES.get(value.dtype, _COARSE)
+        try:
+            torch.testing.assert_close(actual.get(name), value, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+        except AssertionError as error:
+            raise RuntimeError(f"the fused model differs from the stock one: {kind}, {name}: {error}") from error

@@ -1,0 +1,315 @@
+"""Models whose layers follow each other in every way that matters to `fuse`, and how many chains each has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Case(NamedTuple):
+    """A model of images of (N, 4, H, W), and the chains that `fuse` has to find in it."""
+
+    make: Callable[[], nn.Module]
+    chains: int
+    reason: str = ""  # part of a reason in the report
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(chains: int, reason: str = "") -> Callable[[type[nn.Module]], type[nn.Module]]:
+    def register(model: type[nn.Module]) -> type[nn.Module]:
+        CASES[model.__name__] = Case(model, chains, reason)
+        return model
+
+    return register
+
+
+class Base(nn.Module):
+    """Four convolutions, BatchNorms and an activation for the forwards below."""
+
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.relu = act or nn.ReLU(inplace=True)
+
+
+@case(2)
+class BasicBlock(Base):
+    """torchvision's: one ReLU used twice, in place, and an addition in place."""
+
+    def __init__(self, downsample: bool = False) -> None:
+        super().__init__()
+        self.downsample = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.conv1(x)
+        out = self.bn1(out)
+        out = self.relu(out)
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+@case(5)
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        self.layers = nn.Sequential(BasicBlock(), BasicBlock(downsample=True))
+        self.dropout, self.fc = nn.Dropout(0.0), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.layers(self.stem(x)).mean((2, 3))))
+
+
+@case(4)
+class Functions(Base):
+    """Every spelling of an activation and an addition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.bn1(self.conv1(x)), 0.2)
+        y = torch.add(x, self.bn2(y)).relu_()
+        y = F.gelu(self.bn1(y), approximate="tanh") - torch.tanh(x)
+        return F.hardtanh(self.bn2(y).add(x), 0.0, 6.0)
+
+
+@case(1)
+class AdditionAlone(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.bn1(self.conv1(x)) + x)
+
+
+@case(2)
+class Functional(Base):
+    """F.batch_norm, with the module's state and with none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn1
+        y = F.batch_norm(self.conv1(x), bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training, 0.3, 1e-3)
+        y = torch.relu(y)
+        return F.silu(F.batch_norm(y, None, None, training=True))
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a BatchNorm with a forward of its own, that also drops and activates."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, "expected 4D input")
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        batch = self.training or (self.running_mean is None and self.running_var is None)
+        tracks = not self.training or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if tracks else (None, None)
+        return self.act(self.drop(F.batch_norm(x, mean, var, self.weight, self.bias, batch, factor, self.eps)))
+
+
+@case(2)
+class NormActs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 4, 3), NormAct(4), nn.Conv2d(4, 4, 1), NormAct(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class ConvNorm(nn.Module):
+    """Ends in a BatchNorm, behind an activation that may be none."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+@case(2)
+class AcrossModules(nn.Module):
+    """The last BatchNorm, its addition and its activation are in three modules, as in Hugging Face's ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(ConvNorm(nn.SiLU()), ConvNorm(nn.Identity()))
+        self.shortcut, self.act = nn.Sequential(), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        y += self.shortcut(x)
+        return self.act(y)
+
+
+@case(3)
+class NestedSequential(nn.Sequential):
+    """BatchNorm last in one Sequential, its activation first in the next."""
+
+    def __init__(self) -> None:
+        inner = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Sequential(nn.BatchNorm2d(4)))
+        super().__init__(
+            inner,
+            nn.ELU(0.5),
+            nn.BatchNorm2d(4),
+            nn.Sequential(nn.Mish(), nn.Conv2d(4, 4, 1)),
+            nn.Sequential(nn.Identity(), nn.BatchNorm2d(4)),
+            nn.Identity(),
+            nn.Sequential(nn.Sequential(nn.Softplus(2.0))),
+        )
+
+
+@case(1, "used more than once")
+class UsedTwice(Base):
+    """A BatchNorm whose result is needed again; a ReLU on two inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x))
+        z = self.bn2(self.conv2(x))
+        return F.relu(y) * y + F.relu(z)
+
+
+@case(0, "nothing that can be fused follows it")
+class View(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn2(self.bn1(x).transpose(2, 3)).flatten(2)[:, :, ::2])
+
+
+@case(2)
+class SharedNorm(Base):
+    """One BatchNorm used twice, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn1(self.conv2(y)))
+
+
+@case(1, "running statistics are used again")
+class SharedNormInterleaved(Base):
+    """The second use of a BatchNorm must stay behind the first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x))
+        z = self.bn1(self.conv2(x)).sigmoid()
+        return self.relu(y) * z
+
+
+@case(0, "input may be changed in place")
+class InputChanged(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        z = self.bn1(y)
+        y.data.view(-1).mul_(2.0)
+        return self.relu(z) + y
+
+
+@case(0, "what is added may be changed in place")
+class ResidualChanged(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        z = self.bn1(self.conv1(x)) + r
+        r += 1
+        return self.relu(z) * r
+
+
+@case(0, "in place to another tensor")
+class AddedInPlaceToAnother(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        s = r[:]
+        r += self.bn1(self.conv1(x))
+        return self.relu(r) + s
+
+
+@case(1)
+class Broadcast(Base):
+    """An addition that is no residual: found, and composed when it is called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(x)) + x.mean((2, 3), keepdim=True))
+
+
+@case(2)
+class Untracked(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(4, track_running_stats=False)
+        self.bn2 = nn.BatchNorm2d(4, affine=False, momentum=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn2(self.relu(self.bn1(x))))
+
+
+@case(2, "(evaluation)")
+class ByMode(Base):
+    """A forward that is another in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return F.relu(self.bn1(self.conv1(x)))
+        return F.silu(self.bn1(x))
+
+
+def pad(x: Tensor, features: int) -> Tensor:
+    """Decides by a shape."""
+    return F.pad(x, (1, 1)) if x.shape[-1] % 2 == features % 2 else x
+
+
+@case(1)
+class Helper(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(pad(x, 4))))
+
+
+@case(2)
+class ListOrTensor(Base):
+    """As torchvision's DenseNet, whose forward takes either."""
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        features = [x] if isinstance(x, Tensor) else x
+        y = self.relu(self.bn1(torch.cat(features, 1)))
+        return self.relu(self.bn2(self.conv1(y)))
+
+
+@case(2)
+class Options(Base):
+    """Arguments with defaults, which decide."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, scale: float = 1.0, double: bool = False) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(y * scale)
+        if residual is not None:
+            y = y + residual
+        return self.relu(y) * 2 if double else self.relu(y)
+
+
+class Bottleneck1d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn, self.act = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.linear(x)))
+
+
+@case(1)
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.dropout = Bottleneck1d(), nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.dropout(self.block(x.mean((2, 3)))), 0.0, self.training)
