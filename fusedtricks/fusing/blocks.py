@@ -34,7 +34,7 @@ class Guard:
         self.members = {name: member is None for name, member in module._modules.items()}
 
     def holds(self, block: nn.Module, training: bool) -> bool:
-        """Whether a module, of which the plan has the forward and which is not called, is as it was and has no hooks."""
+        """Whether a module whose forward is part of the plan, so that it is not called, is as it was, without hooks."""
         if not self.path:
             return self._has_settings(block)
         module = block.get_submodule(self.path)
@@ -116,8 +116,10 @@ class _Unpickled:
 
 def _compile(graph: Graph) -> Callable[..., Any]:
     code = graph.python_code("self")
+    # Before the function there may be calls that change how torch.fx traces anything from then on.
+    source = code.src[code.src.index("def forward(") :]
     namespace = dict(code.globals)
-    exec(compile(code.src, "<fusedtricks.fuse>", "exec"), namespace)
+    exec(compile(source, "<fusedtricks.fuse>", "exec"), namespace)
     return namespace["forward"]
 
 

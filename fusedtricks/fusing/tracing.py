@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 
 from .aliases import IN_PLACE_OPERATORS
-from .watching import NotTraceable, is_library, module_of, watched
+from .watching import NotTraceable, is_library, module_of, unchanged, without_effects
 
 SETTINGS = (bool, int, float, str, type(None))
 """Types of values that a forward may decide by, and that can be compared later."""
@@ -31,16 +31,17 @@ def trace(module: nn.Module, inline: Collection[str] = ()) -> Graph:
 
     Arguments with a simple default have that value in the graph and are not among its inputs.
 
-    A function that it calls and that cannot be traced is a node too, and runs as it is: as where it takes decisions.
+    A function that it calls and that cannot be traced, as where it takes decisions, is a node too and runs as it is.
 
     Raises:
         NotTraceable: the forward is no straight sequence of operations on tensors.
     """
     functions: list[FunctionType] = []
-    with watched(module):
+    with unchanged(module):
         while True:
             try:
-                return _BlockTracer(inline, functions).trace(module)
+                with without_effects():
+                    return _BlockTracer(inline, functions).trace(module)
             except Exception as error:
                 function = _function_that_failed(error)
                 if function is None or function in functions:
@@ -49,16 +50,15 @@ def trace(module: nn.Module, inline: Collection[str] = ()) -> Graph:
 
 
 def _function_that_failed(error: Exception) -> FunctionType | None:
-    """The first function of its user's that was called, by its global name, on the way to an error."""
+    """The first function of its user's that was called, by a global name, on the way to an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for caller, frame in pairwise(frames):
-        function = caller.f_globals.get(frame.f_code.co_name)
-        if (
-            isinstance(function, FunctionType)
-            and function.__code__ is frame.f_code
-            and not is_library(module_of(caller))
-        ):
-            return function
+        if is_library(module_of(caller)):
+            continue
+        named = [caller.f_globals.get(name) for name in caller.f_code.co_names]
+        called = [f for f in named if isinstance(f, FunctionType) and f.__code__ is frame.f_code]
+        if len(called) == 1:  # else it is not certain which
+            return called[0]
     return None
 
 

@@ -36,7 +36,7 @@ def verify(stock: nn.Module, fused: nn.Module, example_inputs: Any) -> None:
 
 def _runs_in_double(model: nn.Module, example_inputs: Any) -> bool:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
             _call(copy.deepcopy(model).double(), _double(example_inputs))
     except Exception:  # the model's own, which it will raise again if it is not about the precision
         return False

@@ -15,15 +15,9 @@ import torch
 from torch import nn
 
 _LIBRARIES = {"torch", "fusedtricks", *sys.stdlib_module_names}
-_EFFECTS_OF_MODULES = (
-    "random",
-    "logging",
-    "warnings",
-    "time",
-    "torch.utils.checkpoint",
-    "torch.autograd.graph",
-    "torch.cuda",
-)
+_EFFECTS_OF_MODULES = ("random", "logging", "warnings", "time", "torch.cuda")
+_EFFECTS_ANYWHERE = ("torch.utils.checkpoint", "torch.autograd.graph")  # also where torch calls it in between
+_SETS_GLOBALS = ", which sets a global variable"
 _EFFECTS_OF_BUILTINS = ("print", "open", "input", "exec", "eval", "setattr", "delattr")
 
 
@@ -42,45 +36,65 @@ def module_of(frame: FrameType) -> str:
 
 
 @contextmanager
-def watched(root: nn.Module) -> Iterator[None]:
-    """NotTraceable if the block draws random numbers, changes a module, or does what a graph does not repeat.
-
-    What it drew and changed is put back.
-    """
+def unchanged(root: nn.Module) -> Iterator[None]:
+    """NotTraceable if within it random numbers are drawn or a module changes; what was is put back."""
     before, randomness = _state(root), _RandomStates()
-    watcher = _Watcher()
-    profiler = sys.getprofile()
-    sys.setprofile(watcher)
     try:
         yield
     finally:
-        sys.setprofile(profiler)
         changed, drawn = _restore(before), randomness.restore()
     if changed:
         raise NotTraceable(f"its forward changes {changed}")
     if drawn:
         raise NotTraceable("its forward draws random numbers")
-    if watcher.seen:
-        raise NotTraceable(f"its forward calls {watcher.seen}")
+
+
+@contextmanager
+def without_effects() -> Iterator[None]:
+    """NotTraceable where code outside of torch calls what has effects beyond its result, there and at the end."""
+    watcher, profiler = _Watcher(), sys.getprofile()
+    sys.setprofile(watcher)
+    try:
+        yield
+    finally:
+        sys.setprofile(profiler)
+    if watcher.seen:  # and its exception was caught
+        raise NotTraceable(watcher.seen)
 
 
 class _Watcher:
-    """A profiling function that notes calls, from outside of torch, of what has effects beyond its result."""
+    """A profiling function that raises at such a call."""
 
     seen = ""
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         caller = frame if event == "c_call" else frame.f_back
-        if event not in ("call", "c_call") or caller is None or is_library(module_of(caller)):
+        if event not in ("call", "c_call") or caller is None:
             return
-        if event == "c_call":
-            name, library = argument.__name__, argument.__module__ or ""
-            if (library == "builtins" and name in _EFFECTS_OF_BUILTINS) or library in _EFFECTS_OF_MODULES:
-                self.seen = name
-        elif module_of(frame).startswith(_EFFECTS_OF_MODULES):
-            self.seen = f"{module_of(frame)}.{frame.f_code.co_name}"
-        elif not is_library(module_of(frame)) and _sets_globals(frame.f_code):
-            self.seen = f"{frame.f_code.co_name}, which sets a global variable"
+        what = _effect_of_builtin(argument) if event == "c_call" else _effect_of_function(frame)
+        anywhere = what.startswith(_EFFECTS_ANYWHERE) or what.endswith(_SETS_GLOBALS)
+        if what and (anywhere or not is_library(module_of(caller))) and not _is_importing(caller):
+            self.seen = f"its forward calls {what}"
+            raise NotTraceable(self.seen)
+
+
+def _effect_of_builtin(function: Any) -> str:
+    name, library = function.__name__, function.__module__ or ""
+    has_effect = (library == "builtins" and name in _EFFECTS_OF_BUILTINS) or library in _EFFECTS_OF_MODULES
+    return name if has_effect else ""
+
+
+def _effect_of_function(frame: FrameType) -> str:
+    library, name = module_of(frame), frame.f_code.co_name
+    if library.startswith((*_EFFECTS_OF_MODULES, *_EFFECTS_ANYWHERE)):
+        return f"{library}.{name}"
+    return name + _SETS_GLOBALS if not is_library(library) and _sets_globals(frame.f_code) else ""
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 @cache

@@ -1,0 +1,300 @@
+"""What fuse leaves as it is, and says so: forwards that a graph would not repeat, bad input."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fuse_models import Base, BasicBlock, ResNet
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpoint_function
+
+import fusedtricks
+from fusedtricks.fusing import run_time
+
+CALLS = 0
+
+
+class Chain(Base):
+    """A chain with something else beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.beside(y, x)
+
+
+def count() -> None:
+    global CALLS
+    CALLS += 1
+
+
+class Coin(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + x if random.random() < 2 else y
+
+
+class TensorCoin(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + x if torch.rand(1) < 2 else y
+
+
+class Counter(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return y
+
+
+class History(Chain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[int] = []
+
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        self.history.append(len(self.history))
+        return y
+
+
+class Global(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        count()
+        return y
+
+
+class Prints(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        print("forward")
+        return y
+
+
+class Clock(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + x if time.time() > 0 else y
+
+
+class NoGradient(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return y + x
+
+
+class Autocast(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.conv2(y)
+
+
+class Checkpointed(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(self.conv2, y, use_reentrant=False)
+
+
+class Values(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return y if x.sum() > 0 else y + 1
+
+
+class Shapes(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return y if x.shape[-1] > 4 else y + 1
+
+
+class OwnTensor(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + torch.ones(3)[0]
+
+
+class Types(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        return y if isinstance(y, Tensor) else y[0]
+
+
+REFUSED = {
+    Coin: "draws random numbers",
+    TensorCoin: "draws random numbers",
+    Counter: "changes calls",
+    History: "changes history",
+    Global: "calls count, which sets a global variable",
+    Prints: "calls print",
+    Clock: "calls time",
+    NoGradient: "switches gradients",
+    Autocast: "switches gradients",
+    Checkpointed: "torch.utils.checkpoint",
+    Values: "takes decisions by the values or shapes",
+    Shapes: "takes decisions by the values or shapes",
+    OwnTensor: "makes a tensor of its own",
+    Types: "asks for the type of an intermediate value",
+}
+
+
+@pytest.mark.parametrize("model", REFUSED, ids=lambda m: m.__name__)
+def test_forwards_that_are_left(model, capsys):
+    """No chain, the reason in the report, and nothing done to the model or the generators while it was tried."""
+    stock = model().double()
+    before = {k: copy.copy(v) for k, v in vars(stock).items() if k == "history"}, CALLS
+    states = random.getstate(), torch.get_rng_state()
+    fused = fusedtricks.fuse(stock, inplace=True)
+    assert states[0] == random.getstate() and torch.equal(states[1], torch.get_rng_state())
+    assert ({k: v for k, v in vars(stock).items() if k == "history"}, 0) == (before[0], 0) and not hasattr(
+        stock, "calls"
+    )
+    capsys.readouterr()
+    report = fusedtricks.report(fused)
+    assert not report.chains
+    assert REFUSED[model] in str(report), report
+    assert type(fused) is model
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    expected = model().double()
+    expected.load_state_dict(fused.state_dict())
+    torch.testing.assert_close(fused(x), expected(x))
+    if model is Counter:
+        assert fused.calls == 1
+    if model is Prints:
+        assert capsys.readouterr().out == "forward\n" * 2
+
+
+def test_checkpointing_by_a_function_is_kept(monkeypatch):
+    """A function that cannot be traced is called as it is."""
+
+    class Function(Chain):
+        def beside(self, y: Tensor, x: Tensor) -> Tensor:
+            return checkpoint_function(self.conv2, y, use_reentrant=False)
+
+    runs = []
+    stock = Function().double()
+    fused = fusedtricks.fuse(stock)
+    assert len(fusedtricks.report(fused).chains) == 1
+    fused.conv2.register_forward_pre_hook(lambda m, x: runs.append(m))
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    y = fused(x)
+    y.sum().backward()
+    torch.testing.assert_close(y, stock(x))
+    assert len(runs) == 2
+
+
+def test_the_rest_of_a_model_is_fused():
+    """A part that cannot be traced does not keep the others from it."""
+    fused = fusedtricks.fuse(nn.Sequential(BasicBlock(), Values(), BasicBlock()).double())
+    report = fusedtricks.report(fused)
+    assert [entry.where for entry in report.chains] == ["0", "0", "2", "2"]
+    assert [(entry.where, entry.what) for entry in report.left] == [("1", "")]
+
+
+def test_scripted_modules_are_left():
+    stock = nn.Sequential(torch.jit.script(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())), nn.BatchNorm2d(4), nn.ReLU())
+    fused = fusedtricks.fuse(stock, inplace=True)
+    assert len(fusedtricks.report(fused).chains) == 1
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(fused(x), stock(x))
+
+
+def test_parametrized_norm_is_fused():
+    """The parametrization runs: the weight is what the module says it is."""
+    stock = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).double()
+    torch.nn.utils.parametrize.register_parametrization(stock[0], "weight", nn.Softplus())
+    fused = fusedtricks.fuse(stock)
+    assert len(fusedtricks.report(fused).chains) == 1
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    actual, expected = fused(x), stock(x)
+    torch.testing.assert_close(actual, expected)
+    original = "parametrizations.weight.original"
+    gradients = [
+        torch.autograd.grad(y.square().sum(), m[0].get_parameter(original))
+        for y, m in ((actual, fused), (expected, stock))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_subclasses_with_a_forward_of_their_own():
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
+
+    class Clipped(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).clamp(max=1)
+
+    stock = nn.Sequential(Scaled(4), nn.ReLU(), nn.BatchNorm2d(4), Clipped()).double()
+    fused = fusedtricks.fuse(stock)
+    assert [entry.what for entry in fusedtricks.report(fused).chains] == ["2 → relu"]  # what Clipped begins with
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), stock(x))
+
+
+def test_report():
+    report = fusedtricks.report(fusedtricks.fuse(ResNet()))
+    lines = str(report).splitlines()
+    assert lines[0] == "5 chains fused, 2 layers replaced, 1 left"
+    assert "  fused     layers.0  bn2 + residual → relu" in lines
+    assert "  replaced  dropout                Dropout" in lines
+    assert lines[-1] == "  left      layers.1.downsample  1: nothing that can be fused follows it"
+
+
+@pytest.mark.parametrize("function", [fusedtricks.fuse, fusedtricks.unfuse, fusedtricks.report])
+def test_what_is_no_module(function):
+    with pytest.raises(TypeError, match=r"argument 'model' must be torch\.nn\.Module, not function"):
+        function(F.relu)
+
+
+def test_report_of_a_model_that_is_not_fused():
+    with pytest.raises(ValueError, match=r"fusedtricks\.fuse\(model\) returns one that has a report"):
+        fusedtricks.report(ResNet())
+
+
+EXAMPLES: list[Any] = [torch.randn(3, 4, 8, 8), (torch.randn(3, 4, 8, 8),), {"x": torch.randn(3, 4, 8, 8)}]
+
+
+@pytest.mark.parametrize("inputs", EXAMPLES, ids=["tensor", "tuple", "dict"])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_example_inputs(inputs, p):
+    """The comparison leaves no trace on the model or the generator, and is not disturbed by dropout's masks."""
+    stock = ResNet()
+    stock.dropout.p = p
+    before, state = copy.deepcopy(stock.state_dict()), torch.get_rng_state()
+    fused = fusedtricks.fuse(stock, inplace=True, example_inputs=inputs)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(dict(fused.state_dict()), dict(before), rtol=0, atol=0)
+    assert all(p.grad is None for p in fused.parameters()) and fused.training
+
+
+@pytest.mark.parametrize("wrong", ["result", "gradient", "statistics"])
+def test_example_inputs_show_a_difference(wrong, monkeypatch):
+    correct = run_time.F.batch_norm_act
+
+    def broken(x: Tensor, running_mean: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        y = correct(x, running_mean, *args, **kwargs)
+        if wrong == "statistics" and running_mean is not None:
+            running_mean += 1e-3
+        return {"result": y * (1 + 1e-6), "gradient": y.detach() + (y - y.detach()) * 1.001}.get(wrong, y)
+
+    monkeypatch.setattr(run_time.F, "batch_norm_act", broken)
+    stock = ResNet()
+    with pytest.raises(RuntimeError, match="the fused model differs from the stock one"):
+        fusedtricks.fuse(stock, inplace=True, example_inputs=torch.randn(3, 4, 8, 8))
+    assert [type(m) for m in stock.modules()] == [type(m) for m in ResNet().modules()]
+
+
+def test_example_inputs_that_do_not_fit():
+    """The model's own error; the model stays as it was."""
+    stock = ResNet()
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 4 channels, but got 5 channels"):
+        fusedtricks.fuse(stock, inplace=True, example_inputs=torch.randn(3, 5, 8, 8))
+    assert [type(m) for m in stock.modules()] == [type(m) for m in ResNet().modules()]
+    with pytest.raises(ValueError, match="has not been fused"):
+        fusedtricks.report(stock)
+
+
+def test_errors_of_the_layers_stay():
+    fused = fusedtricks.fuse(nn.Sequential(nn.BatchNorm1d(4), nn.ReLU()))
+    with pytest.raises(ValueError, match="expected 2D or 3D input"):
+        fused(torch.randn(2, 4, 3, 3))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        fused(torch.randn(1, 4))
+    stock = nn.Sequential(nn.BatchNorm1d(4), nn.ReLU())
+    for model in (fused, stock):
+        with pytest.raises(RuntimeError):
+            model(torch.ones(3, 4, dtype=torch.int64))
