@@ -150,9 +150,10 @@ def _obstacle(chain: Chain, modules: Modules) -> str:
 
 
 def _between(first: Node, last: Node, but: set[Node]) -> Iterator[Node]:
-    node = first.next
+    """The nodes after `first` and before `last`; none where they are the same."""
+    node = first
     while node is not last:
-        if node not in but:
+        if node is not first and node not in but:
             yield node
         node = node.next
 

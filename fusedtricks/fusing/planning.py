@@ -18,7 +18,7 @@ from .aliases import Modules
 from .blocks import Guard, Plan, is_fused
 from .chains import activation_at, is_identity, is_norm, operands
 from .rewrite import Singles, rewrite
-from .run_time import has_hooks, is_batch_norm
+from .run_time import has_hooks, is_batch_norm, is_patched
 from .watching import NotTraceable
 
 
@@ -41,7 +41,9 @@ def make_plans(block: nn.Module, singles: Singles) -> tuple[dict[bool, Plan], li
 def has_own_forward(module: nn.Module) -> bool:
     """Whether a module's forward is its user's, or that of nn.Sequential, and so may be traced."""
     kind = type(module)
-    if isinstance(module, torch.jit.ScriptModule) or is_fused(module) or kind.forward is nn.Module.forward:
+    if isinstance(module, torch.jit.ScriptModule) or is_fused(module) or is_patched(module):
+        return False
+    if kind.forward is nn.Module.forward:
         return False
     is_library = kind.__module__.split(".")[0] in ("torch", "fusedtricks")
     return kind is nn.Sequential or not (is_library or is_batch_norm(module))

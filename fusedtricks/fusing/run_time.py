@@ -38,7 +38,12 @@ def recognise_batch_norm(forward: Any) -> None:
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether a module computes what stock BatchNorm computes, whatever it is called."""
-    return isinstance(module, _BatchNorm) and type(module).forward in _BATCH_NORM_FORWARDS
+    return isinstance(module, _BatchNorm) and type(module).forward in _BATCH_NORM_FORWARDS and not is_patched(module)
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own, which is not that of its class."""
+    return "forward" in vars(module)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -148,7 +153,7 @@ def _activation(act: nn.Module | str | None, act_kwargs: Any) -> tuple[str, Any]
         return "identity", None
     if isinstance(act, str):
         return act, act_kwargs
-    return None if has_hooks(act) else activations.of_module(act)
+    return None if has_hooks(act) or is_patched(act) else activations.of_module(act)
 
 
 def _compose(z: Tensor, residual: Tensor | None, act: nn.Module | str | None, act_kwargs: Any) -> Tensor:

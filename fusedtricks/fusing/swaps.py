@@ -60,7 +60,7 @@ run_time.recognise_batch_norm(_norm_forward)
 
 def twin(module: nn.Module) -> type[nn.Module] | None:
     """The class that a module may get instead of its stock one; None for every other class, derived ones too."""
-    return _TWINS.get(type(module))
+    return None if run_time.is_patched(module) else _TWINS.get(type(module))
 
 
 def is_swapped(module: nn.Module) -> bool:

@@ -1,0 +1,116 @@
+"""torch.compile(model, backend="fusedtricks"): Dynamo's graph with the chains that fuse finds."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from fuse_models import CASES, ResNet
+from test_fuse import STEPS, image, train
+from torch import Tensor, nn
+
+from fusedtricks.fusing import dynamo, run_time
+
+SCRIPT = """
+import torch
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+torch.compile(model, backend="fusedtricks")(torch.randn(2, 3, 8, 8)).sum().backward()
+import sys
+print("fusedtricks" in sys.modules)
+"""
+# One mode at a time; and a cumulative average, which reads its count, breaks Dynamo's graph in two.
+CHAINS = {name: case.chains for name, case in CASES.items()} | {"ByMode": 1, "Untracked": 1}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The chains of each graph that was compiled."""
+    chains: list[list[str]] = []
+    rewrite = dynamo.rewrite
+
+    def spy(*args: Any) -> Any:
+        result = rewrite(*args)
+        chains.append(result.chains)
+        return result
+
+    monkeypatch.setattr(dynamo, "rewrite", spy)
+    return chains
+
+
+def test_by_name_alone():
+    """Registered by the package's entry point."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models(name, found):
+    """Three steps of training, evaluation, and without gradients, against stock; the same chains as fuse's."""
+    stock = CASES[name].make().double()
+    twin = copy.deepcopy(stock)
+    compiled = torch.compile(twin, backend="fusedtricks")
+    inputs = [image() for _ in range(STEPS)]
+    actual = train(compiled, inputs)
+    torch.testing.assert_close(actual, train(stock, inputs), rtol=1e-9, atol=1e-9)
+    assert len(found[0]) == CHAINS[name], found
+
+
+def test_shapes_may_change(found):
+    stock = ResNet().double()
+    compiled = torch.compile(copy.deepcopy(stock), backend="fusedtricks")
+    for size in ((3, 4, 8, 8), (5, 4, 8, 8), (2, 4, 11, 9), (7, 4, 16, 10)):
+        x = image(*size)
+        torch.testing.assert_close(compiled(x), stock(x))
+    assert len(found) <= 3  # for the first shapes, then for all of them
+
+
+def test_graph_breaks_are_tolerated(found):
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn1, self.bn2, self.act = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act(self.bn1(x))
+            torch._dynamo.graph_break()
+            return self.act(self.bn2(y) + x)
+
+    stock = Breaks().double()
+    compiled = torch.compile(copy.deepcopy(stock), backend="fusedtricks")
+    x = image()
+    torch.testing.assert_close(compiled(x), stock(x))
+    assert found == [["batch_norm → silu"], ["batch_norm + residual → silu"]]
+
+
+def test_training_is_guarded(found):
+    stock = ResNet().double()
+    twin = copy.deepcopy(stock)
+    compiled = torch.compile(twin, backend="fusedtricks")
+    x = image()
+    for mode in (True, False, True):
+        torch.testing.assert_close(compiled.train(mode)(x), stock.train(mode)(x))
+        torch.testing.assert_close(dict(twin.state_dict()), dict(stock.state_dict()))
+    stock.layers[0].bn1.eval()
+    twin.layers[0].bn1.eval()
+    torch.testing.assert_close(compiled(x), stock(x))
+    torch.testing.assert_close(dict(twin.state_dict()), dict(stock.state_dict()))
+
+
+def test_the_kernels_run(monkeypatch):
+    seen = []
+    fused = run_time.F.batch_norm_act
+    monkeypatch.setattr(run_time.F, "batch_norm_act", lambda *a, **k: (seen.append(k["act"]), fused(*a, **k))[1])
+    torch.compile(ResNet(), backend="fusedtricks")(torch.randn(2, 4, 8, 8))
+    assert seen.count("relu") == 5 and seen.count("identity") == 1
