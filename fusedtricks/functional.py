@@ -2,7 +2,8 @@
 
 Each goes through PyTorch's dispatcher to one C++ or CUDA kernel a direction. Under `torch.func` transforms and
 forward-mode differentiation, which C++ autograd functions do not take part in, the same values come from the eager
-composition in `fusedtricks.eager`.
+composition in `fusedtricks.eager`; also where a model is exported (`torch.export`, ONNX) in evaluation mode, which then
+needs no operator of ours.
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ def _number(act: str, name: str, value: Any) -> float:
 def _needs_composition() -> bool:
     """Whether a transform is active that C++ autograd functions do not support."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def _is_exporting() -> bool:
+    """Whether a model is being exported: what is exported for evaluation is to need nothing but stock operators."""
+    return torch.compiler.is_compiling() and torch.compiler.is_exporting()
 
 
 def _check_types(op: str, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
@@ -151,9 +157,10 @@ def batch_norm_act(
         )
     arguments = activation_arguments(act, act_kwargs)
     buffers = (running_mean, running_var, num_batches_tracked)
-    if torch.compiler.is_compiling():
+    exported = not training and _is_exporting()
+    if torch.compiler.is_compiling() and not exported:
         return _ops.batch_norm_act(input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps)[0]
-    if _needs_composition():
+    if exported or _needs_composition():
         return eager.batch_norm_act(
             input,
             running_mean,
@@ -207,12 +214,13 @@ def activation(input: Tensor, act: str, *, inplace: bool = False, **act_kwargs: 
     if has_torch_function_unary(input):
         return handle_torch_function(activation, (input,), input, act, inplace=inplace, **act_kwargs)
     arguments = activation_arguments(act, act_kwargs)
-    if torch.compiler.is_compiling():
+    exported = _is_exporting()
+    if torch.compiler.is_compiling() and not exported:
         if not inplace:
             return _ops.activation(input, act, arguments)
         _ops.activation_(input, act, arguments)
         return input
-    if _needs_composition():
+    if exported or _needs_composition():
         if not inplace:
             return eager.activation(input, act, **act_kwargs)
         return input.copy_(eager.activation(input.clone(), act, **act_kwargs))

@@ -1,0 +1,75 @@
+"""torch.export and ONNX in evaluation mode: stock operators alone, and onnxruntime's output is the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from fuse_models import AcrossModules, NestedSequential, ResNet
+from torch import nn
+
+import fusedtricks
+import fusedtricks.nn as ftnn
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="one of the test extras")
+pytest.importorskip("onnxscript", reason="one of the test extras")
+
+
+def own_modules() -> nn.Module:
+    """Written with our modules, as against fused."""
+    return nn.Sequential(
+        nn.Conv2d(4, 4, 3),
+        ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.2}),
+        ftnn.Dropout(0.5),
+        ftnn.GELU(),
+        ftnn.Softplus(2.0),
+        ftnn.BatchNormReLU2d(4),
+    )
+
+
+MODELS = {
+    "fused": lambda: fusedtricks.fuse(ResNet()),
+    "fused-across-modules": lambda: fusedtricks.fuse(AcrossModules()),
+    "fused-sequential": lambda: fusedtricks.fuse(NestedSequential()),
+    "unfused": lambda: fusedtricks.unfuse(fusedtricks.fuse(ResNet())),
+    "own-modules": own_modules,
+}
+
+
+def evaluated(name: str) -> nn.Module:
+    """The model after a step that moves its running statistics."""
+    model = MODELS[name]()
+    model(torch.randn(5, 4, 12, 10) + 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_ends_in_stock_operators(name):
+    model = evaluated(name)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (torch.randn(3, 4, 12, 10),), dynamic_shapes=({0: batch},))
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert all(operator.startswith("aten.") for operator in operators), operators
+    x = torch.randn(6, 4, 12, 10)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx(name, tmp_path: Path):
+    model = evaluated(name)
+    x = torch.randn(3, 4, 12, 10)
+    file = str(tmp_path / "model.onnx")
+    torch.onnx.export(model, (x,), dynamo=True, verbose=False).save(file)
+    session = onnxruntime.InferenceSession(file)
+    result = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(result), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_torch_jit_trace():
+    """As the older exporters do: of a fused model it is stock operators that are recorded."""
+    model = evaluated("fused")
+    x = torch.randn(3, 4, 12, 10)
+    traced = torch.jit.trace(model, x)
+    assert not [node for node in traced.inlined_graph.nodes() if node.kind().startswith("fusedtricks")]
+    torch.testing.assert_close(traced(x), model(x))
