@@ -15,6 +15,7 @@ from fuse_models import CASES, BasicBlock, ListOrTensor, NestedSequential, Optio
 from torch import Tensor, nn
 
 import fusedtricks
+import fusedtricks.nn as ftnn
 from fusedtricks.fusing import run_time
 
 STEPS = 3
@@ -338,6 +339,20 @@ def test_compile_a_fused_model():
     fused = fusedtricks.fuse(stock)
     torch._dynamo.reset()
     assert_same_training(torch.compile(fused, fullgraph=True, backend="aot_eager"), stock)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_torch_fx_traces_the_model(fused):
+    """A user's own trace of a fused model sees what it sees of the stock one; our modules can be traced, too."""
+    model = (
+        fusedtricks.fuse(ResNet().double()) if fused else nn.Sequential(ftnn.BatchNormReLU2d(4), ftnn.GELU()).double()
+    )
+    graph_module = torch.fx.symbolic_trace(model)
+    if fused:
+        kinds = [type(graph_module.get_submodule(n.target)) for n in graph_module.graph.nodes if n.op == "call_module"]
+        assert sum(issubclass(kind, nn.BatchNorm2d) for kind in kinds) == 6
+    x = image()
+    torch.testing.assert_close(graph_module(x), model(x))
 
 
 def test_distributed_data_parallel(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import activations, run_time
 
@@ -44,7 +45,13 @@ _TWINS: dict[type[nn.Module], type[nn.Module]] = {}
 def _define(name: str, forward: Callable[..., Tensor]) -> type[nn.Module]:
     """A subclass of the stock class, found by pickle under its name in this file."""
     stock = getattr(nn, name)
-    twin = type(name, (stock,), {"__module__": __name__, "__doc__": f"`torch.nn.{name}`, fused.", "forward": forward})
+
+    def traceable(self: nn.Module, input: Tensor) -> Any:
+        if isinstance(input, Proxy):  # of a user's torch.fx trace, for which stock modules are leaves
+            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
+        return forward(self, input)
+
+    twin = type(name, (stock,), {"__module__": __name__, "__doc__": f"`torch.nn.{name}`, fused.", "forward": traceable})
     globals()[name] = _TWINS[stock] = twin
     return twin
 
@@ -52,10 +59,9 @@ def _define(name: str, forward: Callable[..., Tensor]) -> type[nn.Module]:
 for _name in ACTIVATIONS:
     activations.recognise(_define(_name, _activation_forward(getattr(nn, _name))), getattr(nn, _name))
 for _name in NORMS:
-    _define(_name, _norm_forward)
+    run_time.recognise_batch_norm(_define(_name, _norm_forward).forward)
 for _name in DROPOUTS:
     _define(_name, _dropout_forward)
-run_time.recognise_batch_norm(_norm_forward)
 
 
 def twin(module: nn.Module) -> type[nn.Module] | None:

@@ -25,6 +25,7 @@ from .batchnorm import (
     BatchNormReLU3d,
 )
 from .dropout import Dropout
+from .sync import SyncBatchNormAct, convert_sync_batchnorm
 
 __all__ = [
     "ELU",
@@ -46,5 +47,7 @@ __all__ = [
     "SiLU",
     "Sigmoid",
     "Softplus",
+    "SyncBatchNormAct",
     "Tanh",
+    "convert_sync_batchnorm",
 ]

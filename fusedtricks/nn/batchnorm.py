@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ class _BatchNormAct(_BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(batch_norm(input) + residual); residual of the input's shape and dtype, or None."""
-        self._check_input_dim(input)
+        if isinstance(input, Tensor):  # as against a proxy of torch.fx
+            self._check_input_dim(input)
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
         tracks = not self.training or self.track_running_stats
         return F.batch_norm_act(
@@ -54,6 +56,22 @@ class _BatchNormAct(_BatchNorm):
             eps=self.eps,
             num_batches_tracked=self.num_batches_tracked if self.training and self.track_running_stats else None,
         )
+
+    @property
+    def qconfig(self) -> Any:
+        """What quantization sets. `SyncBatchNorm.convert_sync_batchnorm` asks for it, and would drop the activation."""
+        if "qconfig" in self.__dict__:
+            return self.__dict__["qconfig"]
+        if self.act != "identity" and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+            raise RuntimeError(
+                f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the activation of {type(self).__name__} "
+                f"({self.act}): use fusedtricks.nn.convert_sync_batchnorm instead."
+            )
+        raise AttributeError("qconfig")
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        self.__dict__["qconfig"] = value
 
     def extra_repr(self) -> str:
         arguments = "".join(f", {name}={value}" for name, value in self.act_kwargs.items())

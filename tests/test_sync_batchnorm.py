@@ -1,0 +1,80 @@
+"""Conversion to synchronised BatchNorm: the activation stays, or the conversion is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from fuse_models import ResNet
+from torch import nn
+
+import fusedtricks
+import fusedtricks.nn as ftnn
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(4, 4, 3),
+        ftnn.BatchNormAct2d(4, momentum=0.3, act="leaky_relu", act_kwargs={"negative_slope": 0.2}),
+        nn.Sequential(nn.BatchNorm2d(4, affine=False), ftnn.BatchNormReLU2d(4, track_running_stats=False)),
+    )
+
+
+def step(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
+    """In training where synchronised BatchNorm can be: it refuses tensors on the CPU."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 8, 8, device=device)
+    y = model.train(device.type == "cuda")(x)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), list(model.parameters())), *model.state_dict().values()]
+
+
+def test_our_converter(device):
+    model = network().to(device)
+    model(torch.randn(5, 4, 8, 8, device=device))
+    model[2][1] = ftnn.BatchNormAct2d(4, act="silu", device=device)
+    converted = ftnn.convert_sync_batchnorm(copy.deepcopy(model))
+    assert isinstance(converted[1], ftnn.SyncBatchNormAct) and type(converted[2][0]) is nn.SyncBatchNorm
+    assert list(converted.state_dict()) == list(model.state_dict())
+    assert "momentum=0.3" in repr(converted[1]) and "act=leaky_relu, negative_slope=0.2" in repr(converted[1])
+    torch.testing.assert_close(step(converted, device), step(model, device))
+    assert isinstance(ftnn.convert_sync_batchnorm(ftnn.BatchNormReLU1d(3)), ftnn.SyncBatchNormAct)
+
+
+def test_residual(device):
+    bn = ftnn.BatchNormAct2d(4, act="gelu", device=device).eval()
+    x, residual = torch.randn(2, 3, 4, 5, 5, device=device)
+    torch.testing.assert_close(ftnn.convert_sync_batchnorm(copy.deepcopy(bn))(x, residual), bn(x, residual))
+
+
+def test_parameters_are_shared_and_frozen_ones_stay_so():
+    bn = ftnn.BatchNormReLU2d(4).eval()
+    bn.weight.requires_grad_(False)
+    converted = ftnn.convert_sync_batchnorm(bn)
+    assert converted.weight is bn.weight and converted.bias is bn.bias
+    assert converted.running_mean is bn.running_mean and not converted.training
+
+
+def test_the_stock_converter_is_refused():
+    with pytest.raises(
+        RuntimeError, match=r"activation of BatchNormAct2d \(leaky_relu\): use fusedtricks\.nn\.convert"
+    ):
+        nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    assert type(nn.SyncBatchNorm.convert_sync_batchnorm(ftnn.BatchNormAct2d(4, act="identity"))) is nn.SyncBatchNorm
+
+
+def test_other_users_of_qconfig():
+    bn = ftnn.BatchNormReLU2d(4)
+    assert not hasattr(bn, "qconfig")
+    bn.qconfig = "any"
+    assert bn.qconfig == copy.deepcopy(bn).qconfig == "any"
+
+
+@pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm, ftnn.convert_sync_batchnorm])
+def test_fused_models(convert, device):
+    """The members of a chain run by themselves: nothing is lost."""
+    stock = ResNet().to(device)
+    fused = convert(fusedtricks.fuse(stock))
+    expected = nn.SyncBatchNorm.convert_sync_batchnorm(stock)
+    assert sum(type(m) is nn.SyncBatchNorm for m in fused.modules()) == 6
+    torch.testing.assert_close(step(fused, device), step(expected, device))
