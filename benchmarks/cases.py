@@ -1,6 +1,7 @@
 """The registry: every case that can be timed."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,8 @@ from fusedtricks import nn as fused_nn
 from fusedtricks.demo.layers import StockNormAct1d, StockNormAct2d
 
 from .case import Case, shape_text
-from .end_to_end import Network, build_step
+from .end_to_end import Family, Network, build_step
+from .families import CLASSES, classifier
 from .models import DropoutMLP, MobileNetV2, ResNet50
 from .workload import Op, build_op, check_dropout
 
@@ -44,6 +46,8 @@ MOBILENETV2_EXPANDED = (
     (960, 7, 7),
     (1280, 7, 7),
 )
+RESNET18 = [64, 128, 256, 512]
+REGNET = [48, 120, 336, 888]  # RegNetY-1.6GF
 MOBILENETV2_PROJECTED = ((24, 56, 56), (32, 28, 28), (96, 14, 14), (320, 7, 7))
 
 RESNET50_SHAPES: Shapes = {f"resnet50-{shape_text((32, *s))}": (32, *s) for s in RESNET50}
@@ -109,6 +113,29 @@ NETWORKS: dict[str, tuple[Network, Shape]] = {
     "mlp": (Network(DropoutMLP, classes=10), (256, 4096)),
 }
 
+# Hugging Face's, of stock layers: default configurations, ResNet-50 the first.
+FAMILIES: dict[str, tuple[Family, Shape]] = {
+    name: (Family(partial(classifier, kind, **settings), CLASSES), shape)
+    for name, kind, settings, shape in (
+        ("resnet50", "ResNet", {}, (8, 3, 224, 224)),
+        ("resnet18", "ResNet", {"layer_type": "basic", "depths": [2] * 4, "hidden_sizes": RESNET18}, (16, 3, 224, 224)),
+        ("regnet-y", "RegNet", {"depths": [2, 5, 14, 2], "hidden_sizes": REGNET, "groups_width": 24}, (8, 3, 224, 224)),
+        ("mobilenet-v1", "MobileNetV1", {}, (16, 3, 224, 224)),
+        ("mobilenet-v2", "MobileNetV2", {}, (16, 3, 224, 224)),
+    )
+}
+
+
+def under_inductor(op: Op) -> Op:
+    """An op as Inductor runs it: "eager" is its own code of the stock layers, "fused" our operator, called by it."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        torch.compiler.reset()
+        stock, fused = op.make(shape)
+        return torch.compile(stock, dynamic=False), torch.compile(fused, dynamic=False)
+
+    return replace(op, name=f"inductor_{op.name}", make=make)
+
 
 def op_cases(
     op: Op,
@@ -128,15 +155,19 @@ def op_cases(
     ]
 
 
-def network_case(name: str, network: Network, shape: Shape, layout: str, dtype: torch.dtype = torch.float32) -> Case:
-    """A training step of the network."""
-    return Case("end_to_end", name, shape, dtype, layout, "training step", partial(build_step, network))
+def network_case(
+    name: str, network: Network | Family, shape: Shape, layout: str, dtype: torch.dtype = torch.float32
+) -> Case:
+    """A training step of the network: written with fused layers, or fused by `fusedtricks.fuse`."""
+    op = "fuse" if isinstance(network, Family) else "end_to_end"
+    return Case(op, name, shape, dtype, layout, "training step", partial(build_step, network))
 
 
 def _network_cases() -> list[Case]:
+    networks: list[tuple[str, tuple[Network | Family, Shape]]] = [*NETWORKS.items(), *FAMILIES.items()]
     return [
         network_case(name, network, shape, layout)
-        for name, (network, shape) in NETWORKS.items()
+        for name, (network, shape) in networks
         for layout in ("contiguous", "channels_last")
         if layout == "contiguous" or len(shape) == 4
     ]
@@ -158,6 +189,9 @@ def _cases() -> list[Case]:
     cases += op_cases(activation("leaky_relu"), LARGEST_SHAPES, plain)
     cases += op_cases(activation("leaky_relu", inplace=True), elementwise_shapes | LARGEST_SHAPES, plain)
     cases += op_cases(DROPOUT, TYPICAL_SHAPES | MLP_SHAPES | TINY_SHAPES)
+    inductor_shapes = _some(RESNET50_SHAPES, "32x64x56x56", "32x256x14x14")
+    for op in (batch_norm("relu"), batch_norm("relu", residual=True), batch_norm("gelu")):
+        cases += op_cases(under_inductor(op), inductor_shapes, dtypes=(torch.float32,))
     return cases + _network_cases()
 
 

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fusedtricks
 from fusedtricks.demo.layers import FUSED, STOCK, Layers, bytes_kept_for_backward
 
 from .case import Case
@@ -22,19 +24,38 @@ FACTOR, SLACK = 3, 1e-3
 
 @dataclass(frozen=True)
 class Network:
-    """A network and the classes it tells apart."""
+    """A network, written for either kind of layers, and the classes it tells apart."""
 
     make: Callable[[Layers], nn.Module]
     classes: int
 
+    def pair(self) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+        """The network of stock and of fused layers, of one initialisation, and what else a row is to say."""
+        stock, fused = self.make(STOCK), self.make(FUSED)
+        fused.load_state_dict(stock.state_dict())
+        return stock, fused, {}
 
-def build_step(network: Network, case: Case) -> Workload:
+
+@dataclass(frozen=True)
+class Family:
+    """A network of stock layers, to be fused by `fusedtricks.fuse`, and the classes it tells apart."""
+
+    make: Callable[[], nn.Module]
+    classes: int
+
+    def pair(self) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+        """The network, its fused copy, and the number of chains that were found."""
+        stock = self.make().train()
+        fused = fusedtricks.fuse(stock)
+        return stock, fused, {"chains": len(fusedtricks.report(fused).chains)}
+
+
+def build_step(network: Network | Family, case: Case) -> Workload:
     """Builds both networks from one initialisation, a batch and its labels."""
     torch.manual_seed(0)
-    stock = network.make(STOCK).to(memory_format=case.memory_format)  # type: ignore[call-overload]
-    fused = network.make(FUSED).to(memory_format=case.memory_format)  # type: ignore[call-overload]
-    fused.load_state_dict(stock.state_dict())
-    stock, fused = stock.to(case.device), fused.to(case.device)
+    stock, fused, facts = network.pair()
+    for model in (stock, fused):
+        model.to(device=case.device, memory_format=case.memory_format)  # type: ignore[call-overload]
     x = torch.randn(case.shape, device=case.device).contiguous(memory_format=case.memory_format)
     labels = torch.randint(network.classes, case.shape[:1], device=case.device)
     arithmetic = partial(_arithmetic, case)
@@ -66,6 +87,7 @@ def build_step(network: Network, case: Case) -> Workload:
         min_rounds=5,
         max_rounds=9 if case.device == "cpu" else 25,
         bytes_at_rest=bytes_at_rest,
+        facts=facts,
     )
 
 

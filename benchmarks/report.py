@@ -85,6 +85,7 @@ def row(case: Case, workload: Workload, samples: dict[str, Samples], memory: str
         "kept_bytes_fused": kept_fused,
         "faults_eager": eager.median_faults,
         "faults_fused": fused.median_faults,
+        **workload.facts,
     }
 
 
@@ -107,6 +108,8 @@ def table(rows: Iterable[Row], compiled: bool) -> Table:
         cells = [each["op"], each["case"], each["direction"], each["dtype"], each["layout"]]
         if each["min_bytes"] is None:
             cells[1] += f" {shape_text(tuple(each['shape']))}"
+        if "chains" in each:
+            cells[1] += f", {each['chains']} chains"
         cells += [_ms(each["eager_ms"]), _ms(each["fused_ms"])]
         if compiled:
             cells.append(_ms(each["compile_ms"]))

@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ class Workload:
         min_rounds: to measure; as many as fit the time are measured, but not fewer.
         max_rounds: to measure at most.
         bytes_at_rest: frees what the last call left behind; bytes that one side alone holds between calls.
+        facts: what else the row of the case is to say.
     """
 
     sides: dict[str, Side]
@@ -52,6 +53,7 @@ class Workload:
     min_rounds: int = 9
     max_rounds: int = 25
     bytes_at_rest: Callable[[], int] = lambda: 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

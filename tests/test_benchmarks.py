@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks import cuda_cases, cuda_targets, run
 from benchmarks.cases import (
     CASES,
+    FAMILIES,
     MOBILENETV2_EXPANDED,
     MOBILENETV2_PROJECTED,
     NETWORKS,
@@ -27,6 +28,7 @@ from benchmarks.cases import (
 )
 from benchmarks.cuda_cases import RESNET50_LAYERS, layer_counts
 from benchmarks.devices import BACKENDS
+from benchmarks.end_to_end import Family
 from benchmarks.measure import Side, measure
 from benchmarks.models import DropoutMLP, MobileNetV2, ResNet50
 from benchmarks.targets import TARGETS, target_cases
@@ -71,7 +73,19 @@ def test_registry_has_each_case_once_and_every_activation():
     assert len(set(ids)) == len(ids)
     ops = {case.op for case in CASES}
     assert set(fusedtricks.functional.ACTIVATIONS) - {"identity"} <= ops
-    assert {"batch_norm_relu", "batch_norm_add_relu", "dropout", "leaky_relu_inplace", "end_to_end"} <= ops
+    assert {"batch_norm_relu", "batch_norm_add_relu", "dropout", "leaky_relu_inplace", "end_to_end", "fuse"} <= ops
+
+
+def test_a_family_is_fused_and_its_chains_counted():
+    stock, fused, facts = Family(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.5)), 3).pair()
+    assert facts == {"chains": 1}
+    assert fused.training and not any(a is b for a, b in zip(stock.modules(), fused.modules(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "chains"), [("resnet50", 49), ("mobilenet-v2", 45)])
+def test_chains_of_the_families(name, chains):
+    """Every BatchNorm with something behind it: of ResNet-50 all but the 4 of the shortcuts, of MobileNetV2 but 7."""
+    assert FAMILIES[name][0].pair()[2] == {"chains": chains}
 
 
 def test_registry_takes_its_shapes_from_the_networks():

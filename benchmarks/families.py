@@ -1,0 +1,27 @@
+"""Networks as other packages define them, which `fusedtricks.fuse` is given. Nothing is downloaded."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+CLASSES = 1000
+
+
+class Logits(nn.Module):
+    """What a model of Hugging Face's transformers for image classification says, as a tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits
+
+
+def classifier(name: str, **settings: Any) -> nn.Module:
+    """`transformers.<name>ForImageClassification`, by default as the package configures it."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    configuration = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **settings)
+    return Logits(getattr(transformers, f"{name}ForImageClassification")(configuration))
