@@ -1,9 +1,10 @@
 """Fuses whole models: `fuse`, `unfuse`, `report`, and the backend of `torch.compile`.
 
-The way of a model: `model` goes through its modules; `planning` decides, for each, which modules' insides a chain needs,
-has `tracing` make a graph of its forward (under the eyes of `watching`), has `rewrite` replace what `chains` found (with
-`aliases` to say that nothing changes in between), and compiles it to a plan. `blocks` runs the plan instead of the user's
-forward, as long as its guards hold. The graphs call `run_time`. `swaps` are the layers replaced one for one.
+The way of a model: `model` goes through its modules; `planning` decides, for each, which modules' insides a chain
+needs, has `tracing` make a graph of its forward (under the eyes of `watching`), has `rewrite` replace what `chains`
+found (with `aliases` to say that nothing changes in between), and compiles it to a plan. `blocks` runs the plan
+instead of the user's forward, as long as its guards hold. The graphs call `run_time`. `swaps` are the layers replaced
+one for one.
 """
 
 from .model import fuse, report, unfuse
