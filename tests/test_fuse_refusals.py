@@ -113,6 +113,12 @@ class Types(Chain):
         return y if isinstance(y, Tensor) else y[0]
 
 
+class ModeOfMember(Chain):
+    def beside(self, y: Tensor, x: Tensor) -> Tensor:
+        bn = self.bn2
+        return F.batch_norm(y, bn.running_mean, bn.running_var, training=bn.training)
+
+
 REFUSED = {
     Coin: "draws random numbers",
     TensorCoin: "draws random numbers",
@@ -127,6 +133,7 @@ REFUSED = {
     Values: "takes decisions by the values or shapes",
     Shapes: "takes decisions by the values or shapes",
     OwnTensor: "makes a tensor of its own",
+    ModeOfMember: "asks for the mode of another module",
     Types: "asks for the type of an intermediate value",
 }
 

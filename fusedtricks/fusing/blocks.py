@@ -30,15 +30,18 @@ class Guard:
 
     def __init__(self, path: str, module: nn.Module) -> None:
         self.path, self.type = path, type(module)
+        self._names = path.split(".") if path else []
         self.settings = [(k, v) for k, v in vars(module).items() if isinstance(v, SETTINGS) and k != "training"]
         self.members = {name: member is None for name, member in module._modules.items()}
 
     def holds(self, block: nn.Module, training: bool) -> bool:
         """Whether a module whose forward is part of the plan, so that it is not called, is as it was, without hooks."""
-        if not self.path:
+        if not self._names:
             return self._has_settings(block)
-        module = block.get_submodule(self.path)
-        if type(module) is not self.type or has_hooks(module):
+        module: nn.Module | None = block
+        for name in self._names:
+            module = module._modules.get(name) if module is not None else None
+        if module is None or type(module) is not self.type or has_hooks(module):
             return False
         return self.type is nn.Identity or (module.training is training and self._has_settings(module))
 

@@ -11,6 +11,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -40,13 +41,26 @@ def trace(module: nn.Module, inline: Collection[str] = ()) -> Graph:
     with unchanged(module):
         while True:
             try:
-                with without_effects():
+                with _without_modes_of_members(module, inline), without_effects():
                     return _BlockTracer(inline, functions).trace(module)
             except Exception as error:
                 function = _function_that_failed(error)
                 if function is None or function in functions:
                     raise error if isinstance(error, NotTraceable) else NotTraceable(_first_sentence(error)) from error
                 functions.append(function)
+
+
+@contextmanager
+def _without_modes_of_members(root: nn.Module, inline: Collection[str]) -> Iterator[None]:
+    """Within it the modules that are nodes have no `training`: it may become another than the root's at any time."""
+    inlined = [root, *(root.get_submodule(name) for name in inline)]
+    members = [vars(m) for m in root.modules() if "training" in vars(m) and not any(m is other for other in inlined)]
+    modes = [member.pop("training") for member in members]
+    try:
+        yield
+    finally:
+        for member, mode in zip(members, modes, strict=True):
+            member["training"] = mode
 
 
 def _function_that_failed(error: Exception) -> FunctionType | None:
@@ -64,6 +78,8 @@ def _function_that_failed(error: Exception) -> FunctionType | None:
 
 def _first_sentence(error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, AttributeError) and text.endswith("no attribute 'training'"):
+        return "its forward asks for the mode of another module"
     if "control flow" in text:
         return "its forward takes decisions by the values or shapes of tensors"
     return f"its forward cannot be traced: {text[:150]}"
