@@ -235,6 +235,16 @@ class AddedInPlaceToAnother(Base):
 
 
 @case(1)
+class AddedInPlaceToNothingElse(Base):
+    """What is written to is seen by the addition alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        r += self.bn1(self.conv1(x))
+        return self.relu(r)
+
+
+@case(1)
 class Broadcast(Base):
     """An addition that is no residual: found, and composed when it is called."""
 

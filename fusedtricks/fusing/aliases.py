@@ -42,6 +42,11 @@ def may_change(value: Node, between: Iterable[Node], modules: Modules) -> bool:
     return any(source in shared for node in writers for source in node.all_input_nodes)
 
 
+def is_used_once(value: Node, modules: Modules) -> bool:
+    """Whether nothing but its one user can see the memory of `value`."""
+    return len(value.users) == 1 and _is_fresh(value, modules)
+
+
 def _may_write(node: Node, modules: Modules) -> bool:
     """Whether a node may write to what it is given."""
     if node.op == "call_module":

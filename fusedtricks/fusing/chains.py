@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from . import activations
 from .activations import Activation
-from .aliases import Modules, may_change
+from .aliases import Modules, is_used_once, may_change
 from .run_time import is_batch_norm
 
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
@@ -119,7 +119,7 @@ def _grow(chain: Chain, modules: Modules, taken: set[Node]) -> tuple[Chain, str]
         if is_identity(user, modules):
             waiting.append(user)
         elif (added := operands(user)) and chain.addition is None and added[0] is not added[1]:
-            if is_in_place_addition(user) and added[0] is not here:
+            if is_in_place_addition(user) and added[0] is not here and not is_used_once(added[0], modules):
                 reason = "it is added in place to another tensor"
                 break
             chain.addition, chain.side = user, int(added[0] is here)
