@@ -74,6 +74,16 @@ def test_shape_channels_last(shape, device):
     assert_matches_reference(make_case(shape, layout=channels_last, device=device))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("channels", [1, 3, 7, 20, 65, 100])
+def test_shape_of_rows_that_begin_within_a_vector(channels, residual, dtype, device):
+    """As few as fill no vector, and more, that end in one."""
+    options = {"param_dtype": torch.float32, "residual": residual, "act": "silu", "device": device}
+    for shape in ((2, channels), (3, channels, 1, 1), (5, channels, 11, 13)):
+        assert_matches_reference(make_case(shape, dtype, layout=channels_last, **options))
+
+
 @pytest.mark.each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())

@@ -58,7 +58,7 @@ def test_activation_equals_the_cpu(act, act_kwargs, dtype):
         assert_rounds_to(actual[name], value.double(), scale=3 * (1 + x.double().abs()), inexact=inexact, name=name)
 
 
-CHANNELS = [1, 65, 96, 100, 2049, 65536]
+CHANNELS = [1, 3, 7, 65, 96, 100, 2049, 65536]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

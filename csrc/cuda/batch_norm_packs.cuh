@@ -49,7 +49,7 @@ __device__ __forceinline__ Pack<T, Walk::pack> add_gradients(const Piece<Walk::p
     multiply_by_derivative_of_result(act, dz, z);
   else
     multiply_by_derivative(act, dz, z);
-  Pack<T, n> result;
+  Pack<T, n> result{};
   if constexpr (derivative != Derivative::kAtInput) {
     result = rounded_pack<T>(dz);
     unpack(result, dz);
