@@ -139,6 +139,12 @@ struct BackwardCoefficients {
   double dweight;
   V slope, constant;
 
+  // The part of dx that comes from the statistics; none in evaluation, where an infinite xhat is no NaN.
+  static FT_INLINE V of_statistics(V xhat, V slope, V constant) {
+    const V sum = xhat * slope + constant;
+    return slope == V(0) ? constant : sum;
+  }
+
   // From the sums over the channel of dz and of dz * (x - shift) * rstd.
   FT_INLINE BackwardCoefficients(double sum_dz, double sum_dz_xhat, double mean, V shift, double rstd, double weight,
                                  double count, bool training) {
