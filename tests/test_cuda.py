@@ -75,7 +75,17 @@ def test_any_number_of_channels(positions, channels, dtype):
 # Dropout: one mask on every device.
 
 MASK_LAYOUTS = ["contiguous", "channels_last", "misaligned", "misaligned_channels_last", "sliced"]
-MASK_SHAPES = [(7, 65), (5, 3, 7), (3, 8, 9, 11), (2, 3, 17, 19), (4, 65, 6, 5), (2, 64, 33, 31), (2, 8, 3, 5, 3)]
+MASK_SHAPES = [
+    (7, 65),
+    (5, 3, 7),
+    (3, 8, 9, 11),
+    (2, 3, 17, 19),
+    (4, 65, 6, 5),
+    (2, 64, 33, 31),
+    (2, 12, 11, 7),
+    (3, 6, 5, 7),
+    (2, 8, 3, 5, 3),
+]
 
 
 def dropped(device: torch.device, x: Tensor, layout: Callable[[Tensor], Tensor], p: float) -> Results:

@@ -41,7 +41,12 @@ BATCH_NORM_KINDS = {
     "evaluation": {"act": "gelu", "training": False},
 }
 
-ELEMENTWISE_SHAPES = {"vectors": (3, 16, 23, 16), "odd": (3, 5, 67, 31)}
+ELEMENTWISE_SHAPES = {
+    "vectors": (3, 16, 23, 16),
+    "half_vectors": (3, 12, 11, 7),
+    "pairs": (3, 6, 11, 7),
+    "odd": (3, 5, 67, 31),
+}
 
 
 @cache
