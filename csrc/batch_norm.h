@@ -150,9 +150,9 @@ struct BackwardCoefficients {
                                  double count, bool training) {
     const double lost = (mean - shift) * rstd;
     dweight = sum_dz_xhat - lost * sum_dz;
-    const double exact_slope = training ? -weight * rstd * dweight / count : 0;
+    const double share = -weight * rstd / count, exact_slope = training ? share * dweight : 0;
     slope = canonical<V>(exact_slope);
-    constant = training ? canonical<V>(-weight * rstd * sum_dz / count - exact_slope * lost) : V(0);
+    constant = training ? canonical<V>(share * sum_dz - exact_slope * lost) : V(0);
   }
 };
 

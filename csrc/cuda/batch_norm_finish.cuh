@@ -61,9 +61,9 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
     ChannelStatistics s;
     if (a.training) {
       const Pivot<V> pivot = in.read_pivot(channel);
-      const double count = double(a.layout.per_channel()), scale = pivot.scale;
-      const double mean = total.first / count;
-      s = {pivot.shift + mean / scale, (total.second / count - mean * mean) / (scale * scale)};
+      const double share = 1 / double(a.layout.per_channel()), unscale = 1 / double(pivot.scale);
+      const double mean = total.first * share;
+      s = {pivot.shift + mean * unscale, (total.second * share - mean * mean) * unscale * unscale};
     } else {
       s = a.running_statistics(channel);
     }
