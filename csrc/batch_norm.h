@@ -139,14 +139,20 @@ struct BackwardCoefficients {
   double dweight;
   V slope, constant;
 
+  // The part of dx that comes from the statistics; none in evaluation, where an infinite xhat is no NaN.
+  static FT_INLINE V of_statistics(V xhat, V slope, V constant) {
+    const V sum = xhat * slope + constant;
+    return slope == V(0) ? constant : sum;
+  }
+
   // From the sums over the channel of dz and of dz * (x - shift) * rstd.
   FT_INLINE BackwardCoefficients(double sum_dz, double sum_dz_xhat, double mean, V shift, double rstd, double weight,
                                  double count, bool training) {
     const double lost = (mean - shift) * rstd;
     dweight = sum_dz_xhat - lost * sum_dz;
-    const double exact_slope = training ? -weight * rstd * dweight / count : 0;
+    const double share = -weight * rstd / count, exact_slope = training ? share * dweight : 0;
     slope = canonical<V>(exact_slope);
-    constant = training ? canonical<V>(-weight * rstd * sum_dz / count - exact_slope * lost) : V(0);
+    constant = training ? canonical<V>(share * sum_dz - exact_slope * lost) : V(0);
   }
 };
 

@@ -12,31 +12,50 @@
 
 namespace fusedtricks {
 
-// Product of the low 32 bits of a lane with m.
+// Product of a word with m. nvcc would multiply 64-bit numbers, whose high halves it does not know to be zero.
 struct ScalarMultiply {
-  FT_INLINE uint64_t operator()(uint64_t a, uint32_t m) const { return uint64_t(uint32_t(a)) * m; }
+  FT_INLINE uint64_t operator()(uint32_t a, uint32_t m) const {
+#if defined(__CUDA_ARCH__)
+    return uint64_t(__umulhi(a, m)) << 32 | a * m;
+#else
+    return uint64_t(a) * m;
+#endif
+  }
 };
 
-// In place: the counter words of n states to random words. V holds one word per 64-bit lane; the high halves of the
-// results are garbage, which the multiplication ignores and the caller must mask. The states take each round together,
-// so that none waits for its own multiplications.
+// In place: the counter words of n states to random words. V is a word, or a vector of one per 64-bit lane: then the
+// high halves of the results are garbage, which the multiplication ignores and the caller must mask. The states take
+// each round together, so that none waits for its own multiplications.
 template <int n, class V, class Multiply>
 FT_INLINE void philox4x32_10(V (&state)[n][4], uint64_t seed, Multiply multiply) {
   uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
-#pragma GCC unroll 10
+  FT_UNROLL
   for (int round = 0; round < 10; ++round) {
-#pragma GCC unroll 8
+    FT_UNROLL
     for (int i = 0; i < n; ++i) {
       V* c = state[i];
-      const V product0 = multiply(c[0], 0xD2511F53u), product1 = multiply(c[2], 0xCD9E8D57u);
-      c[0] = (product1 >> 32) ^ c[1] ^ uint64_t(key0);
-      c[2] = (product0 >> 32) ^ c[3] ^ uint64_t(key1);
-      c[1] = product1;
-      c[3] = product0;
+      const auto product0 = multiply(c[0], 0xD2511F53u), product1 = multiply(c[2], 0xCD9E8D57u);
+      c[0] = V(product1 >> 32) ^ c[1] ^ key0;
+      c[2] = V(product0 >> 32) ^ c[3] ^ key1;
+      c[1] = V(product1);
+      c[3] = V(product0);
     }
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
+}
+
+// The blocks of n counters.
+template <int n>
+FT_INLINE void philox_blocks(uint64_t seed, uint64_t offset, const uint64_t (&counters)[n], uint32_t (&words)[n][4]) {
+  FT_UNROLL
+  for (int i = 0; i < n; ++i) {
+    words[i][0] = uint32_t(counters[i]);
+    words[i][1] = uint32_t(counters[i] >> 32);
+    words[i][2] = uint32_t(offset);
+    words[i][3] = uint32_t(offset >> 32);
+  }
+  philox4x32_10(words, seed, ScalarMultiply{});
 }
 
 struct PhiloxBlock {
@@ -44,9 +63,9 @@ struct PhiloxBlock {
 };
 
 FT_INLINE PhiloxBlock philox_block(uint64_t seed, uint64_t offset, uint64_t counter) {
-  uint64_t c[1][4] = {{uint32_t(counter), counter >> 32, uint32_t(offset), offset >> 32}};
-  philox4x32_10(c, seed, ScalarMultiply{});
-  return {{uint32_t(c[0][0]), uint32_t(c[0][1]), uint32_t(c[0][2]), uint32_t(c[0][3])}};
+  uint32_t words[1][4];
+  philox_blocks(seed, offset, {counter}, words);
+  return {{words[0][0], words[0][1], words[0][2], words[0][3]}};
 }
 
 // A drop probability as the kernels use it: an element is kept where its word >= threshold.

@@ -74,6 +74,16 @@ def test_shape_channels_last(shape, device):
     assert_matches_reference(make_case(shape, layout=channels_last, device=device))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("channels", [1, 3, 7, 15, 65, 100])
+def test_shape_of_rows_that_begin_within_a_vector(channels, residual, dtype, device):
+    """As few as fill no vector, and more, that end in one."""
+    options = {"param_dtype": torch.float32, "residual": residual, "act": "silu", "device": device}
+    for shape in ((2, channels), (3, channels, 1, 1), (5, channels, 11, 13)):
+        assert_matches_reference(make_case(shape, dtype, layout=channels_last, **options))
+
+
 @pytest.mark.each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -284,10 +294,17 @@ def test_nan_passes_a_relu(device):
         assert batch_norm_act(x.to(device), None, None, act=act, training=True)[:, 0].isnan().all(), act
 
 
-def test_inf_in_evaluation(device):
-    case = make_case(SHAPE, training=False, act="identity", device=device)
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("act", ["identity", "relu", "leaky_relu", "sigmoid"])
+def test_inf_and_nan_in_evaluation(act, layout, residual, device):
+    """As stock: they stay in their element, and the gradient is finite where the derivative is."""
+    case = make_case(SHAPE, training=False, act=act, residual=residual, layout=LAYOUTS[layout], device=device)
     case.input[0, 0, 0, :3] = torch.tensor([float("inf"), -float("inf"), float("nan")])
-    assert_rounds_to(fused(case)["output"], reference(case)["output"])
+    actual, expected = fused(case), reference(case)
+    for name in ("output", "grad_input"):
+        assert_rounds_to(actual[name], expected[name], scale=10.0, name=name)
+    assert actual["grad_input"][0, 0, 0, :2].isfinite().all()
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

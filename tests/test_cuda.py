@@ -58,7 +58,7 @@ def test_activation_equals_the_cpu(act, act_kwargs, dtype):
         assert_rounds_to(actual[name], value.double(), scale=3 * (1 + x.double().abs()), inexact=inexact, name=name)
 
 
-CHANNELS = [1, 65, 96, 100, 2049, 65536]
+CHANNELS = [1, 3, 7, 65, 96, 100, 2049, 65536]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -75,7 +75,17 @@ def test_any_number_of_channels(positions, channels, dtype):
 # Dropout: one mask on every device.
 
 MASK_LAYOUTS = ["contiguous", "channels_last", "misaligned", "misaligned_channels_last", "sliced"]
-MASK_SHAPES = [(7, 65), (5, 3, 7), (3, 8, 9, 11), (2, 3, 17, 19), (4, 65, 6, 5), (2, 64, 33, 31), (2, 8, 3, 5, 3)]
+MASK_SHAPES = [
+    (7, 65),
+    (5, 3, 7),
+    (3, 8, 9, 11),
+    (2, 3, 17, 19),
+    (4, 65, 6, 5),
+    (2, 64, 33, 31),
+    (2, 12, 11, 7),
+    (3, 6, 5, 7),
+    (2, 8, 3, 5, 3),
+]
 
 
 def dropped(device: torch.device, x: Tensor, layout: Callable[[Tensor], Tensor], p: float) -> Results:

@@ -39,8 +39,7 @@ SUITES = [
     ("shuffled", "hold", ["batch_norm_act"], "shape or layout or residual"),
 ]
 
-# Path, file in csrc/cuda, function, number of the barrier in it. That of total_chunks is not among them: its callers
-# could do without, because each thread reads the total that it wrote itself.
+# Path, file in csrc/cuda, function, number of the barrier in it.
 BARRIERS = [
     ("two", "reduce.cuh", "merge_threads", 0),
     ("two", "batch_norm_finish.cuh", "finish_statistics", 0),
@@ -48,6 +47,8 @@ BARRIERS = [
         pytest.param(*barrier, marks=pytest.mark.slow)
         for barrier in [
             ("two", "reduce.cuh", "merge_threads", 1),
+            ("two", "reduce.cuh", "total_partials", 0),
+            ("two", "batch_norm_statistics.cuh", "find_pivots", 0),
             ("two", "batch_norm_kernels.cuh", "sum_gradients", 0),
             ("hold", "batch_norm_finish.cuh", "set_forward", 0),
             ("hold", "batch_norm_finish.cuh", "finish_sums", 0),

@@ -218,7 +218,8 @@ void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channe
     for (int r = 0; r < Channels::rows; ++r) {
       const V d = load(x[r * span.in_stride + i]) - shift, z = d * scale + offset;
       const V dz = load(dy[r * span.in_stride + i]) * act.grad(z, act.forward(z));
-      dx[r * span.out_stride + i] = store<T>(dz * scale + (d * rstd * slope + constant));
+      dx[r * span.out_stride + i] =
+          store<T>(dz * scale + BackwardCoefficients<V>::of_statistics(d * rstd, slope, constant));
     }
   }
 }

@@ -47,28 +47,29 @@ constexpr int kForwardKinds = kOffset + 1, kSumKinds = kRstd + 1;
 template <class V, class Walk>
 __device__ void finish_statistics(const BatchNormForward& a, const typename Walk::Plan& plan, const Walk& walk,
                                   const Workspace<V>& in, bool records, const Table<V>& table, void* memory) {
-  const int64_t channel = walk.block_channel + threadIdx.x;
-  const Sums<double>* totals = nullptr;
+  const int64_t number = walk.block_channel + threadIdx.x, C = a.layout.channels;
+  Sums<double> total;
   if (a.training) {
-    totals = total_chunks<Walk::threads>(plan, walk.block_channel, memory, [&](int64_t chunk, int64_t c) {
-      const Sums<V> moments = in.read(chunk, c);
-      const double count = double(plan.count(chunk, c)), mean = moments.first;
+    total = total_partials<Walk::threads>(plan, C, walk.block_channel, memory, [&](int64_t partial, int64_t c) {
+      const Sums<V> moments = in.read(partial, c);
+      const double count = double(plan.count(partial, c)), mean = moments.first;
       return Sums<double>{count * mean, double(moments.second) + count * mean * mean};
     });
   }
-  if (int(threadIdx.x) < plan.block_channels() && channel < plan.channels) {
+  if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
+    const int64_t channel = unfolded(number, C);
     ChannelStatistics s;
     if (a.training) {
       const Pivot<V> pivot = in.read_pivot(channel);
-      const double count = double(a.layout.per_channel()), scale = pivot.scale;
-      const double mean = totals[threadIdx.x].first / count;
-      s = {pivot.shift + mean / scale, (totals[threadIdx.x].second / count - mean * mean) / (scale * scale)};
+      const double share = 1 / double(a.layout.per_channel()), unscale = 1 / double(pivot.scale);
+      const double mean = total.first * share;
+      s = {pivot.shift + mean * unscale, (total.second * share - mean * mean) * unscale * unscale};
     } else {
       s = a.running_statistics(channel);
     }
     table.set(threadIdx.x,
               ForwardCoefficients<V>(s.mean, a.rstd_of(s), a.weight.get_or(channel, 1), a.bias.get_or(channel, 0)));
-    if (records) a.record(channel, s);
+    if (records && number < C) a.record(channel, s);
   }
   __syncthreads();
 }
@@ -77,8 +78,9 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
 template <class V, class Walk>
 __device__ void set_forward(const BatchNormBackward& a, const typename Walk::Plan& plan, const Walk& walk,
                             const Table<V>& table) {
-  const int64_t channel = walk.block_channel + threadIdx.x;
-  if (int(threadIdx.x) < plan.block_channels() && channel < plan.channels) {
+  const int64_t number = walk.block_channel + threadIdx.x;
+  if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
+    const int64_t channel = unfolded(number, a.layout.channels);
     table.set(threadIdx.x, ForwardCoefficients<V>(a.mean[channel], a.rstd[channel], a.weight.get_or(channel, 1),
                                                   a.bias.get_or(channel, 0)));
   }
@@ -90,23 +92,23 @@ __device__ void set_forward(const BatchNormBackward& a, const typename Walk::Pla
 template <class V, class Walk>
 __device__ void finish_sums(const BatchNormBackward& a, const typename Walk::Plan& plan, const Walk& walk,
                             const Workspace<V>& in, bool records, const Table<V>& table, void* memory) {
-  const int64_t channel = walk.block_channel + threadIdx.x;
-  const Sums<double>* totals = nullptr;
+  const int64_t number = walk.block_channel + threadIdx.x, C = a.layout.channels;
+  Sums<double> total;
   if (a.needs_sums()) {
-    totals = total_chunks<Walk::threads>(plan, walk.block_channel, memory, [&](int64_t chunk, int64_t c) {
-      const Sums<V> sums = in.read(chunk, c);
+    total = total_partials<Walk::threads>(plan, C, walk.block_channel, memory, [&](int64_t partial, int64_t c) {
+      const Sums<V> sums = in.read(partial, c);
       return Sums<double>{sums.first, sums.second};
     });
   }
-  if (int(threadIdx.x) < plan.block_channels() && channel < plan.channels) {
-    const Sums<double> total = totals ? totals[threadIdx.x] : Sums<double>{};
+  if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
+    const int64_t channel = unfolded(number, C);
     const BackwardCoefficients<V> c(total.first, total.second, a.mean[channel], table.at(kShift, threadIdx.x),
                                     a.rstd[channel], a.weight.get_or(channel, 1), double(a.layout.per_channel()),
                                     a.training);
     table.at(kSlope, threadIdx.x) = c.slope;
     table.at(kConstant, threadIdx.x) = c.constant;
-    if (records && a.dweight) a.dweight.set(channel, c.dweight);
-    if (records && a.dbias) a.dbias.set(channel, total.first);
+    if (records && number < C && a.dweight) a.dweight.set(channel, c.dweight);
+    if (records && number < C && a.dbias) a.dbias.set(channel, total.first);
   }
   __syncthreads();
 }

@@ -2,7 +2,7 @@
 // memory while their statistics or sums are made. What does not fit is read again, the last of it first.
 //
 // A group of channels at a time is held, by as many blocks as it takes, its members; as many groups as there is room
-// for take their turns side by side. With several members to a group the grid meets once a turn, and has to be launched
+// for take their turns side by side. Where blocks share a channel the grid meets once a turn, and has to be launched
 // cooperatively.
 #pragma once
 
@@ -55,10 +55,17 @@ __device__ __forceinline__ void load_pieces(const T* tensor, const Piece<n> (&pi
   for (int u = 0; u < count; ++u) packs[u] = load_piece<Read::kAgain>(tensor, pieces[u], numel);
 }
 
-// Waits until all members have left their partial results.
+// Whether a channel has partial results of several blocks: of all members, and of all groups that the channels of a
+// fold lie in.
+template <class Plan>
+FT_INLINE bool is_shared(const Plan& plan) {
+  return plan.division.chunks > 1 || (plan.fold > 1 && plan.groups > 1);
+}
+
+// Waits until they are all there.
 template <class Plan>
 __device__ __forceinline__ void meet(const Plan& plan) {
-  if (plan.division.chunks > 1) grid_sync();
+  if (is_shared(plan)) grid_sync();
   __syncthreads();
 }
 
@@ -86,7 +93,7 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
     Pack<T, n> packs[unroll];
     Pivot<V> pivots[Walk::channels] = {};
     OwnMoments<V, Walk> moments;
-    find_pivots<T, Walk>(x, plan, walk.channel, pivots);
+    find_pivots<T>(a, plan, walk, chunk, space, memory, pivots);
     for (Walk others(plan, chunk, group, false, other_steps); others.more();) {
       others.next(pieces);
       load_pieces(x, pieces, plan.numel(), packs);
@@ -99,29 +106,31 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
       get_held(held, step, hold.steps, packs);
       add_moments<T, Walk>(pieces, packs, pivots, moments);
     }
-    leave_moments(moments, pivots, plan, walk, chunk, space, memory);
+    leave_moments(x, moments, pivots, plan, walk, chunk, space, memory);
     meet(plan);
     finish_statistics(a, plan, walk, space, chunk == 0, table, memory);
     const Own<V, Walk, kForwardKinds> own(table, walk);
 
-    const auto emit = [&] {
-      Pack<T, n> residuals[unroll];
+    const auto emit = [&](const auto& pieces, const auto& packs) {
+      constexpr int count = kCount<decltype(pieces)>;
+      Pack<T, n> residuals[count];
       if (has_residual) load_pieces(residual, pieces, plan.numel(), residuals);
 #pragma unroll
-      for (int u = 0; u < unroll; ++u) {
+      for (int u = 0; u < count; ++u) {
         store_piece(y, pieces[u], normalized<has_residual, T, Walk>(packs[u], residuals[u], own, act));
       }
     };
-    for (Walk others(plan, chunk, group, /*reversed=*/true, other_steps); others.more();) {
-      others.next(pieces);
+    Walk others(plan, chunk, group, /*reversed=*/true, other_steps);
+    for_pieces<unroll>(others, plan, chunk, [&](const auto& pieces) {
+      Pack<T, n> packs[kCount<decltype(pieces)>];
       load_pieces(x, pieces, plan.numel(), packs);
-      emit();
-    }
+      emit(pieces, packs);
+    });
     again = walk;
     for (int64_t step = 0; again.more(); step += unroll) {
       again.next(pieces);
       get_held(held, step, hold.steps, packs);
-      emit();
+      emit(pieces, packs);
     }
   }
 }
@@ -155,11 +164,12 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
     {
       const Own<V, Walk, kSumKinds> own(table, walk);
       // Adds the pieces, and leaves dz in gradients.
-      const auto add = [&] {
-        Pack<T, n> outputs[unroll];
+      const auto add = [&](const auto& pieces, const auto& packs, auto& gradients) {
+        constexpr int count = kCount<decltype(pieces)>;
+        Pack<T, n> outputs[count];
         if (writes) load_pieces(output, pieces, plan.numel(), outputs);
 #pragma unroll
-        for (int u = 0; u < unroll; ++u) {
+        for (int u = 0; u < count; ++u) {
           const auto result =
               add_gradients<derivative, T, Walk>(pieces[u], packs[u], gradients[u], outputs[u], own, act, sums);
           if (!writes) continue;
@@ -167,19 +177,20 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
           gradients[u] = result;
         }
       };
-      for (Walk others(plan, chunk, group, false, other_steps); others.more();) {
-        others.next(pieces);
+      Walk others(plan, chunk, group, false, other_steps);
+      for_pieces<unroll>(others, plan, chunk, [&](const auto& pieces) {
+        Pack<T, n> packs[kCount<decltype(pieces)>], gradients[kCount<decltype(pieces)>];
         load_pieces(x, pieces, plan.numel(), packs);
         load_pieces(dy, pieces, plan.numel(), gradients);
-        add();
-      }
+        add(pieces, packs, gradients);
+      });
       wait_for_copies();
       Walk again = walk;
       for (int64_t step = 0; again.more(); step += unroll) {
         again.next(pieces);
         get_held(held_x, step, hold.steps, packs);
         get_held(held_gradient, step, hold.steps, gradients);
-        add();
+        add(pieces, packs, gradients);
 #pragma unroll
         for (int u = 0; writes && u < unroll; ++u) {
           if (!pieces[u].empty()) held_gradient.at(step + u) = gradients[u];
@@ -191,9 +202,9 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
     finish_sums(a, plan, walk, space, chunk == 0, table, memory);
 
     const Own<V, Walk, kCoefficients> own(table, walk);
-    const auto emit = [&] {
+    const auto emit = [&](const auto& pieces, const auto& packs, const auto& gradients) {
 #pragma unroll
-      for (int u = 0; u < unroll; ++u) {
+      for (int u = 0; u < kCount<decltype(pieces)>; ++u) {
         if constexpr (writes) {
           const FixedActivation<Identity<V>> identity{Identity<V>(nullptr)};
           store_piece(dx, pieces[u], differentiated<T, Walk>(packs[u], gradients[u], own, identity));
@@ -202,18 +213,19 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
         }
       }
     };
-    for (Walk others(plan, chunk, group, /*reversed=*/true, other_steps); others.more();) {
-      others.next(pieces);
+    Walk others(plan, chunk, group, /*reversed=*/true, other_steps);
+    for_pieces<unroll>(others, plan, chunk, [&](const auto& pieces) {
+      Pack<T, n> packs[kCount<decltype(pieces)>], gradients[kCount<decltype(pieces)>];
       load_pieces(x, pieces, plan.numel(), packs);
       load_pieces(writes ? static_cast<const T*>(dz) : dy, pieces, plan.numel(), gradients);
-      emit();
-    }
+      emit(pieces, packs, gradients);
+    });
     Walk again = walk;
     for (int64_t step = 0; again.more(); step += unroll) {
       again.next(pieces);
       get_held(held_x, step, hold.steps, packs);
       get_held(held_gradient, step, hold.steps, gradients);
-      emit();
+      emit(pieces, packs, gradients);
     }
   }
 }

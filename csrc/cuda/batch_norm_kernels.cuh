@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const T* x = static_cast<const T*>(a.x);
   Pivot<V> pivots[Walk::channels] = {};
   OwnMoments<V, Walk> moments;
-  find_pivots<T, Walk>(x, plan, walk.channel, pivots);
+  find_pivots<T>(a, plan, walk, part.chunk, out, dynamic_shared<char>(), pivots);
   while (walk.more()) {
     Piece<Walk::pack> pieces[unroll];
     Pack<T, Walk::pack> packs[unroll];
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     add_moments<T, Walk>(pieces, packs, pivots, moments);
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) a.count_batch();
-  leave_moments(moments, pivots, plan, walk, part.chunk, out, dynamic_shared<char>());
+  leave_moments(x, moments, pivots, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
 // y = act((x - shift) * scale + offset [+ residual]).
@@ -58,20 +58,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   finish_statistics(a, plan, walk, partial, part.chunk == 0, table, dynamic_shared<char>());
   const Own<V, Walk, kForwardKinds> own(table, walk);
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
-  while (walk.more()) {
-    Piece<n> pieces[unroll];
-    Pack<T, n> packs[unroll], residuals[unroll];
-    walk.next(pieces);
+  for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
+    constexpr int count = kCount<decltype(pieces)>;
+    Pack<T, n> packs[count], residuals[count];
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < count; ++u) {
       packs[u] = load_piece<Read::kOnce>(x, pieces[u], plan.numel());
       if (has_residual) residuals[u] = load_piece<Read::kOnce>(residual, pieces[u], plan.numel());
     }
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < count; ++u) {
       store_piece(static_cast<T*>(a.y), pieces[u], normalized<has_residual, T, Walk>(packs[u], residuals[u], own, act));
     }
-  }
+  });
 }
 
 // The sums over every chunk of dz and dz * (x - shift) * rstd. After a residual dz is written too.
@@ -91,22 +90,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
   const T* other = static_cast<const T*>(derivative == Derivative::kOfOutput ? a.output : a.residual);
   Sums<V> sums[Walk::channels];
-  while (walk.more()) {
-    Piece<n> pieces[unroll];
-    Pack<T, n> packs[unroll], gradients[unroll], others[unroll];
-    walk.next(pieces);
+  for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
+    constexpr int count = kCount<decltype(pieces)>;
+    Pack<T, n> packs[count], gradients[count], others[count];
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < count; ++u) {
       packs[u] = load_piece<Read::kAgain>(x, pieces[u], plan.numel());
       gradients[u] = load_piece<writes ? Read::kOnce : Read::kAgain>(dy, pieces[u], plan.numel());
       if (writes) others[u] = load_piece<Read::kOnce>(other, pieces[u], plan.numel());
     }
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < count; ++u) {
       const auto dz = add_gradients<derivative, T, Walk>(pieces[u], packs[u], gradients[u], others[u], own, act, sums);
       if (writes) store_piece<Write::kReadNext>(static_cast<T*>(a.dz), pieces[u], dz);
     }
-  }
+  });
   leave_sums(sums, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
@@ -125,20 +123,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if (!a.dx) return;
   const Own<V, Walk, kCoefficients> own(table, walk);
   const T *x = static_cast<const T*>(a.x), *gradient = static_cast<const T*>(a.after_residual() ? a.dz : a.dy);
-  while (walk.more()) {
-    Piece<n> pieces[unroll];
-    Pack<T, n> packs[unroll], gradients[unroll];
-    walk.next(pieces);
+  for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
+    constexpr int count = kCount<decltype(pieces)>;
+    Pack<T, n> packs[count], gradients[count];
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < count; ++u) {
       packs[u] = load_piece<Read::kOnce>(x, pieces[u], plan.numel());
       gradients[u] = load_piece<Read::kOnce>(gradient, pieces[u], plan.numel());
     }
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < count; ++u) {
       store_piece(static_cast<T*>(a.dx), pieces[u], differentiated<T, Walk>(packs[u], gradients[u], own, act));
     }
-  }
+  });
 }
 
 }  // namespace fusedtricks::cuda

@@ -24,12 +24,12 @@ size_t shared_bytes(const typename Walk::Plan& plan, size_t merged) {
   return std::max(merged, total_bytes(kThreads, plan) + kCoefficients * coefficient * plan.block_channels());
 }
 
-// Calls f(walk) with the walk for that layout: by packs where every tensor begins at a multiple of one, and a row too.
+// Calls f(walk) with the walk for that layout: by packs where every tensor begins at a multiple of one.
 template <class T, class F>
 void with_walk(const Layout& layout, std::initializer_list<const void*> tensors, const F& f) {
   bool aligned = true;
   for (const void* t : tensors) aligned = aligned && (!t || is_pack_aligned(t));
-  if (layout.rows && aligned && layout.channels % kPack<T> == 0) return f(Type<RowsWalk<kPack<T>>>());
+  if (layout.rows && aligned) return f(Type<RowsWalk<kPack<T>>>());
   if (layout.rows) return f(Type<RowsWalk<1>>());
   if (aligned) return f(Type<PlanesWalk<kPack<T>>>());
   f(Type<PlanesWalk<1>>());
@@ -45,10 +45,10 @@ template <class T, class Walk>
 void launch_forward_in_two(const BatchNormForward& a) {
   using V = Compute<T>;
   const auto plan = plan_for<Walk>(a.layout);
-  const Workspace<V> workspace(a.workspace, plan.division.chunks, a.layout.channels);
+  const Workspace<V> workspace(a.workspace, plan.partials(), a.layout.channels);
   if (a.training) {
-    launch(statistics<T, Walk>, parts(plan), kThreads, merge_bytes<Moments<V>>(kThreads, Walk::channels), a, plan,
-           workspace);
+    const size_t bytes = pivot_bytes<V>(plan) + merge_bytes<Moments<V>>(kThreads, Walk::channels);
+    launch(statistics<T, Walk>, parts(plan), kThreads, bytes, a, plan, workspace);
   }
   with_activation_for<T, Walk>(a.act, [&](auto act) {
     using Act = decltype(act);
@@ -61,7 +61,7 @@ template <class T, class Walk>
 void launch_backward_in_two(const BatchNormBackward& a) {
   using V = Compute<T>;
   const auto plan = plan_for<Walk>(a.layout);
-  const Workspace<V> workspace(a.workspace, plan.division.chunks, a.layout.channels);
+  const Workspace<V> workspace(a.workspace, plan.partials(), a.layout.channels);
   const auto add = [&](auto* kernel, auto act) {
     launch(kernel, parts(plan), kThreads, shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(kThreads, Walk::channels)), a,
            plan, workspace, act);
@@ -90,7 +90,7 @@ struct HoldPlan {
 
   HoldPlan(const Layout& layout, int tensors, size_t merged) : plan(Walk::Plan::make(layout)) {
     const int64_t step = int64_t(kHoldThreads) * kPackBytes * tensors;
-    hold.scratch = int64_t(std::max(merged, total_bytes(kHoldThreads, plan)));
+    hold.scratch = int64_t(std::max(pivot_bytes<double>(plan) + merged, total_bytes(kHoldThreads, plan)));
     const int64_t most = (shared_memory_per_block() - hold.scratch - table_bytes()) / step;
     if (most < 1) return;
     const int64_t all = ceil_div(plan.items, plan.teams());
@@ -104,17 +104,20 @@ struct HoldPlan {
 
   int64_t table_bytes() const { return kCoefficients * int64_t(sizeof(double)) * plan.block_channels(); }
 
-  // auto: without members that wait for each other, and for one turn: the next would not begin to load before the last
+  // The groups of a fold's channels need each other's partial results, in the same turn.
+  bool is_possible() const { return hold.slots && (plan.fold == 1 || hold.turns == 1); }
+
+  // auto: without blocks that wait for each other, and for one turn: the next would not begin to load before the last
   // one has stored.
   bool is_taken(Path path) const {
-    if (!hold.slots || path == Path::kTwo) return false;
-    return path == Path::kHold || (plan.division.chunks == 1 && hold.turns == 1);
+    if (!is_possible() || path == Path::kTwo) return false;
+    return path == Path::kHold || (!is_shared(plan) && hold.turns == 1);
   }
 
   template <class Kernel, class... Arguments>
   void launch_kernel(Kernel* kernel, const Arguments&... arguments) const {
     const int64_t blocks = hold.slots * plan.division.chunks, bytes = hold.held + hold.scratch + table_bytes();
-    if (plan.division.chunks > 1)
+    if (is_shared(plan))
       launch_cooperative(kernel, blocks, kHoldThreads, bytes, arguments...);
     else
       launch(kernel, blocks, kHoldThreads, bytes, arguments...);
@@ -155,7 +158,7 @@ bool launch_forward_held(const BatchNormForward& a, Path path) {
   if (!a.training || (a.momentum < 0 && a.running_mean)) return false;
   const auto held = forward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
-  const Workspace<V> workspace(a.workspace, held.plan.division.chunks, a.layout.channels);
+  const Workspace<V> workspace(a.workspace, held.plan.partials(), a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
     held.launch_kernel(a.residual ? hold_normalize<T, Walk, Act, true> : hold_normalize<T, Walk, Act, false>, a,
@@ -170,7 +173,7 @@ bool launch_backward_held(const BatchNormBackward& a, Path path) {
   if (!a.training || !a.dx || a.residual) return false;
   const auto held = backward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
-  const Workspace<V> workspace(a.workspace, held.plan.division.chunks, a.layout.channels);
+  const Workspace<V> workspace(a.workspace, held.plan.partials(), a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
     held.launch_kernel(a.output ? hold_differentiate<T, Walk, Act, Derivative::kOfOutput>
@@ -199,11 +202,11 @@ void launch_backward(const BatchNormBackward& a, Path path) {
 // Bytes that the partial results of either path take.
 template <class T, class Walk, class HeldPlan>
 int64_t workspace_bytes(const Layout& layout, const HeldPlan& held_plan) {
-  int64_t chunks = plan_for<Walk>(layout).division.chunks;
+  int64_t partials = plan_for<Walk>(layout).partials();
   if constexpr (kMayHold<T, Walk>) {
-    chunks = std::max(chunks, held_plan(Type<typename HoldWalk<Walk>::type>()).plan.division.chunks);
+    partials = std::max(partials, held_plan(Type<typename HoldWalk<Walk>::type>()).plan.partials());
   }
-  return Workspace<Compute<T>>::bytes(chunks, layout.channels);
+  return Workspace<Compute<T>>::bytes(partials, layout.channels);
 }
 
 template <class T>

@@ -49,7 +49,7 @@ __device__ __forceinline__ Pack<T, Walk::pack> add_gradients(const Piece<Walk::p
     multiply_by_derivative_of_result(act, dz, z);
   else
     multiply_by_derivative(act, dz, z);
-  Pack<T, n> result;
+  Pack<T, n> result{};
   if constexpr (derivative != Derivative::kAtInput) {
     result = rounded_pack<T>(dz);
     unpack(result, dz);
@@ -81,7 +81,8 @@ __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk
   multiply_by_derivative(act, dz, z);
 #pragma unroll
   for (int e = 0; e < n; ++e) {
-    dz[e] = dz[e] * own.get(kScale, e) + (d[e] * own.get(kRstd, e) * own.get(kSlope, e) + own.get(kConstant, e));
+    dz[e] = dz[e] * own.get(kScale, e) + BackwardCoefficients<Compute<T>>::of_statistics(
+                                             d[e] * own.get(kRstd, e), own.get(kSlope, e), own.get(kConstant, e));
   }
   return rounded_pack<T>(dz);
 }

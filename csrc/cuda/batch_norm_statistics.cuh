@@ -16,33 +16,44 @@ __device__ __forceinline__ V scale_for(V x) {
   return exponent > bias / 4 && exponent <= bias ? bit_cast<V>((bias - finite) << Int(bits)) : V(1);
 }
 
-// From the first packs of a thread's channels: their first value, and a scale by the largest.
-template <class T, class Walk>
-__device__ void find_pivots(const T* x, const typename Walk::Plan& plan, int64_t channel,
-                            Pivot<Compute<T>> (&pivots)[Walk::channels]) {
+// From a channel's first values: the first, and a scale by the largest.
+template <class T>
+__device__ __forceinline__ Pivot<Compute<T>> pivot_of(const T* x, const Layout& layout, int64_t channel) {
   using V = Compute<T>;
-  constexpr int samples = 4;
-  V most[Walk::channels] = {};
-  bool found = false;
+  constexpr int samples = 16;
+  const int64_t step = layout.rows ? layout.channels : 1, there = layout.rows ? layout.per_channel() : layout.positions;
+  const T* first = x + channel * (layout.rows ? 1 : layout.positions);
+  V most = 0;
 #pragma unroll
   for (int i = 0; i < samples; ++i) {
-    const auto piece = Walk::sample(plan, channel, i);
-    const auto pack = load_piece<Read::kAgain>(x, piece, plan.numel());
-#pragma unroll
-    for (int c = 0; c < Walk::channels; ++c) {
-      bool first = !found;
-      Walk::of_channel(c, [&](int e) {
-        if (!piece.has(e)) return;
-        const V value = load(pack.value[e]), size = value < V(0) ? -value : value;
-        if (first) pivots[c].shift = value;
-        most[c] = size > most[c] ? size : most[c];
-        first = false;
-      });
-    }
-    found = found || !piece.empty();
+    const V value = i < there ? load(first[i * step]) : V(0), size = value < V(0) ? -value : value;
+    most = size > most ? size : most;
   }
+  return {load(*first), scale_for(most)};
+}
+
+// Bytes of shared memory that the pivots of a block's channels take.
+template <class V, class Plan>
+constexpr size_t pivot_bytes(const Plan& plan) {
+  return sizeof(Pivot<V>) * plan.block_channels();
+}
+
+// The pivots of a thread's channels, which are those of the tensor's channels; the blocks of the first chunk also write
+// them. Every thread has to call it.
+template <class T, class Walk>
+__device__ void find_pivots(const BatchNormForward& a, const typename Walk::Plan& plan, const Walk& walk, int64_t chunk,
+                            const Workspace<Compute<T>>& out, void* memory,
+                            Pivot<Compute<T>> (&pivots)[Walk::channels]) {
+  auto* shared = static_cast<Pivot<Compute<T>>*>(memory);
+  const int64_t channel = walk.block_channel + threadIdx.x, C = a.layout.channels;
+  if (int(threadIdx.x) < plan.block_channels() && channel < plan.channels) {
+    const auto pivot = pivot_of(static_cast<const T*>(a.x), a.layout, unfolded(channel, C));
+    shared[threadIdx.x] = pivot;
+    if (chunk == 0 && channel < C) out.pivots[channel] = pivot;
+  }
+  __syncthreads();
 #pragma unroll
-  for (int c = 0; c < Walk::channels; ++c) pivots[c].scale = scale_for(most[c]);
+  for (int c = 0; c < Walk::channels; ++c) pivots[c] = shared[int(walk.channel - walk.block_channel) + c];
 }
 
 // Moments of a thread's channels, which all have as many elements.
@@ -101,21 +112,25 @@ __device__ __forceinline__ void add_moments(const Piece<Walk::pack> (&pieces)[un
     add_tile_moments<true, T, Walk>(pieces, packs, pivots, moments);
 }
 
-// Merges the moments of a block's threads and leaves them as the partial results of its part.
-template <class V, class Walk>
-__device__ void leave_moments(const OwnMoments<V, Walk>& own, const Pivot<V> (&pivots)[Walk::channels],
+// Merges the moments of a block's threads, and those of a cut pack, and leaves them as the partial results of its part.
+// memory: as find_pivots had it.
+template <class T, class Walk, class V = Compute<T>>
+__device__ void leave_moments(const T* x, const OwnMoments<V, Walk>& own, const Pivot<V> (&pivots)[Walk::channels],
                               const typename Walk::Plan& plan, const Walk& walk, int64_t chunk, const Workspace<V>& out,
                               void* memory) {
   Moments<V> moments[Walk::channels];
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) moments[c] = {own.count, own.mean[c], own.m2[c]};
-  merge_threads<Walk::threads>(moments, plan.lanes, memory);
-  if (int(threadIdx.x) >= plan.lanes || !walk.has_channel()) return;
+  merge_threads<Walk::threads>(moments, plan.lanes, static_cast<char*>(memory) + pivot_bytes<V>(plan));
+  if (int(threadIdx.x) >= plan.lanes) return;
+  const auto cut = plan.cut(chunk, walk.channel);
+  Sums<V> sums[Walk::channels];
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) {
-    out.partial(chunk, walk.channel + c) = {moments[c].mean, moments[c].m2};
-    if (chunk == 0) out.pivots[walk.channel + c] = pivots[c];
+    if (cut.has(c)) moments[c].merge({1, (load(x[cut.index + c]) - pivots[c].shift) * pivots[c].scale, 0});
+    sums[c] = {moments[c].mean, moments[c].m2};
   }
+  leave_partials(sums, plan, walk, chunk, out);
 }
 
 }  // namespace fusedtricks::cuda

@@ -74,13 +74,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Rows: logical index (sample * C + channel) * S + position. A thread has n channels at kPositions positions: it
-// computes the words of a channel at all of them, then goes through the positions by packs.
+// Rows: logical index (sample * C + channel) * S + position. A thread has n channels at kPositions positions, and
+// computes a block of words of each channel for every four.
 constexpr int kPositions = 16;
 
 template <class T, int n>
 __global__ void __launch_bounds__(kThreads)
     drop_rows(const T* x, T* y, Layout layout, MaskSource source, Compute<T> scale) {
+  constexpr int run = 4;
   const Mask mask = source.get();
   const int64_t C = layout.channels, S = layout.positions, packs = C / n, spans = (S + kPositions - 1) / kPositions;
   const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -89,60 +90,89 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t numel = layout.samples * C * S;
   const int count = int(S - first < kPositions ? S - first : kPositions);
 
-  uint32_t keeps[n];  // bit p: the channel is kept at position first + p
+  uint64_t counters[n];
+  uint32_t bits[n];  // bit w: whether what has word w of the channel's block is kept
+  const auto draw = [&] {
+    uint32_t words[n][4];
+    philox_blocks(mask.seed, mask.offset, counters, words);
+#pragma unroll
+    for (int c = 0; c < n; ++c) {
+      bits[c] = 0;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) bits[c] |= uint32_t(mask.keeps(words[c][w])) << w;
+    }
+  };
+  int lacking[n];         // how many of a run's words lie in the block before
+  uint32_t rest[n] = {};  // bits of those
 #pragma unroll
   for (int c = 0; c < n; ++c) {
     const uint64_t index = uint64_t((sample * C + channel + c) * S + first);
-    const int phase = int(index % 4);
-    uint32_t bits = 0;
-#pragma unroll
-    for (int b = 0; b <= kPositions / 4; ++b) {
-      if (b == kPositions / 4 && phase == 0) break;
-      const PhiloxBlock block = philox_block(mask.seed, mask.offset, index / 4 + b);
-#pragma unroll
-      for (int w = 0; w < 4; ++w) bits |= uint32_t(mask.keeps(block.word[w])) << (4 * b + w);
-    }
-    keeps[c] = bits >> phase;
+    lacking[c] = int(-index % 4);
+    counters[c] = index / 4;
   }
-  const int64_t start = (sample * S + first) * C + channel;
-  for (int p = 0; p < count; p += kFlatUnroll) {
-    Piece<n> pieces[kFlatUnroll];
-    Pack<T, n> packs_there[kFlatUnroll];
+  if (S % 4) {
+    draw();
 #pragma unroll
-    for (int u = 0; u < kFlatUnroll; ++u) {
-      pieces[u] = {start + (p + u) * C, 0, p + u < count ? n : 0};
+    for (int c = 0; c < n; ++c) {
+      rest[c] = bits[c] >> (4 - lacking[c]);
+      counters[c] += lacking[c] > 0;
+    }
+  }
+  int64_t at = (sample * S + first) * C + channel;
+  for (int p = 0; p < count; p += run) {
+    Piece<n> pieces[run];
+    Pack<T, n> packs_there[run];
+#pragma unroll
+    for (int u = 0; u < run; ++u) {
+      pieces[u] = {at + u * C, 0, p + u < count ? n : 0};
       packs_there[u] = load_piece<Read::kOnce>(x, pieces[u], numel);
     }
+    draw();
 #pragma unroll
-    for (int u = 0; u < kFlatUnroll; ++u) {
+    for (int c = 0; c < n; ++c) {
+      const uint32_t keeps = rest[c] | bits[c] << lacking[c];
+      rest[c] = bits[c] >> (4 - lacking[c]);
+      ++counters[c];
 #pragma unroll
-      for (int c = 0; c < n; ++c) {
-        packs_there[u].value[c] = dropped(packs_there[u].value[c], scale, keeps[c] >> (p + u) & 1);
+      for (int u = 0; u < run; ++u) {
+        T& value = packs_there[u].value[c];
+        value = dropped(value, scale, keeps >> u & 1);
       }
-      store_piece(y, pieces[u], packs_there[u]);
     }
+#pragma unroll
+    for (int u = 0; u < run; ++u) store_piece(y, pieces[u], packs_there[u]);
+    at += run * C;
   }
 }
 
 template <class T, int n>
-void launch_dropout(const DropoutCall& call, const MaskSource& source) {
-  const T* x = static_cast<const T*>(call.x);
-  T* y = static_cast<T*>(call.y);
-  const auto scale = Compute<T>(call.rate.scale);
-  if (call.in_logical_order) {
-    launch(drop_in_order<T, n>, flat_blocks(call.numel(), n), kThreads, 0, x, y, call.numel(), source, scale);
-    return;
+void launch_in_order(const DropoutCall& call, const MaskSource& source) {
+  launch(drop_in_order<T, n>, flat_blocks(call.numel(), n), kThreads, 0, static_cast<const T*>(call.x),
+         static_cast<T*>(call.y), call.numel(), source, Compute<T>(call.rate.scale));
+}
+
+// By packs of n elements, or of as many fewer as a row is whole packs of.
+template <class T, int n>
+void launch_rows(const DropoutCall& call, const MaskSource& source) {
+  const Layout& layout = call.layout;
+  if constexpr (n > 1) {
+    if (layout.channels % n) return launch_rows<T, n / 2>(call, source);
   }
-  const int64_t items = call.layout.samples * ceil_div(call.layout.positions, kPositions) * (call.layout.channels / n);
-  launch(drop_rows<T, n>, std::max<int64_t>(1, ceil_div(items, kThreads)), kThreads, 0, x, y, call.layout, source,
-         scale);
+  const int64_t items = layout.samples * ceil_div(layout.positions, kPositions) * (layout.channels / n);
+  launch(drop_rows<T, n>, std::max<int64_t>(1, ceil_div(items, kThreads)), kThreads, 0, static_cast<const T*>(call.x),
+         static_cast<T*>(call.y), layout, source, Compute<T>(call.rate.scale));
+}
+
+template <class T, int n>
+void launch_dropout(const DropoutCall& call, const MaskSource& source) {
+  if (call.in_logical_order) return launch_in_order<T, n>(call, source);
+  launch_rows<T, n>(call, source);
 }
 
 void drop(const DropoutCall& call, const MaskSource& source) {
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const bool aligned = is_pack_aligned(call.x) && is_pack_aligned(call.y);
-    if (aligned && (call.in_logical_order || call.layout.channels % kPack<T> == 0))
+    if (is_pack_aligned(call.x) && is_pack_aligned(call.y))
       launch_dropout<T, kPack<T>>(call, source);
     else
       launch_dropout<T, 1>(call, source);

@@ -23,19 +23,6 @@ struct alignas(sizeof(T) * n) Pack {
 enum class Read { kAgain, kOnce };
 enum class Write { kReadNext, kLast };
 
-template <Read read, class T, int n>
-__device__ __forceinline__ Pack<T, n> load_pack(const T* p, int64_t elements_there = n) {
-  Pack<T, n> pack;
-  if constexpr (sizeof(pack) == kPackBytes) {
-    const uint4 bits = read_block<read == Read::kOnce>(p, elements_there * int64_t(sizeof(T)));
-    std::memcpy(&pack, &bits, sizeof(pack));
-  } else {
-    static_assert(n == 1);
-    pack.value[0] = *p;
-  }
-  return pack;
-}
-
 template <Write write, class T, int n>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, n>& pack) {
   if constexpr (sizeof(pack) == kPackBytes) {
@@ -46,8 +33,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, n>& pack) {
     else
       *reinterpret_cast<uint4*>(p) = bits;
   } else {
-    static_assert(n == 1);
-    *p = pack.value[0];
+    *reinterpret_cast<Pack<T, n>*>(p) = pack;
   }
 }
 
@@ -88,8 +74,8 @@ __device__ __forceinline__ Pack<T, n> load_piece(const T* tensor, const Piece<n>
     if (!piece.empty()) bits = read_block<read == Read::kOnce>(tensor + piece.index, (numel - piece.index) * sizeof(T));
     std::memcpy(&pack, &bits, sizeof(pack));
   } else {
-    static_assert(n == 1);
-    pack.value[0] = piece.empty() ? store<T>(Compute<T>(0)) : tensor[piece.index];
+    std::memset(&pack, 0, sizeof(pack));
+    if (!piece.empty()) pack = *reinterpret_cast<const Pack<T, n>*>(tensor + piece.index);
   }
   return pack;
 }

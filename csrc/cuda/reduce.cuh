@@ -32,23 +32,25 @@ struct Moments {
   }
 };
 
-// Merges the values of all threads whose number is the same modulo `width`, a power of two: the threads below `width`
-// get the result. Every thread of the block has to call it.
+// Merges the values of all threads whose number is the same modulo `width`: the threads below `width` get the result.
+// Those behind the last whole `width` are left out. Every thread of the block has to call it.
 template <int threads, class Value, int count>
 __device__ void merge_threads(Value (&values)[count], int width, void* memory) {
   Value* shared = static_cast<Value*>(memory);
   const int thread = threadIdx.x;
-  for (int half = threads / 2; half >= width; half /= 2) {
-    if (thread >= half && thread < 2 * half) {
+  for (int teams = threads / width; teams > 1;) {
+    const int kept = (teams + 1) / 2 * width, given = teams * width - kept;
+    if (thread >= kept && thread < kept + given) {
 #pragma unroll
-      for (int i = 0; i < count; ++i) shared[i * half + thread - half] = values[i];
+      for (int i = 0; i < count; ++i) shared[i * given + thread - kept] = values[i];
     }
     __syncthreads();
-    if (thread < half) {
+    if (thread < given) {
 #pragma unroll
-      for (int i = 0; i < count; ++i) values[i].merge(shared[i * half + thread]);
+      for (int i = 0; i < count; ++i) values[i].merge(shared[i * given + thread]);
     }
     __syncthreads();
+    teams = (teams + 1) / 2;
   }
 }
 
@@ -58,27 +60,32 @@ constexpr size_t merge_bytes(int threads, int count) {
   return sizeof(Value) * count * (threads / 2);
 }
 
-// The sums over all chunks of what term(chunk, channel) gives, for the channels of a block: totals[number of channel
-// in the block], behind what merge_threads takes, which is free again. Every thread of the block has to call it.
+// The sums over all partial results of what term(partial, channel) gives: for the thread of that number, those of the
+// block's channel, of C in the tensor. Every thread of the block has to call it, and to meet before the memory is used
+// again.
 template <int threads, class Plan, class Term>
-__device__ Sums<double>* total_chunks(const Plan& plan, int64_t block_channel, void* memory, const Term& term) {
-  const int width = plan.block_channels();
+__device__ Sums<double> total_partials(const Plan& plan, int64_t C, int64_t block_channel, void* memory,
+                                       const Term& term) {
+  // Of channels that stand for the same one the first gives it.
+  const int width = C < plan.block_channels() ? int(C) : plan.block_channels();
+  const int team = threadIdx.x / width, teams = threads / width;
   const int64_t channel = block_channel + threadIdx.x % width;
   Sums<double> sums[1];
-  if (channel < plan.channels) {
+  if (team < teams && channel < plan.channels) {
+    const int64_t of_tensor = unfolded(channel, C);
 #pragma unroll 4
-    for (int64_t chunk = threadIdx.x / width; chunk < plan.division.chunks; chunk += threads / width) {
-      sums[0].merge(term(chunk, channel));
+    for (int64_t partial = team; partial < plan.partials(); partial += teams) {
+      sums[0].merge(term(partial, of_tensor));
     }
   }
   merge_threads<threads>(sums, width, memory);
   Sums<double>* totals = static_cast<Sums<double>*>(memory) + threads / 2;
   if (int(threadIdx.x) < width) totals[threadIdx.x] = sums[0];
   __syncthreads();
-  return totals;
+  return totals[threadIdx.x % width];
 }
 
-// Bytes of shared memory that total_chunks takes.
+// Bytes of shared memory that total_partials takes.
 template <class Plan>
 constexpr size_t total_bytes(int threads, const Plan& plan) {
   return sizeof(Sums<double>) * (threads / 2 + plan.block_channels());

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 
 #include "../layout.h"
 #include "pack.cuh"
@@ -32,58 +33,70 @@ struct Steps {
 };
 
 // Rows of C channels (channels_last, (N, C)): a thread has the n channels of a pack and visits it in every row.
+//
+// Where C is no multiple of n the rows are folded: one of the walk is as many neighbouring ones of the tensor as are
+// whole packs together, its channel v the tensor's channel v % C. The last may be short, and end within a pack: this
+// one, the cut pack, is no piece of the walk, since its channels would have different numbers of elements.
 template <int n, int threads_ = kThreads>
 struct RowsWalk {
   static constexpr int pack = n, channels = n, threads = threads_;
 
   struct Plan {
     int64_t items, channels, groups;  // items: rows
-    int lanes;
+    int lanes, fold;
+    int64_t absent, elements;  // absent: rows of the tensor that the last fold lacks
     Chunks division;
 
     static Plan make(const Layout& layout) {
-      Plan p{layout.per_channel(), layout.channels, 0, 1, Chunks::make(layout.per_channel(), 1)};
-      while (p.lanes < (n > 1 ? 8 : 32) && p.lanes * n < layout.channels) p.lanes *= 2;
-      p.groups = ceil_div(layout.channels, p.block_channels());
-      return p;
+      const int64_t C = layout.channels, rows = layout.per_channel();
+      const int64_t fold = std::min(n / std::gcd<int64_t>(C, n), rows), items = ceil_div(rows, fold);
+      const int64_t packs = ceil_div(fold * C, n), groups = ceil_div(packs, most_lanes);
+      const int lanes = int(ceil_div(packs, groups));
+      return {items, fold * C, groups, lanes, int(fold), items * fold - rows, rows * C, Chunks::make(items, 1)};
     }
 
     FT_INLINE int teams() const { return threads / lanes; }
     FT_INLINE int block_channels() const { return lanes * n; }
-    FT_INLINE int64_t numel() const { return items * channels; }
-    // Elements of one channel in a chunk.
-    FT_INLINE int64_t count(int64_t chunk, int64_t) const { return division.items_each + (chunk < division.longer); }
+    FT_INLINE int64_t numel() const { return elements; }
+    // Partial results of a channel of the tensor, one a chunk and row of a fold; the elements that one stands for.
+    FT_INLINE int64_t partials() const { return division.chunks * fold; }
+    FT_INLINE int64_t count(int64_t partial, int64_t) const {
+      return division.items_each + (partial < division.longer * fold) - (partial >= partials() - absent);
+    }
+    // Elements of the last row from a channel on.
+    FT_INLINE int64_t left_in_last_row(int64_t channel) const { return elements - (items - 1) * channels - channel; }
+    // The cut pack, empty where it does not begin with this channel or lies in another chunk.
+    FT_INLINE Piece<n> cut(int64_t chunk, int64_t channel) const {
+      const int64_t left = left_in_last_row(channel);
+      return {elements - left, 0, chunk == division.chunks - 1 && 0 < left && left < n ? int(left) : 0};
+    }
   };
 
   int64_t block_channel, channel;  // the first of the block, of the thread
 
   // reversed: the last rows first, which were read last before.
-  __device__ RowsWalk(const Plan& p, int64_t chunk, int64_t group, bool reversed, Steps steps = {})
-      : channels_(p.channels), teams_(p.teams()) {
-    const int lane = threadIdx.x % p.lanes, team = threadIdx.x / p.lanes;
+  __device__ RowsWalk(const Plan& p, int64_t chunk, int64_t group, bool reversed, Steps steps = {}) {
+    const int lane = threadIdx.x % p.lanes, team = threadIdx.x / p.lanes, teams = p.teams();
     block_channel = group * p.block_channels();
     channel = block_channel + lane * n;
-    const int64_t first = p.division.start(chunk) + steps.first * teams_;
-    const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * teams_;
-    const int64_t end = last < chunk_end ? last : chunk_end;
-    left_ = has_channel() ? end - first - team : 0;
+    const int64_t first = p.division.start(chunk) + steps.first * teams;
+    const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * teams;
+    int64_t end = last < chunk_end ? last : chunk_end;
+    if (end == p.items && p.left_in_last_row(channel) < n) --end;
+    const int rows = team < teams && channel < p.channels ? int(end - first) : 0;
+    left_ = rows > team ? (rows - 1 - team) / teams + 1 : 0;
     index_ = (reversed ? end - 1 - team : first + team) * p.channels + channel;
-    step_ = (reversed ? -teams_ : teams_) * p.channels;
+    step_ = (reversed ? -teams : teams) * p.channels;
   }
 
-  __device__ __forceinline__ bool has_channel() const { return channel < channels_; }
   __device__ __forceinline__ bool more() const { return left_ > 0; }
-  // The next pieces, of which the first is not empty as long as there are more.
+  // The next pieces, whole ones, then empty ones; the first is not empty as long as there are more.
   template <int count>
   __device__ __forceinline__ void next(Piece<n> (&pieces)[count]) {
 #pragma unroll
-    for (int u = 0; u < count; ++u) pieces[u] = {index_ + u * step_, 0, left_ > u * teams_ ? n : 0};
+    for (int u = 0; u < count; ++u) pieces[u] = {index_ + u * step_, 0, left_ > u ? n : 0};
     index_ += count * step_;
-    left_ -= count * teams_;
-  }
-  // The i-th pack of the tensor for this thread's channels.
-  static __device__ __forceinline__ Piece<n> sample(const Plan& p, int64_t channel, int i) {
-    return {i * p.channels + channel, 0, i < p.items && channel < p.channels ? n : 0};
+    left_ -= count;
   }
   // Which of the thread's channels an element of a pack belongs to.
   static __device__ __forceinline__ int channel_of(int element) { return element; }
@@ -96,8 +109,10 @@ struct RowsWalk {
   static __device__ __forceinline__ int elements(const Piece<n>& piece) { return piece.empty() ? 0 : 1; }
 
  private:
-  int64_t channels_, index_, left_, step_;
-  int teams_;
+  static constexpr int most_lanes = n > 1 ? 8 : 32;
+
+  int64_t index_, step_;
+  int left_;  // pieces
 };
 
 // Planes of S positions (NCHW): a thread has one channel. A plane may begin anywhere in a pack, so it has up to one
@@ -107,6 +122,7 @@ struct PlanesWalk {
   static constexpr int pack = n, channels = 1, threads = threads_;
 
   struct Plan {
+    static constexpr int fold = 1;
     int64_t items, channels, groups;  // items: packs of all planes of a channel
     int lanes;
     Chunks division;
@@ -128,9 +144,11 @@ struct PlanesWalk {
       const int64_t sample = item / packs, elements = item % packs * n - start(sample, channel) % n;
       return sample * positions + (elements < 0 ? 0 : elements < positions ? elements : positions);
     }
+    FT_INLINE int64_t partials() const { return division.chunks; }
     FT_INLINE int64_t count(int64_t chunk, int64_t channel) const {
       return before(division.start(chunk + 1), channel) - before(division.start(chunk), channel);
     }
+    FT_INLINE Piece<n> cut(int64_t, int64_t) const { return {}; }
   };
 
   int64_t block_channel, channel;
@@ -140,7 +158,7 @@ struct PlanesWalk {
     const int64_t first = p.division.start(chunk) + steps.first * threads;
     const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * threads;
     const int64_t end = last < chunk_end ? last : chunk_end;
-    left_ = has_channel() ? end - first - int(threadIdx.x) : 0;
+    left_ = channel < p.channels ? end - first - int(threadIdx.x) : 0;
     const int64_t item = left_ <= 0 ? 0 : reversed ? end - 1 - int(threadIdx.x) : first + threadIdx.x;
     sample_ = item / p.packs;
     number_ = item % p.packs;
@@ -149,7 +167,6 @@ struct PlanesWalk {
     if (reversed) step_samples_ = -step_samples_, step_packs_ = -step_packs_;
   }
 
-  __device__ __forceinline__ bool has_channel() const { return channel < plan_.channels; }
   __device__ __forceinline__ bool more() const { return left_ > 0; }
   template <int count>
   __device__ __forceinline__ void next(Piece<n> (&pieces)[count]) {
@@ -158,9 +175,6 @@ struct PlanesWalk {
       pieces[u] = piece_at(plan_, sample_, channel, number_, left_ > 0);
       advance();
     }
-  }
-  static __device__ __forceinline__ Piece<n> sample(const Plan& p, int64_t channel, int i) {
-    return piece_at(p, 0, channel, i, i < p.packs && channel < p.channels);
   }
   static __device__ __forceinline__ int channel_of(int) { return 0; }
   template <class F>
@@ -191,6 +205,25 @@ struct PlanesWalk {
     return {index, first > 0 ? int(first) : 0, !exists ? 0 : last < n ? int(last) : n};
   }
 };
+
+// Calls f(pieces) for the pieces of a thread, `unroll` at a time, then for the cut pack.
+template <int unroll, class Walk, class F>
+__device__ __forceinline__ void for_pieces(Walk& walk, const typename Walk::Plan& plan, int64_t chunk, const F& f) {
+  while (walk.more()) {
+    Piece<Walk::pack> pieces[unroll];
+    walk.next(pieces);
+    f(pieces);
+  }
+  const Piece<Walk::pack> cut[1] = {plan.cut(chunk, walk.channel)};
+  if (int(threadIdx.x) < plan.lanes && !cut[0].empty()) f(cut);
+}
+
+// How many pieces f gets in an argument of that type.
+template <class Pieces>
+constexpr int kCount = int(std::extent_v<std::remove_reference_t<Pieces>>);
+
+// The channel of a tensor of C channels that a channel of a walk's plan stands for.
+FT_INLINE int64_t unfolded(int64_t channel, int64_t C) { return channel < C ? channel : channel % C; }
 
 // A grid of a block for every part, groups innermost: blocks that run together read neighbouring memory.
 template <class Plan>

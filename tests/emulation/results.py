@@ -15,7 +15,7 @@ from functools import cache, partial
 
 import torch
 from batch_norm_case import BatchNormCase, evaluate, make_case
-from cases import LAYOUTS, channels_last
+from cases import LAYOUTS, channels_last, misaligned_channels_last
 from torch import Tensor
 
 from fusedtricks.functional import activation, batch_norm_act, dropout
@@ -28,9 +28,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_NORM_SHAPES = {
     "planes": ((4, 3, 107, 97), Tensor.contiguous),
     "rows_of_packs": ((3, 16, 53, 41), channels_last),
-    "rows_of_elements": ((7, 5, 41, 37), channels_last),
+    "folded_rows": ((7, 5, 53, 41), channels_last),
+    "rows_of_elements": ((3, 5, 29, 23), misaligned_channels_last),
     "planes_beyond_shared_memory": ((2, 3, 181, 173), Tensor.contiguous),
     "few_rows": ((3, 16, 13, 11), channels_last),
+    "folded_few_rows_of_two_groups": ((5, 15, 7, 3), channels_last),
 }
 BATCH_NORM_KINDS = {
     "leaky_relu": {"act": "leaky_relu"},
@@ -39,7 +41,12 @@ BATCH_NORM_KINDS = {
     "evaluation": {"act": "gelu", "training": False},
 }
 
-ELEMENTWISE_SHAPES = {"vectors": (3, 16, 23, 16), "odd": (3, 5, 67, 31)}
+ELEMENTWISE_SHAPES = {
+    "vectors": (3, 16, 23, 16),
+    "half_vectors": (3, 12, 11, 7),
+    "pairs": (3, 6, 11, 7),
+    "odd": (3, 5, 67, 31),
+}
 
 
 @cache
