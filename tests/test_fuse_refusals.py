@@ -121,19 +121,18 @@ class ModeOfMember(Chain):
 
 REFUSED = {
     Coin: "draws random numbers",
-    TensorCoin: "draws random numbers",
-    Counter: "changes calls",
+    TensorCoin: "computes with tensors that are not its inputs",
+    Counter: "sets an attribute (in beside)",
     History: "changes history",
-    Global: "calls count, which sets a global variable",
+    Global: "sets a global variable (in count)",
     Prints: "calls print",
     Clock: "calls time",
-    NoGradient: "switches gradients",
-    Autocast: "switches gradients",
+    NoGradient: "has a with statement (in beside)",
+    Autocast: "has a with statement (in beside)",
     Checkpointed: "torch.utils.checkpoint",
     Values: "takes decisions by the values or shapes",
     Shapes: "takes decisions by the values or shapes",
-    OwnTensor: "makes a tensor of its own",
-    ModeOfMember: "asks for the mode of another module",
+    OwnTensor: "computes with tensors that are not its inputs",
     Types: "asks for the type of an intermediate value",
 }
 

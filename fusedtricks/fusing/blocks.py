@@ -10,50 +10,62 @@ from __future__ import annotations
 import copyreg
 import functools
 import inspect
+import pickle
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from .rewrite import Rewritten, Singles
-from .run_time import has_hooks
-from .tracing import SETTINGS
+from .reads import is_same
+from .rewrite import Rewritten
+from .run_time import any_global_hooks, has_hooks
 
 _PLANS, _STOCK = "_fusedtricks_plans", "_fusedtricks_stock"
 
 
 class Guard:
-    """What a plan takes for granted of one module: its type, its settings, which of its members there are."""
+    """What a plan takes for granted of one module, by its name within the block.
 
-    def __init__(self, path: str, module: nn.Module) -> None:
-        self.path, self.type = path, type(module)
+    Args:
+        path: its name, "" for the block itself.
+        module: as it was while the forward was traced.
+        reads: the attributes that the forward read, with their values.
+        is_part: the plan has the module's forward, so that it is not called: it must not have hooks, nor another type.
+        has_members: the plan uses its members.
+    """
+
+    def __init__(self, path: str, module: nn.Module, reads: dict[str, Any], *, is_part: bool, has_members: bool):
+        self.path, self.is_part = path, is_part
         self._names = path.split(".") if path else []
-        self.settings = [(k, v) for k, v in vars(module).items() if isinstance(v, SETTINGS) and k != "training"]
-        self.members = {name: member is None for name, member in module._modules.items()}
+        self._type, self._reads = type(module), list(reads.items())
+        self._members = {name: member is None for name, member in module._modules.items()} if has_members else None
+        self._absent = [name for name in (*module._parameters, *module._buffers) if getattr(module, name) is None]
 
-    def holds(self, block: nn.Module, training: bool) -> bool:
-        """Whether a module whose forward is part of the plan, so that it is not called, is as it was, without hooks."""
-        if not self._names:
-            return self._has_settings(block)
+    def holds(self, block: nn.Module) -> bool:
+        """Whether it is still so."""
         module: nn.Module | None = block
         for name in self._names:
             module = module._modules.get(name) if module is not None else None
-        if module is None or type(module) is not self.type or has_hooks(module):
+        if module is None or (self.is_part and (type(module) is not self._type or has_hooks(module))):
             return False
-        return self.type is nn.Identity or (module.training is training and self._has_settings(module))
-
-    def _has_settings(self, module: nn.Module) -> bool:
-        attributes, missing = module.__dict__, self
-        for name, value in self.settings:
-            if attributes.get(name, missing) != value:
+        for name, value in self._reads:
+            if not is_same(getattr(module, name, self), value):
                 return False
-        members = attributes["_modules"]
-        if len(members) != len(self.members):
+        return self._has_members(module)
+
+    def _has_members(self, module: nn.Module) -> bool:
+        if self._members is None:
+            return True
+        members = module._modules
+        if any(getattr(module, name, None) is not None for name in self._absent):
             return False
-        return all((members.get(name) is None) is absent for name, absent in self.members.items())
+        return list(members) == list(self._members) and all(
+            (members[name] is None) is absent for name, absent in self._members.items()
+        )
 
 
 class Plan:
@@ -62,13 +74,15 @@ class Plan:
     Made of names and functions alone, not of the modules it was traced with, so that copies of a module share it.
     """
 
-    def __init__(
-        self, graph: Graph, forward: Callable[..., Any], guards: list[Guard], done: Rewritten, singles: Singles
-    ):
-        self.guards, self.done, self.singles = guards, done, singles
-        self._signature = inspect.signature(forward)
-        self._names = [node.name for node in graph.nodes if node.op == "placeholder"]
-        self._forward = _compile(graph)
+    def __init__(self, graph: Graph, forward: Callable[..., Any], guards: list[Guard], done: Rewritten):
+        code = graph.python_code("self")
+        # Before the function there may be calls that change how torch.fx traces anything from then on.
+        self._source = code.src[code.src.index("def forward(") :]
+        self._globals = dict(code.globals)
+        self._signature = _without_annotations(inspect.signature(forward))
+        self._inputs = len([node for node in graph.nodes if node.op == "placeholder"])
+        self.guards, self.done = guards, done
+        self._forward = _compile(self._source, self._globals)
 
     def has_work(self) -> bool:
         """Whether the plan does anything that the user's forward does not."""
@@ -76,14 +90,14 @@ class Plan:
 
     def run(self, block: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[bool, Any]:
         """Whether the plan could be used, and then its result."""
-        if keywords or len(arguments) != len(self._names):
+        if keywords or len(arguments) != self._inputs:
             bound = self._bind(arguments, keywords)
             if bound is None:
                 return False, None
             arguments = bound
-        if not all(isinstance(argument, Tensor) for argument in arguments):
+        if not all(isinstance(argument, Tensor) for argument in arguments) or any_global_hooks():
             return False, None
-        if not all(guard.holds(block, block.training) for guard in self.guards):
+        if not all(guard.holds(block) for guard in self.guards):
             return False, None
         return True, self._forward(block, *arguments)
 
@@ -107,31 +121,41 @@ class Plan:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Unpickled, (self.singles,)
+        """By its source; without a plan, so stock, where the source refers to what cannot be pickled."""
+        modules = {name: value.__name__ for name, value in self._globals.items() if isinstance(value, ModuleType)}
+        others = {name: value for name, value in self._globals.items() if name not in modules}
+        state = {**self.__dict__, "_forward": None, "_globals": others, "_modules": modules}
+        try:
+            pickle.dumps(state)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return _no_plan, ()
+        return _plan_from, (state,)
 
 
-class _Unpickled:
-    """Stands for a plan that was pickled: a graph is made again, from the class as it is now."""
-
-    def __init__(self, singles: Singles) -> None:
-        self.singles = singles
+def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
+    parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=signature.empty)
 
 
-def _compile(graph: Graph) -> Callable[..., Any]:
-    code = graph.python_code("self")
-    # Before the function there may be calls that change how torch.fx traces anything from then on.
-    source = code.src[code.src.index("def forward(") :]
-    namespace = dict(code.globals)
+def _no_plan() -> None:
+    return None
+
+
+def _plan_from(state: dict[str, Any]) -> Plan:
+    plan = Plan.__new__(Plan)
+    names = state["_globals"] | {name: import_module(module) for name, module in state.pop("_modules").items()}
+    plan.__dict__.update(state, _globals=names, _forward=_compile(state["_source"], names))
+    return plan
+
+
+def _compile(source: str, names: dict[str, Any]) -> Callable[..., Any]:
+    namespace = dict(names)
     exec(compile(source, "<fusedtricks.fuse>", "exec"), namespace)
     return namespace["forward"]
 
 
 def is_fused(module: nn.Module) -> bool:
     return hasattr(type(module), _STOCK)
-
-
-def plans_of(module: nn.Module) -> dict[bool, Any]:
-    return module.__dict__.get(_PLANS, {})
 
 
 def set_plans(module: nn.Module, plans: dict[bool, Plan]) -> None:
@@ -144,8 +168,22 @@ def set_plans(module: nn.Module, plans: dict[bool, Plan]) -> None:
 def remove_plans(module: nn.Module) -> None:
     """Gives a module back its user's class."""
     module.__dict__.pop(_PLANS, None)
-    if is_fused(module):
+    if _STOCK in vars(type(module)):  # as against a class that something else derived from the fused one
         module.__class__ = getattr(type(module), _STOCK)
+
+
+def prepare(stock: Any) -> str:
+    """Makes sure that `set_plans` will not fail for modules of a class; or says why it would."""
+    noticed = [
+        c for c in stock.__mro__ if "__init_subclass__" in vars(c) and c.__module__ not in ("builtins", "typing")
+    ]
+    if noticed or type(stock) is not type:
+        return "its class takes notice of classes derived from it"
+    try:
+        _fused_class(stock)
+    except TypeError as error:
+        return f"its class cannot be derived from: {error}"
+    return ""
 
 
 @cache
@@ -153,9 +191,7 @@ def _fused_class(stock: Any) -> Any:
     @functools.wraps(stock.forward)
     def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         plan = self.__dict__.get(_PLANS, {}).get(self.training)
-        if type(plan) is _Unpickled and not torch.compiler.is_compiling():
-            plan = _plan_again(self)
-        if type(plan) is Plan:
+        if plan is not None:
             used, result = plan.run(self, arguments, keywords)
             if used:
                 return result
@@ -163,9 +199,11 @@ def _fused_class(stock: Any) -> Any:
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         result = stock.__reduce_ex__(self, protocol)
-        if isinstance(result, tuple) and result[0] is copyreg.__newobj__ and result[1][0] is fused:  # type: ignore[attr-defined]
+        if not isinstance(result, tuple):
+            return result
+        if result[0] is copyreg.__newobj__ and result[1][0] is fused:  # type: ignore[attr-defined]
             return (_new, (stock, *result[1][1:]), *result[2:])
-        return result
+        return (stock, *result[1:]) if result[0] is fused else result
 
     namespace = {
         "__module__": stock.__module__,
@@ -183,13 +221,3 @@ def _new(stock: Any, *arguments: Any) -> Any:
     """An empty module of the fused class of `stock`: what unpickling begins with."""
     fused = _fused_class(stock)
     return fused.__new__(fused, *arguments)
-
-
-def _plan_again(module: nn.Module) -> Plan | None:
-    from .planning import make_plans
-
-    unpickled = next(plan for plan in plans_of(module).values() if type(plan) is _Unpickled)
-    remove_plans(module)
-    plans, _ = make_plans(module, unpickled.singles)
-    set_plans(module, plans)
-    return plans_of(module).get(module.training)

@@ -9,7 +9,7 @@ from torch import nn
 
 from . import swaps
 from .activations import of_module
-from .blocks import Plan, is_fused, remove_plans, set_plans
+from .blocks import Plan, is_fused, prepare, remove_plans, set_plans
 from .planning import has_own_forward, make_plans
 from .report import Entry, Report
 from .rewrite import Singles
@@ -45,7 +45,7 @@ def fuse(
     The model keeps its classes, attributes, modules, parameters, hooks and `state_dict`; only the forwards of the
     modules that contain chains change. They fall back on the user's own forward whenever the module is not as it was:
     hooks on members of a chain, replaced or converted members, other values of arguments with a default. What a forward
-    reads from elsewhere, such as a configuration object, is taken as it is now: fuse again after changing it.
+    reads from elsewhere, such as a configuration object, is taken as it is now: `unfuse` and fuse after changing it.
 
     Args:
         model: any module.
@@ -124,7 +124,8 @@ def _plan(model: nn.Module, singles: Singles) -> _Work:
     for name, module in model.named_modules():
         if module in planned or not has_own_forward(module):
             continue
-        plans, reasons = make_plans(module, singles)
+        obstacle = prepare(type(module))
+        plans, reasons = ({}, [obstacle]) if obstacle else make_plans(module, singles)
         at_work = [plan for plan in plans.values() if plan.has_work()]
         if at_work:
             work.plans[name] = plans

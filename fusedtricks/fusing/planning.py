@@ -19,6 +19,7 @@ from .blocks import Guard, Plan, is_fused
 from .chains import activation_at, is_identity, is_norm, operands
 from .rewrite import Singles, rewrite
 from .run_time import has_hooks, is_batch_norm, is_patched
+from .tracing import Trace
 from .watching import NotTraceable
 
 
@@ -64,10 +65,22 @@ def _mode(block: nn.Module, training: bool) -> Iterator[None]:
 
 def _make_plan(block: nn.Module, singles: Singles) -> Plan:
     modules = dict(block.named_modules(remove_duplicate=False))
-    graph, inlined = _Borders(modules).trace(block)
-    done = rewrite(graph, modules, singles)
-    guards = [Guard(name, modules[name]) for name in ("", *inlined, *done.passed)]
-    return Plan(graph, type(block).forward, guards, done, singles)
+    traced, inlined = _Borders(modules).trace(block)
+    done = rewrite(traced.graph, modules, singles)
+    guards = [
+        Guard(
+            name,
+            modules[name],
+            traced.reads.get(name, {}),
+            is_part=name in inlined or name in done.passed,
+            has_members=name == "" or name in inlined or name in traced.lists,
+        )
+        for name in dict.fromkeys(["", *inlined, *done.passed, *traced.lists, *traced.reads])
+    ]
+    try:
+        return Plan(traced.graph, type(block).forward, guards, done)
+    except SyntaxError as error:  # a member whose name is a word of Python
+        raise NotTraceable(f"its graph cannot be written as code: {error}") from error
 
 
 class _Borders:
@@ -77,18 +90,18 @@ class _Borders:
         self._modules = modules
         self._graphs: dict[nn.Module, Graph | None] = {}
 
-    def trace(self, block: nn.Module) -> tuple[Graph, list[str]]:
-        """The graph of a block, and the names of the modules that are part of it."""
+    def trace(self, block: nn.Module) -> tuple[Trace, list[str]]:
+        """The trace of a block, and the names of the modules that are part of it."""
         inlined: list[str] = []
         refused: set[str] = set()
-        graph = tracing.trace(block)
-        while name := self._next(graph, refused):
+        traced = tracing.trace(block)
+        while name := self._next(traced.graph, refused):
             try:
-                graph = tracing.trace(block, [*inlined, name])
+                traced = tracing.trace(block, [*inlined, name])
                 inlined.append(name)
             except NotTraceable:
                 refused.add(name)
-        return graph, inlined
+        return traced, inlined
 
     def _next(self, graph: Graph, refused: set[str]) -> str:
         for node in graph.nodes:
@@ -160,7 +173,7 @@ class _Borders:
     def _graph(self, module: nn.Module) -> Graph | None:
         if module not in self._graphs:
             try:
-                self._graphs[module] = tracing.trace(module)
+                self._graphs[module] = tracing.trace(module).graph
             except NotTraceable:
                 self._graphs[module] = None
         return self._graphs[module]

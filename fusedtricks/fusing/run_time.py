@@ -38,7 +38,9 @@ def recognise_batch_norm(forward: Any) -> None:
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether a module computes what stock BatchNorm computes, whatever it is called."""
-    return isinstance(module, _BatchNorm) and type(module).forward in _BATCH_NORM_FORWARDS and not is_patched(module)
+    kind = type(module)
+    is_stock = isinstance(module, _BatchNorm) and kind.forward in _BATCH_NORM_FORWARDS and not is_patched(module)
+    return is_stock and kind.__call__ is nn.Module.__call__
 
 
 def is_patched(module: nn.Module) -> bool:
@@ -47,9 +49,15 @@ def is_patched(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something is called before or after the module's forward or backward."""
+    """Whether something is called before, after or instead of the module's own forward or backward."""
     m = module
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return bool(hooks) or is_patched(m)
+
+
+def any_global_hooks() -> bool:
+    """Whether something is called before or after the forward or backward of every module."""
+    return any(_GLOBAL_HOOKS)
 
 
 def has_kernels(input: Any) -> bool:
@@ -81,7 +89,7 @@ def norm_act(
 ) -> Tensor:
     """`act(norm(input) + residual)`; `act` a module, or a name with its parameters, or None."""
     activation = _activation(act, act_kwargs)
-    if activation is None or not is_batch_norm(norm) or has_hooks(norm) or any(_GLOBAL_HOOKS):
+    if activation is None or not is_batch_norm(norm) or has_hooks(norm) or any_global_hooks():
         return _compose(norm(input), residual, act, act_kwargs)
     if not _fits(input, residual):
         return _compose(norm(input), residual, act, act_kwargs)
@@ -153,7 +161,7 @@ def _activation(act: nn.Module | str | None, act_kwargs: Any) -> tuple[str, Any]
         return "identity", None
     if isinstance(act, str):
         return act, act_kwargs
-    return None if has_hooks(act) or is_patched(act) else activations.of_module(act)
+    return None if has_hooks(act) else activations.of_module(act)
 
 
 def _compose(z: Tensor, residual: Tensor | None, act: nn.Module | str | None, act_kwargs: Any) -> Tensor:

@@ -1,48 +1,62 @@
 """Traces the forward of one module by `torch.fx`, strictly: what a graph would not repeat is refused.
 
-A graph holds the operations that ran, and nothing else. Whatever else decided them or happened meanwhile (a coin, a
-counter, gradients switched off) would be frozen or lost, so a trace in which something of the kind is seen is given up.
-By the module's own settings it may decide: a plan compares them when it is used.
+A graph holds the operations that ran, and nothing else. Whatever else happened meanwhile or decided them would be lost
+or frozen, so a trace in which something of the kind is seen is given up. By attributes of modules a forward may decide:
+they are noted, and a plan compares them when it is used.
 """
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import traceback
+import weakref
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
+from threading import RLock
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 
 from .aliases import IN_PLACE_OPERATORS
+from .reads import SETTINGS, Reads, recorded
 from .watching import NotTraceable, is_library, module_of, unchanged, without_effects
 
-SETTINGS = (bool, int, float, str, type(None))
-"""Types of values that a forward may decide by, and that can be compared later."""
+_ONE_AT_A_TIME = RLock()  # torch.fx changes nn.Module while it traces
 
 
-def trace(module: nn.Module, inline: Collection[str] = ()) -> Graph:
-    """The graph of a module's forward, in which the modules it calls are nodes, but for those in `inline`.
+class Trace(NamedTuple):
+    """A graph, and what it took for granted.
+
+    Attributes:
+        graph: of the forward.
+        reads: attributes that were read, by the name of the module.
+        lists: names of the ModuleLists and ModuleDicts whose members were used.
+    """
+
+    graph: Graph
+    reads: dict[str, dict[str, Any]]
+    lists: list[str]
+
+
+def trace(module: nn.Module, inline: Collection[str] = ()) -> Trace:
+    """Traces a module's forward; the modules it calls are nodes, but for those in `inline`.
 
     Arguments with a simple default have that value in the graph and are not among its inputs.
-
     A function that it calls and that cannot be traced, as where it takes decisions, is a node too and runs as it is.
 
     Raises:
         NotTraceable: the forward is no straight sequence of operations on tensors.
     """
     functions: list[FunctionType] = []
-    with unchanged(module):
+    with _ONE_AT_A_TIME, unchanged(module):
         while True:
             try:
-                with _without_modes_of_members(module, inline), without_effects():
-                    return _BlockTracer(inline, functions).trace(module)
+                return _trace_once(module, inline, functions)
             except Exception as error:
                 function = _function_that_failed(error)
                 if function is None or function in functions:
@@ -50,17 +64,25 @@ def trace(module: nn.Module, inline: Collection[str] = ()) -> Graph:
                 functions.append(function)
 
 
-@contextmanager
-def _without_modes_of_members(root: nn.Module, inline: Collection[str]) -> Iterator[None]:
-    """Within it the modules that are nodes have no `training`: it may become another than the root's at any time."""
-    inlined = [root, *(root.get_submodule(name) for name in inline)]
-    members = [vars(m) for m in root.modules() if "training" in vars(m) and not any(m is other for other in inlined)]
-    modes = [member.pop("training") for member in members]
-    try:
-        yield
-    finally:
-        for member, mode in zip(members, modes, strict=True):
-            member["training"] = mode
+def _trace_once(module: nn.Module, inline: Collection[str], functions: Collection[FunctionType]) -> Trace:
+    reads = Reads(module)
+    tracer = _BlockTracer(inline, functions)
+    with torch.enable_grad(), recorded(reads), without_effects():
+        graph = tracer.trace(module)
+    if tracer.refused:  # and the exception was caught
+        raise NotTraceable(tracer.refused)
+    _refuse_proxies_that_stay(tracer)
+    names = {child: name for name, child in module.named_modules()}
+    return Trace(graph, reads.of, [names[child] for child in tracer.lists if child in names])
+
+
+def _refuse_proxies_that_stay(tracer: _BlockTracer) -> None:
+    """Something that is not the graph would keep a value of the trace, for later."""
+    for collect in (lambda: None, gc.collect):
+        collect()
+        if not any(reference() is not None for reference in tracer.proxies):
+            return
+    raise NotTraceable("its forward keeps a tensor for later")
 
 
 def _function_that_failed(error: Exception) -> FunctionType | None:
@@ -78,26 +100,45 @@ def _function_that_failed(error: Exception) -> FunctionType | None:
 
 def _first_sentence(error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, AttributeError) and text.endswith("no attribute 'training'"):
-        return "its forward asks for the mode of another module"
     if "control flow" in text:
         return "its forward takes decisions by the values or shapes of tensors"
     return f"its forward cannot be traced: {text[:150]}"
 
 
 class _TensorProxy(Proxy):
-    """A value whose type its user may not ask for, but for an input's, which is a tensor."""
+    """A value of the graph. Of inputs it is known that they are tensors; what else is asked for is refused."""
+
+    def _refuse(self, what: str) -> None:
+        self.tracer.refused = f"its forward asks for {what}"  # type: ignore[attr-defined]
+        raise NotTraceable(self.tracer.refused)  # type: ignore[attr-defined]
 
     @property
     def _apparent_class(self) -> type:
-        if is_library(sys._getframe(1).f_globals.get("__name__", "")):
+        library = str(sys._getframe(1).f_globals.get("__name__", ""))
+        if is_library(library) and library != "torch":
             return _TensorProxy
-        if self.node.op == "placeholder":
-            return torch.Tensor
-        raise NotTraceable("its forward asks for the type of an intermediate value")
+        if self.node.op != "placeholder":
+            self._refuse("the type of an intermediate value")
+        return torch.Tensor
 
     if not TYPE_CHECKING:
         __class__ = _apparent_class
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(torch.Tensor, name):
+            return super().__getattr__(name)
+        if self.node.op != "placeholder":
+            self._refuse(f"{name} of an intermediate value")
+        raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+
+    def __str__(self) -> str:
+        if not is_library(str(sys._getframe(1).f_globals.get("__name__", ""))):
+            self._refuse("the text of a value")
+        return super().__str__()
+
+    def __format__(self, format_spec: str) -> str:
+        self._refuse("the text of a value")
+        return ""
 
 
 def _in_place(operation: Any) -> Any:
@@ -119,18 +160,37 @@ class _BlockTracer(Tracer):
     def __init__(self, inline: Collection[str], functions: Collection[FunctionType]) -> None:
         super().__init__(autowrap_functions=tuple(functions))
         self._inline = inline
-        self._mode = _mode()
+        self.refused = ""
+        self.proxies: list[weakref.ref[Proxy]] = []
+        self.lists: list[nn.Module] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self._inline
 
-    def proxy(self, node: Node) -> Proxy:
-        return _TensorProxy(node, self)
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if type(m).__call__ is not nn.Module.__call__:
+            raise NotTraceable(f"its forward calls {type(m).__name__}, which has a __call__ of its own")
+        return super().call_module(m, forward, args, kwargs)
 
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        if _mode() != self._mode:
-            raise NotTraceable("its forward switches gradients, inference or autocast on or off")
-        return super().create_node(*args, **kwargs)
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, (nn.ModuleList, nn.ModuleDict)):
+            self.lists.append(attr_val)
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: Node) -> Proxy:
+        proxy = _TensorProxy(node, self)
+        self.proxies.append(weakref.ref(proxy))
+        return proxy
+
+    def to_bool(self, obj: Proxy) -> bool:
+        self.refused = "its forward takes decisions by the values or shapes of tensors"
+        raise NotTraceable(self.refused)
+
+    def create_arg(self, a: Any) -> Any:
+        is_named = isinstance(a, tuple) and hasattr(a, "_fields")
+        if isinstance(a, (list, tuple, dict)) and type(a) not in (list, tuple, dict, torch.Size) and not is_named:
+            raise NotTraceable(f"its forward makes a {type(a).__name__}")
+        return super().create_arg(a)
 
     def get_fresh_qualname(self, prefix: str) -> str:
         raise NotTraceable("its forward makes a tensor of its own")
@@ -144,20 +204,14 @@ class _BlockTracer(Tracer):
         return parameter.default
 
 
-def _mode() -> tuple[bool, ...]:
-    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
 def _parameters(forward: Any) -> Iterator[inspect.Parameter]:
-    """The arguments of a forward, without self and without *args and **kwargs, which stay empty."""
+    """The arguments of a forward that it is called with: without self, and without what stays empty or default."""
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            if parameter.default is parameter.empty:
-                raise NotTraceable(f"its forward needs the keyword {parameter.name}")
-            continue
         if parameter.default is not parameter.empty and not isinstance(parameter.default, SETTINGS):
             raise NotTraceable(f"the default of {parameter.name} is no simple value")
-        yield parameter
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            yield parameter
+        elif parameter.default is parameter.empty:
+            raise NotTraceable(f"its forward needs the keyword {parameter.name}")

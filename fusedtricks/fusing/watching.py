@@ -1,4 +1,4 @@
-"""Watches what a trace of a forward does beside recording operations, which a graph would not repeat."""
+"""Watches what a forward does while it is traced, beside operations on tensors: what a graph would freeze or lose."""
 
 from __future__ import annotations
 
@@ -11,14 +11,45 @@ from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
-import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _LIBRARIES = {"torch", "fusedtricks", *sys.stdlib_module_names}
-_EFFECTS_OF_MODULES = ("random", "logging", "warnings", "time", "torch.cuda")
-_EFFECTS_ANYWHERE = ("torch.utils.checkpoint", "torch.autograd.graph")  # also where torch calls it in between
-_SETS_GLOBALS = ", which sets a global variable"
-_EFFECTS_OF_BUILTINS = ("print", "open", "input", "exec", "eval", "setattr", "delattr")
+_STATEMENTS = {
+    "STORE_ATTR": "sets an attribute",
+    "DELETE_ATTR": "deletes an attribute",
+    "STORE_SUBSCR": "sets an item",
+    "DELETE_SUBSCR": "deletes an item",
+    "STORE_GLOBAL": "sets a global variable",
+    "DELETE_GLOBAL": "deletes a global variable",
+    "BEFORE_WITH": "has a with statement",
+    "SETUP_WITH": "has a with statement",
+    "LOAD_SPECIAL": "has a with statement",
+    "POP_EXCEPT": "catches exceptions",
+    "SETUP_FINALLY": "catches exceptions",
+}
+"""What is refused in the code of users, by the instructions of all versions of Python."""
+
+_BUILTINS = ("print", "open", "input", "exec", "eval", "setattr", "delattr", "next")
+_MODULES = (
+    "random",
+    "logging",
+    "warnings",
+    "time",
+    "torch.cuda",
+    "torch.random",
+    "torch.distributed",
+    "torch.compiler",
+)
+_QUERIES = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
+# Refused also where it is torch that calls it, on behalf of a user's decorator or method.
+_MODULES_OF_TORCH = (
+    "torch.utils.checkpoint",
+    "torch.autograd.graph",
+    "torch.autograd.function",
+    "torch.utils._contextlib",
+)
+_METHODS_OF_MODULES = ("__setattr__", "__delattr__", "register_", "add_module")
 
 
 class NotTraceable(Exception):
@@ -37,12 +68,13 @@ def module_of(frame: FrameType) -> str:
 
 @contextmanager
 def unchanged(root: nn.Module) -> Iterator[None]:
-    """NotTraceable if within it random numbers are drawn or a module changes; what was is put back."""
-    before, randomness = _state(root), _RandomStates()
+    """NotTraceable if within it random numbers are drawn or attributes of a module change; what was is put back."""
+    before, randomness = _state(root), random.getstate()
     try:
         yield
     finally:
-        changed, drawn = _restore(before), randomness.restore()
+        changed, drawn = _restore(before), random.getstate() != randomness
+        random.setstate(randomness)
     if changed:
         raise NotTraceable(f"its forward changes {changed}")
     if drawn:
@@ -51,55 +83,95 @@ def unchanged(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_effects() -> Iterator[None]:
-    """NotTraceable where code outside of torch calls what has effects beyond its result, there and at the end."""
-    watcher, profiler = _Watcher(), sys.getprofile()
-    sys.setprofile(watcher)
-    try:
-        yield
-    finally:
-        sys.setprofile(profiler)
+    """NotTraceable where something has effects beyond its result or computes a value, there and at the end."""
+    watcher = _Watcher()
+    with _profiler_set_aside(), _NothingIsComputed(watcher):
+        sys.setprofile(watcher)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
     if watcher.seen:  # and its exception was caught
         raise NotTraceable(watcher.seen)
 
 
+@contextmanager
+def _profiler_set_aside() -> Iterator[None]:
+    """Within it there is no profiling function; one written in C can only be stopped and started by its own methods."""
+    profiler = sys.getprofile()
+    stop, start = getattr(profiler, "disable", None), getattr(profiler, "enable", None)
+    stop() if stop else sys.setprofile(None)
+    try:
+        yield
+    finally:
+        start() if start else sys.setprofile(profiler)
+
+
 class _Watcher:
-    """A profiling function that raises at such a call."""
+    """A profiling function that raises at what a graph would lose."""
 
     seen = ""
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        caller = frame if event == "c_call" else frame.f_back
-        if event not in ("call", "c_call") or caller is None:
-            return
-        what = _effect_of_builtin(argument) if event == "c_call" else _effect_of_function(frame)
-        anywhere = what.startswith(_EFFECTS_ANYWHERE) or what.endswith(_SETS_GLOBALS)
-        if what and (anywhere or not is_library(module_of(caller))) and not _is_importing(caller):
-            self.seen = f"its forward calls {what}"
-            raise NotTraceable(self.seen)
+        if event == "c_call":
+            what = "" if is_library(module_of(frame)) else _effect_of_builtin(argument)
+        else:
+            what = _effect_of_function(frame) if event == "call" else ""
+        if what and not _is_importing(frame):
+            self.refuse(what)
+
+    def refuse(self, what: str) -> None:
+        self.seen = f"its forward {what}"
+        raise NotTraceable(self.seen)
+
+
+class _NothingIsComputed(TorchDispatchMode):
+    """Refuses every operator: what runs while a forward is traced is no part of the graph."""
+
+    def __init__(self, watcher: _Watcher) -> None:
+        super().__init__()
+        self._watcher = watcher
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._watcher.refuse("computes with tensors that are not its inputs or its own")
 
 
 def _effect_of_builtin(function: Any) -> str:
-    name, library = function.__name__, function.__module__ or ""
-    has_effect = (library == "builtins" and name in _EFFECTS_OF_BUILTINS) or library in _EFFECTS_OF_MODULES
-    return name if has_effect else ""
+    """What a built-in function, called by a user's code, does beyond its result."""
+    name, library, owner = function.__name__, function.__module__ or "", getattr(function, "__self__", None)
+    if isinstance(owner, random.Random) or type(owner).__module__.startswith("numpy.random"):
+        return "draws random numbers"
+    refused = (library == "builtins" and name in _BUILTINS) or library in _MODULES or name in _QUERIES
+    return f"calls {name}" if refused else ""
 
 
 def _effect_of_function(frame: FrameType) -> str:
-    library, name = module_of(frame), frame.f_code.co_name
-    if library.startswith((*_EFFECTS_OF_MODULES, *_EFFECTS_ANYWHERE)):
-        return f"{library}.{name}"
-    return name + _SETS_GLOBALS if not is_library(library) and _sets_globals(frame.f_code) else ""
+    """What the function that a frame is of does, or what its code could."""
+    library, name, caller = module_of(frame), frame.f_code.co_name, frame.f_back
+    if not is_library(library):
+        return _statement(frame.f_code)
+    if library == nn.Module.__module__ and name.startswith(_METHODS_OF_MODULES):
+        return f"changes a module by {name}"
+    by_user = caller is not None and not is_library(module_of(caller))
+    if library.startswith(_MODULES_OF_TORCH) or (by_user and (library.startswith(_MODULES) or name in _QUERIES)):
+        return f"calls {library}.{name}"
+    return ""
+
+
+@cache
+def _statement(code: CodeType) -> str:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "STORE_DEREF" and instruction.argval in code.co_freevars:
+            return "sets a variable of an enclosing function"
+        if instruction.opname in _STATEMENTS:
+            return f"{_STATEMENTS[instruction.opname]} (in {code.co_name})"
+    return ""
 
 
 def _is_importing(frame: FrameType | None) -> bool:
     while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None
-
-
-@cache
-def _sets_globals(code: CodeType) -> bool:
-    return any(i.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for i in dis.get_instructions(code))
 
 
 _State = list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
@@ -141,17 +213,3 @@ def _restore(states: _State) -> str:
 def _refill(collection: Any, content: Any) -> None:
     collection.clear()
     collection.extend(content) if isinstance(collection, list) else collection.update(content)
-
-
-class _RandomStates:
-    """The states of the generators that a forward might use."""
-
-    def __init__(self) -> None:
-        self._python, self._torch = random.getstate(), torch.get_rng_state()
-
-    def restore(self) -> bool:
-        """Puts them back; whether one had changed."""
-        same = self._python == random.getstate() and torch.equal(self._torch, torch.get_rng_state())
-        random.setstate(self._python)
-        torch.set_rng_state(self._torch)
-        return not same

@@ -1,0 +1,73 @@
+"""Which attributes of modules a forward read while it was traced, so that a plan can ask whether they are still so."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .watching import NotTraceable, is_library
+
+SETTINGS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
+"""Types of values that a forward may decide by, and that are compared by their value."""
+
+
+class Reads:
+    """The attributes that were read, by the name of the module within the root; values that may change are copied."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._names = {module: name for name, module in root.named_modules()}
+        self.of: dict[str, dict[str, Any]] = {}
+
+    def note(self, module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, (nn.Module, Tensor)) or (isinstance(value, MethodType) and value.__self__ is module):
+            return
+        if module not in self._names:
+            raise NotTraceable(f"its forward reads {name} of a module outside of it")
+        self.of.setdefault(self._names[module], {})[name] = _comparable(name, value)
+
+
+def _comparable(name: str, value: Any) -> Any:
+    if isinstance(value, (list, dict, set)):
+        return value.copy()
+    if hasattr(type(value), "__next__") or isinstance(value, random.Random):
+        raise NotTraceable(f"its forward reads {name}, which changes as it is read")
+    return value
+
+
+def is_same(now: Any, then: Any) -> bool:
+    """Whether a value is what was read: equal, if it is a setting or made of settings, otherwise the same object."""
+    if now is then:
+        return True
+    if type(now) is not type(then):
+        return False
+    if isinstance(then, SETTINGS):
+        return now == then
+    if isinstance(then, (list, tuple)):
+        return len(now) == len(then) and all(is_same(a, b) for a, b in zip(now, then, strict=True))
+    if isinstance(then, dict):
+        return list(now) == list(then) and all(is_same(now[key], then[key]) for key in then)
+    return isinstance(then, set) and now == then
+
+
+@contextmanager
+def recorded(reads: Reads) -> Iterator[None]:
+    """Within it every attribute that users' code reads of a module is noted; members and methods are not."""
+
+    def read(module: nn.Module, name: str) -> Any:
+        value = object.__getattribute__(module, name)
+        if not is_library(str(sys._getframe(1).f_globals.get("__name__", ""))):
+            reads.note(module, name, value)
+        return value
+
+    setattr(nn.Module, "__getattribute__", read)  # noqa: B010
+    try:
+        yield
+    finally:
+        delattr(nn.Module, "__getattribute__")
