@@ -39,6 +39,9 @@ _MODULES: dict[str, Callable[[Any], Activation | None]] = {
     "Hardswish": lambda m: Activation("hardswish", {}),
     "Softplus": lambda m: Activation("softplus", {"beta": m.beta, "threshold": m.threshold}),
 }
+KEEPS_RESULT = ("relu6", "leaky_relu", "elu", "selu", "softplus")
+"""Activations of which ours keeps the result for backward, where stock keeps the input: it must not be changed."""
+
 MODULE_NAMES = tuple(_MODULES)
 """The activations of `torch.nn` that have a fused twin in `fusedtricks.nn`."""
 

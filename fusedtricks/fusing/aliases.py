@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from . import activations
+
 Modules = Mapping[str, nn.Module]
 
 IN_PLACE_OPERATORS = {
@@ -38,8 +40,16 @@ _FRESH_FUNCTIONS = {
 def may_change(value: Node, between: Iterable[Node], modules: Modules) -> bool:
     """Whether one of the nodes `between` may write to the memory of `value`."""
     writers = [node for node in between if _may_write(node, modules)]
-    shared = _may_share_memory(value, modules) if writers else set()
+    shared = may_share_memory(value, modules) if writers else set()
     return any(source in shared for node in writers for source in node.all_input_nodes)
+
+
+def is_only_read(value: Node, modules: Modules) -> bool:
+    """Whether nobody writes to the result of a node: not in the graph, and it is not given to others."""
+    shared = may_share_memory(value, modules)
+    if any(user.op == "output" for node in shared for user in node.users):
+        return False
+    return not may_change(value, (node for node in value.graph.nodes if node is not value), modules)
 
 
 def is_used_once(value: Node, modules: Modules) -> bool:
@@ -93,13 +103,16 @@ def _position_of_inplace(function: Any) -> int | None:
 def _is_fresh(node: Node, modules: Modules) -> bool:
     """Whether a node's result certainly shares no memory with what it is given."""
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], _FRESH_MODULES)
+        module = modules[str(node.target)]
+        if activations.of_module(module):
+            return not getattr(module, "inplace", False)
+        return isinstance(module, _FRESH_MODULES) and type(module).__module__.startswith(("torch.nn.", "fusedtricks."))
     if node.op != "call_function" or getattr(node.target, "__name__", "") not in _FRESH_FUNCTIONS:
         return False
     return not _function_may_write(node)
 
 
-def _may_share_memory(value: Node, modules: Modules) -> set[Node]:
+def may_share_memory(value: Node, modules: Modules) -> set[Node]:
     """All nodes whose result may share memory with that of `value`."""
     found, todo = {value}, [value]
     while todo:

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from . import activations
 from .activations import Activation
-from .aliases import Modules, is_used_once, may_change
+from .aliases import Modules, is_used_once, may_change, may_share_memory
 from .run_time import is_batch_norm
 
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
@@ -42,6 +42,11 @@ class Chain:
         """What is added at present: rewriting another chain may have replaced it."""
         added = operands(self.addition) if self.addition else None
         return added[self.side] if added else None
+
+    @property
+    def how_it_adds(self) -> tuple[bool, bool]:
+        """`run_time.Addition`, as a graph may hold it."""
+        return self.side == 0, self.addition is not None and is_in_place_addition(self.addition)
 
 
 @dataclass
@@ -140,7 +145,11 @@ def _obstacle(chain: Chain, modules: Modules) -> str:
     source = chain.norm.all_input_nodes[0]
     if may_change(source, between, modules):
         return "its input may be changed in place before the chain ends"
-    if any(_same_statistics(chain.norm, node, modules) for node in between):
+    if any(_switches_mode(node) for node in between):
+        return "gradients or autocast are switched before the chain ends"
+    state = _state_nodes(chain.norm)
+    shared = {node for value in state for node in may_share_memory(value, modules)} | set(state)
+    if any(_uses_state(chain.norm, node, shared, modules) for node in between):
         return "its running statistics are used again before the chain ends"
     if chain.addition and chain.residual:
         after = list(_between(chain.addition, chain.end, set(chain.nodes)))
@@ -158,11 +167,26 @@ def _between(first: Node, last: Node, but: set[Node]) -> Iterator[Node]:
         node = node.next
 
 
-def _same_statistics(norm: Node, node: Node, modules: Modules) -> bool:
-    """Whether a node may use the running statistics that `norm` does."""
+def _switches_mode(node: Node) -> bool:
+    """As in Dynamo's graphs, where `with torch.no_grad()` is two nodes."""
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and name.startswith(("_enter_", "_exit_", "_set_grad", "set_grad", "_saved"))
+
+
+def _state_nodes(norm: Node) -> list[Node]:
+    """The nodes that are parameters or buffers of a BatchNorm."""
     if norm.op == "call_function":
-        return any(source in node.all_input_nodes for source in norm.all_input_nodes[1:])
-    own = modules[str(norm.target)]
-    if node.op == "get_attr":
-        return str(node.target).startswith(f"{norm.target}.")
-    return node.op == "call_module" and any(module is own for module in modules[str(node.target)].modules())
+        return [*norm.all_input_nodes[1:]]
+    prefix = f"{norm.target}."
+    return [node for node in norm.graph.nodes if node.op == "get_attr" and str(node.target).startswith(prefix)]
+
+
+def _uses_state(norm: Node, node: Node, shared: set[Node], modules: Modules) -> bool:
+    """Whether a node reads or writes a BatchNorm's state: what shares memory with it, or a module that holds it."""
+    if node in shared or any(source in shared for source in node.all_input_nodes):
+        return node.op not in ("get_attr", "placeholder")
+    if node.op != "call_module":
+        return False
+    owners = [norm] if norm.op == "call_module" else [n for n in _state_nodes(norm) if n.op == "get_attr"]
+    names = {str(owner.target) if owner is norm else str(owner.target).rpartition(".")[0] for owner in owners}
+    return any(module is modules[name] for name in names for module in modules[str(node.target)].modules())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from . import swaps
-from .activations import of_module
+from .activations import KEEPS_RESULT, of_module
 from .blocks import Plan, is_fused, prepare, remove_plans, set_plans
 from .planning import has_own_forward, make_plans
 from .report import Entry, Report
@@ -118,27 +118,63 @@ def _check(model: Any, function: str) -> None:
 
 
 def _plan(model: nn.Module, singles: Singles) -> _Work:
-    work = _Work({}, [], Report())
-    members: set[nn.Module] = set()  # of chains
-    planned: set[nn.Module] = set()  # parts of another module's plan
+    planner = _Planner(singles)
     for name, module in model.named_modules():
-        if module in planned or not has_own_forward(module):
-            continue
+        planner.plan_block(name, module)
+    for name, module in model.named_modules():
+        planner.plan_swap(name, module)
+    return planner.work
+
+
+class _Planner:
+    """Collects the work on a model: first for every module whose forward may be rewritten, then for single layers."""
+
+    def __init__(self, singles: Singles) -> None:
+        self.work = _Work({}, [], Report())
+        self._singles = singles
+        self._members: set[nn.Module] = set()  # of chains
+        self._parts: set[nn.Module] = set()  # of other modules' plans
+        self._only_read: set[nn.Module] = set()  # activations whose results nobody changes
+        self._changed: set[nn.Module] = set()  # those of which that is not certain
+
+    def plan_block(self, name: str, module: nn.Module) -> None:
+        if module in self._parts or not has_own_forward(module):
+            return
         obstacle = prepare(type(module))
-        plans, reasons = ({}, [obstacle]) if obstacle else make_plans(module, singles)
-        at_work = [plan for plan in plans.values() if plan.has_work()]
-        if at_work:
-            work.plans[name] = plans
-        for plan in at_work:
-            planned.update(module.get_submodule(guard.path) for guard in plan.guards if guard.path)
-            members.update(module.get_submodule(member) for member in plan.done.members)
-        _note(work.report, name, plans, reasons if _has_something_to_fuse(module) else [])
-    for name, module in model.named_modules():
-        if _is_wanted(module, singles):
-            work.swaps.append(name)
-            if module not in members:
-                work.report.singles.append(Entry(name, type(module).__name__))
-    return work
+        plans, reasons = ({}, [obstacle]) if obstacle else make_plans(module, self._singles)
+        for plan in plans.values():
+            self._only_read.update(map(module.get_submodule, plan.done.only_read))
+            self._changed.update(map(module.get_submodule, plan.done.changed))
+            if plan.has_work():
+                self.work.plans[name] = plans
+                self._parts.update(module.get_submodule(guard.path) for guard in plan.guards if guard.is_part)
+                self._members.update(map(module.get_submodule, plan.done.members))
+        _note(self.work.report, name, plans, reasons if _has_something_to_fuse(module) else [])
+
+    def plan_swap(self, name: str, module: nn.Module) -> None:
+        if not self._is_wanted(module):
+            return
+        reason = self._why_not_kept(module)
+        if not reason:
+            self.work.swaps.append(name)
+        if module not in self._members:
+            report, kind = self.work.report, type(module).__name__
+            (report.left if reason else report.singles).append(Entry(name, kind, reason))
+
+    def _is_wanted(self, module: nn.Module) -> bool:
+        kind = type(module).__name__
+        if swaps.twin(module) is None:
+            return False
+        if kind in swaps.NORMS:
+            return True
+        return self._singles.dropout if kind in swaps.DROPOUTS else self._singles.activations
+
+    def _why_not_kept(self, module: nn.Module) -> str:
+        """Why an activation must not keep its result for backward; in place stock does so too."""
+        activation = of_module(module)
+        if activation is None or activation.name not in KEEPS_RESULT or getattr(module, "inplace", False):
+            return ""
+        return "" if module in self._only_read - self._changed else "its result may be changed in place"
 
 
 def _has_something_to_fuse(module: nn.Module) -> bool:
@@ -158,13 +194,6 @@ def _note(report: Report, name: str, plans: dict[bool, Plan], reasons: list[str]
         if training and evaluation and training != evaluation:
             list_ += [Entry(name, what, f"{reason} (evaluation)".strip()) for what, reason in evaluation]
     report.left += [Entry(name, "", reason) for reason in reasons]
-
-
-def _is_wanted(module: nn.Module, singles: Singles) -> bool:
-    kind = type(module).__name__
-    if swaps.twin(module) is None:
-        return False
-    return kind in swaps.NORMS or (singles.dropout if kind in swaps.DROPOUTS else singles.activations)
 
 
 def _apply(model: nn.Module, work: _Work) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from . import activations, run_time
-from .aliases import Modules, is_in_place
+from .aliases import Modules, is_in_place, is_only_read
 from .chains import Chain, find_chains, is_identity
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
@@ -33,6 +33,8 @@ class Rewritten:
     passed: list[str]  # those of them that are identities
     left: list[tuple[str, str]]  # BatchNorm, reason
     singles: list[str] = field(default_factory=list)
+    only_read: list[str] = field(default_factory=list)  # activation modules whose result nobody changes
+    changed: list[str] = field(default_factory=list)  # those of which that is not certain
 
 
 def rewrite(graph: Graph, modules: Modules, singles: Singles) -> Rewritten:
@@ -53,8 +55,11 @@ def rewrite(graph: Graph, modules: Modules, singles: Singles) -> Rewritten:
     )
     for chain in chains:
         _replace_chain(graph, chain)
+    for node in graph.nodes:
+        if node.op == "call_module" and activations.of_module(modules[str(node.target)]):
+            (result.only_read if is_only_read(node, modules) else result.changed).append(str(node.target))
     for node in list(graph.nodes):
-        if _replace_single(graph, node, singles):
+        if _replace_single(graph, node, singles, modules):
             result.singles.append(_name(node))
     return result
 
@@ -78,11 +83,11 @@ def _replace_chain(graph: Graph, chain: Chain) -> None:
         act, act_kwargs = _activation_arguments(graph, chain.activation)
         if chain.norm.op == "call_module":
             norm = graph.get_attr(str(chain.norm.target))
-            arguments = (norm, chain.norm.args[0], chain.residual, act, act_kwargs)
+            arguments = (norm, chain.norm.args[0], chain.residual, act, act_kwargs, chain.how_it_adds)
             new = graph.call_function(run_time.norm_act, arguments)
         else:
             bound = _BATCH_NORM.bind(*chain.norm.args, **chain.norm.kwargs).arguments
-            more = {"residual": chain.residual, "act": act, "act_kwargs": act_kwargs}
+            more = {"residual": chain.residual, "act": act, "act_kwargs": act_kwargs, "addition": chain.how_it_adds}
             new = graph.call_function(run_time.batch_norm_act, (), {**bound, **more})
     _put(graph, new, chain.end)
     for node in reversed([chain.norm, *chain.nodes[:-1]]):
@@ -97,10 +102,12 @@ def _activation_arguments(graph: Graph, activation: activations.Activation | Nod
     return activation.name, activation.parameters or None
 
 
-def _replace_single(graph: Graph, node: Node, singles: Singles) -> bool:
+def _replace_single(graph: Graph, node: Node, singles: Singles, modules: Modules) -> bool:
     found = activations.of_node(node)
     function: Any
     if found and singles.activations:
+        if found[0].name in activations.KEEPS_RESULT and not is_only_read(node, modules):
+            return False
         function, arguments = run_time.activation, _single_activation(node, *found)
     elif node.op == "call_function" and node.target is F.dropout and singles.dropout:
         function, arguments = run_time.dropout, dict(_DROPOUT.bind(*node.args, **node.kwargs).arguments)

@@ -5,15 +5,17 @@ Everything is looked up when it is called: modules may have been replaced, froze
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import _build_info, eager
 from .. import functional as F
@@ -64,20 +66,39 @@ def has_kernels(input: Any) -> bool:
     """Whether there are kernels for a tensor; none where the model is exported, which is to end in stock operators."""
     if not isinstance(input, Tensor) or input.dtype not in _DTYPES or input.device.type not in _DEVICES:
         return False
-    return not torch.compiler.is_exporting() and not torch.jit.is_tracing()
+    if input.layout is not torch.strided or input.is_nested or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    return type(input) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(input)
 
 
-def _fits(input: Any, residual: Any) -> bool:
+def is_ours_alone(input: Any) -> bool:
+    """Whether an activation or dropout that is in no chain is run by our kernels.
+
+    Under compilation on a GPU it is Inductor's, which makes it a part of its neighbours' kernels; on the CPU Inductor's
+    code was measured to be slower than ours.
+    """
+    return has_kernels(input) and not (torch.compiler.is_compiling() and input.is_cuda)
+
+
+class Addition(NamedTuple):
+    """How a chain adds its residual."""
+
+    residual_first: bool  # residual + z, and not z + residual
+    in_place: bool
+
+
+def _fits(input: Any, residual: Any, addition: Addition) -> bool:
+    """Whether one kernel gives what the members of a chain do, its type and its strides too."""
     if not has_kernels(input):
         return False
     if residual is None:
         return True
-    return (
-        isinstance(residual, Tensor)
-        and residual.shape == input.shape
-        and residual.dtype == input.dtype
-        and residual.device == input.device
-    )
+    if not has_kernels(residual) or residual.shape != input.shape or residual.dtype != input.dtype:
+        return False
+    return residual.device == input.device and (not addition.residual_first or residual.stride() == input.stride())
+
+
+_PLAIN = Addition(False, False)
 
 
 def norm_act(
@@ -86,14 +107,24 @@ def norm_act(
     residual: Tensor | None = None,
     act: nn.Module | str | None = None,
     act_kwargs: Mapping[str, float] | None = None,
+    addition: tuple[bool, bool] = _PLAIN,
 ) -> Tensor:
-    """`act(norm(input) + residual)`; `act` a module, or a name with its parameters, or None."""
-    activation = _activation(act, act_kwargs)
-    if activation is None or not is_batch_norm(norm) or has_hooks(norm) or any_global_hooks():
-        return _compose(norm(input), residual, act, act_kwargs)
-    if not _fits(input, residual):
-        return _compose(norm(input), residual, act, act_kwargs)
+    """`act(norm(input) + residual)`.
+
+    `act` is a module, or a name with its parameters, or None; `addition` the fields of an `Addition`.
+    """
+    activation, adds = _activation(act, act_kwargs), Addition(*addition)
+    is_plain = activation is not None and is_batch_norm(norm) and not has_hooks(norm) and not any_global_hooks()
+    if activation is None or not is_plain or not _fits(input, residual, adds) or not has_usual_state(norm):
+        return _compose(norm(input), residual, act, act_kwargs, adds)
     return batch_norm_module(norm, input, residual, *activation)
+
+
+def has_usual_state(norm: Any) -> bool:
+    """Whether a BatchNorm's settings and buffers are such as the operator takes; stock takes some more."""
+    count, momentum = norm.num_batches_tracked, norm.momentum
+    counts = count is not None and count.dtype is torch.int64
+    return (counts or (count is None and momentum is not None)) and (momentum is None or 0 <= momentum <= 1)
 
 
 def batch_norm_module(
@@ -134,12 +165,13 @@ def batch_norm_act(
     residual: Tensor | None = None,
     act: nn.Module | str | None = None,
     act_kwargs: Mapping[str, float] | None = None,
+    addition: tuple[bool, bool] = _PLAIN,
 ) -> Tensor:
-    """`act(F.batch_norm(input, …) + residual)`, with the arguments of `F.batch_norm` first; `act` as of `norm_act`."""
-    activation = _activation(act, act_kwargs)
-    if activation is None or not _fits(input, residual):
+    """`act(F.batch_norm(input, …) + residual)`: the arguments of `F.batch_norm`, then those of `norm_act`."""
+    activation, adds = _activation(act, act_kwargs), Addition(*addition)
+    if activation is None or not _fits(input, residual, adds) or not 0 <= momentum <= 1:
         z = torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        return _compose(z, residual, act, act_kwargs)
+        return _compose(z, residual, act, act_kwargs, adds)
     return F.batch_norm_act(
         input,
         running_mean,
@@ -164,8 +196,12 @@ def _activation(act: nn.Module | str | None, act_kwargs: Any) -> tuple[str, Any]
     return None if has_hooks(act) else activations.of_module(act)
 
 
-def _compose(z: Tensor, residual: Tensor | None, act: nn.Module | str | None, act_kwargs: Any) -> Tensor:
-    z = z if residual is None else z + residual
+def _compose(
+    z: Tensor, residual: Tensor | None, act: nn.Module | str | None, act_kwargs: Any, addition: Addition
+) -> Tensor:
+    if residual is not None:
+        add = operator.iadd if addition.in_place else operator.add
+        z = add(residual, z) if addition.residual_first else add(z, residual)
     if act is None:
         return z
     if isinstance(act, nn.Module):
@@ -175,7 +211,7 @@ def _compose(z: Tensor, residual: Tensor | None, act: nn.Module | str | None, ac
 
 def activation(input: Tensor, act: str, inplace: bool = False, **act_kwargs: float) -> Tensor:
     """An activation by its name, ours where there are kernels for the tensor."""
-    if has_kernels(input):
+    if is_ours_alone(input):
         return F.activation(input, act, inplace=inplace, **act_kwargs)
     result = eager.activation(input, act, **act_kwargs)
     return input.copy_(result) if inplace else result
@@ -183,7 +219,7 @@ def activation(input: Tensor, act: str, inplace: bool = False, **act_kwargs: flo
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """`F.dropout`, ours where there are kernels for the tensor."""
-    if has_kernels(input) and (torch.compiler.is_compiling() or not _stock_dropout.get()):
+    if is_ours_alone(input) and (torch.compiler.is_compiling() or not _stock_dropout.get()):
         return F.dropout(input, p, training, inplace)
     return torch.nn.functional.dropout(input, p, training, inplace)
 

@@ -17,7 +17,7 @@ from . import activations, run_time
 def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
     def forward(self: nn.Module, input: Tensor) -> Tensor:
         activation = activations.of_module(self)
-        if activation is None or not run_time.has_kernels(input):
+        if activation is None or not run_time.is_ours_alone(input):
             return stock.forward(self, input)
         return run_time.activation(
             input, activation.name, bool(getattr(self, "inplace", False)), **activation.parameters
@@ -27,7 +27,7 @@ def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
 
 
 def _norm_forward(self: Any, input: Tensor) -> Tensor:
-    if not run_time.has_kernels(input):
+    if not run_time.has_kernels(input) or not run_time.has_usual_state(self):
         return nn.modules.batchnorm._BatchNorm.forward(self, input)
     return run_time.batch_norm_module(self, input)
 

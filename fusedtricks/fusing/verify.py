@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,7 +56,7 @@ def _is_floating_point(x: Any) -> bool:
 def _results(model: nn.Module, example_inputs: Any) -> dict[str, dict[str, Tensor]]:
     """Results, gradients and buffers, by name."""
     inputs = tree_map(lambda x: x.detach().clone().requires_grad_() if _is_floating_point(x) else x, example_inputs)
-    with torch.random.fork_rng(), stock_dropout(), torch.enable_grad():
+    with torch.random.fork_rng(), _python_seeded(), stock_dropout(), torch.enable_grad():
         torch.manual_seed(0)
         result = _call(model, inputs)
     outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
@@ -65,6 +67,16 @@ def _results(model: nn.Module, example_inputs: Any) -> dict[str, dict[str, Tenso
         "gradients": dict(_gradients([x for x in outputs if x.requires_grad], leaves)),
         "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
     }
+
+
+@contextmanager
+def _python_seeded() -> Iterator[None]:
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
