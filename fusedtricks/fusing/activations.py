@@ -42,6 +42,9 @@ _MODULES: dict[str, Callable[[Any], Activation | None]] = {
 KEEPS_RESULT = ("relu6", "leaky_relu", "elu", "selu", "softplus")
 """Activations of which ours keeps the result for backward, where stock keeps the input: it must not be changed."""
 
+KEEPS_INPUT = ("gelu", "gelu_tanh", "silu", "mish", "hardswish")
+"""Activations that keep their input, of which after an addition ours keeps the residual."""
+
 MODULE_NAMES = tuple(_MODULES)
 """The activations of `torch.nn` that have a fused twin in `fusedtricks.nn`."""
 

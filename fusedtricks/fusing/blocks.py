@@ -17,10 +17,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from .reads import is_same
+from .reads import Absent, is_same
 from .rewrite import Rewritten
 from .run_time import any_global_hooks, has_hooks
 
@@ -43,7 +44,8 @@ class Guard:
         self._names = path.split(".") if path else []
         self._type, self._reads = type(module), list(reads.items())
         self._members = {name: member is None for name, member in module._modules.items()} if has_members else None
-        self._absent = [name for name in (*module._parameters, *module._buffers) if getattr(module, name) is None]
+        own = (*module._parameters, *module._buffers) if has_members else ()
+        self._tensors = {name: getattr(module, name) is None for name in own}
 
     def holds(self, block: nn.Module) -> bool:
         """Whether it is still so."""
@@ -53,7 +55,7 @@ class Guard:
         if module is None or (self.is_part and (type(module) is not self._type or has_hooks(module))):
             return False
         for name, value in self._reads:
-            if not is_same(getattr(module, name, self), value):
+            if not is_same(getattr(module, name, Absent), value):
                 return False
         return self._has_members(module)
 
@@ -61,7 +63,7 @@ class Guard:
         if self._members is None:
             return True
         members = module._modules
-        if any(getattr(module, name, None) is not None for name in self._absent):
+        if any((getattr(module, name, None) is None) is not absent for name, absent in self._tensors.items()):
             return False
         return list(members) == list(self._members) and all(
             (members[name] is None) is absent for name, absent in self._members.items()
@@ -95,7 +97,7 @@ class Plan:
             if bound is None:
                 return False, None
             arguments = bound
-        if not all(isinstance(argument, Tensor) for argument in arguments) or any_global_hooks():
+        if not all(type(argument) is Tensor for argument in arguments) or any_global_hooks() or torch.jit.is_tracing():
             return False, None
         if not all(guard.holds(block) for guard in self.guards):
             return False, None

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from . import activations
 from .activations import Activation
-from .aliases import Modules, is_used_once, may_change, may_share_memory
+from .aliases import Modules, is_only_read, is_used_once, may_change, may_share_memory
 from .run_time import is_batch_norm
 
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
@@ -100,6 +100,7 @@ def find_chains(graph: Graph, modules: Modules) -> tuple[list[Chain], list[Left]
         if not is_norm(norm, modules):
             continue
         chain, reason = _grow(Chain(norm), modules, taken)
+        _leave_out_activation(chain, modules)
         reason = reason or _obstacle(chain, modules)
         if reason:
             left.append(Left(norm, reason))
@@ -137,6 +138,29 @@ def _grow(chain: Chain, modules: Modules, taken: set[Node]) -> tuple[Chain, str]
             break
         here = user
     return chain, "" if chain.nodes else reason
+
+
+def _leave_out_activation(chain: Chain, modules: Modules) -> None:
+    """Where what the operator would keep for backward after an addition, and stock does not, may be changed."""
+    if chain.addition is None or chain.residual is None or chain.activation is None:
+        return
+    activation = chain.activation
+    if isinstance(activation, Node):
+        activation = activations.of_module(modules[str(activation.target)]) or Activation("identity", {})
+    if activation.name in activations.KEEPS_RESULT:
+        is_safe = is_only_read(chain.end, modules)
+    elif activation.name in activations.KEEPS_INPUT:
+        is_safe = not may_change(chain.residual, _after(chain.end), modules)
+    else:
+        return
+    if not is_safe:
+        chain.activation, chain.nodes = None, chain.nodes[: chain.nodes.index(chain.addition) + 1]
+
+
+def _after(node: Node) -> Iterator[Node]:
+    while node.next.op != "output" and node.next is not node:
+        node = node.next
+        yield node
 
 
 def _obstacle(chain: Chain, modules: Modules) -> str:

@@ -47,6 +47,8 @@ def fuse(
     hooks on members of a chain, replaced or converted members, other values of arguments with a default. What a forward
     reads from elsewhere, such as a configuration object, is taken as it is now: `unfuse` and fuse after changing it.
 
+    No other thread may run a module meanwhile.
+
     Args:
         model: any module.
         inplace: change this model, else a deep copy.

@@ -64,7 +64,10 @@ def _mode(block: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _make_plan(block: nn.Module, singles: Singles) -> Plan:
-    modules = dict(block.named_modules(remove_duplicate=False))
+    try:
+        modules = _members(block)
+    except RecursionError:
+        raise NotTraceable("its modules contain each other") from None
     traced, inlined = _Borders(modules).trace(block)
     done = rewrite(traced.graph, modules, singles)
     guards = [

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from types import MethodType
 from typing import Any
 
@@ -31,6 +32,15 @@ class Reads:
         if module not in self._names:
             raise NotTraceable(f"its forward reads {name} of a module outside of it")
         self.of.setdefault(self._names[module], {})[name] = _comparable(name, value)
+
+
+class Absent:
+    """Stands for an attribute that was asked for and not there."""
+
+
+def _members(module: nn.Module) -> Iterator[dict[str, Any]]:
+    for name in ("_parameters", "_buffers", "_modules"):
+        yield object.__getattribute__(module, "__dict__").get(name, {})
 
 
 def _comparable(name: str, value: Any) -> Any:
@@ -60,9 +70,17 @@ def is_same(now: Any, then: Any) -> bool:
 def recorded(reads: Reads) -> Iterator[None]:
     """Within it every attribute that users' code reads of a module is noted; members and methods are not."""
 
+    thread = get_ident()
+
     def read(module: nn.Module, name: str) -> Any:
-        value = object.__getattribute__(module, name)
-        if not is_library(str(sys._getframe(1).f_globals.get("__name__", ""))):
+        by_user = get_ident() == thread and not is_library(str(sys._getframe(1).f_globals.get("__name__", "")))
+        try:
+            value = object.__getattribute__(module, name)
+        except AttributeError:
+            if by_user and not any(name in members for members in _members(module)):
+                reads.note(module, name, Absent)
+            raise
+        if by_user:
             reads.note(module, name, value)
         return value
 

@@ -12,6 +12,7 @@ import inspect
 import sys
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 from threading import RLock
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx.proxy import Attribute
 
 from .aliases import IN_PLACE_OPERATORS
 from .reads import SETTINGS, Reads, recorded
 from .watching import NotTraceable, is_library, module_of, unchanged, without_effects
 
-_ONE_AT_A_TIME = RLock()  # torch.fx changes nn.Module while it traces
+_ONE_AT_A_TIME = RLock()
 
 
 class Trace(NamedTuple):
@@ -53,6 +55,7 @@ def trace(module: nn.Module, inline: Collection[str] = ()) -> Trace:
         NotTraceable: the forward is no straight sequence of operations on tensors.
     """
     functions: list[FunctionType] = []
+    # No other thread may trace meanwhile, nor run a module, which torch.fx would take for a part of the trace.
     with _ONE_AT_A_TIME, unchanged(module):
         while True:
             try:
@@ -77,12 +80,25 @@ def _trace_once(module: nn.Module, inline: Collection[str], functions: Collectio
 
 
 def _refuse_proxies_that_stay(tracer: _BlockTracer) -> None:
-    """Something that is not the graph would keep a value of the trace, for later."""
+    """Something that is not the graph would keep a value of the trace for later: it is taken away from there."""
     for collect in (lambda: None, gc.collect):
         collect()
         if not any(reference() is not None for reference in tracer.proxies):
             return
+    for reference in tracer.proxies:
+        for holder in gc.get_referrers(reference()) if reference() is not None else ():
+            _take_away(holder, reference)
     raise NotTraceable("its forward keeps a tensor for later")
+
+
+def _take_away(holder: Any, reference: weakref.ref[Proxy]) -> None:
+    if isinstance(holder, dict):
+        for key in [key for key, value in holder.items() if value is reference()]:
+            del holder[key]
+    elif isinstance(holder, (list, deque)):
+        kept = [value for value in holder if value is not reference()]
+        holder.clear()
+        holder.extend(kept)
 
 
 def _function_that_failed(error: Exception) -> FunctionType | None:
@@ -126,19 +142,33 @@ class _TensorProxy(Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(torch.Tensor, name):
-            return super().__getattr__(name)
+            return _Attribute(self, name)
         if self.node.op != "placeholder":
             self._refuse(f"{name} of an intermediate value")
         raise AttributeError(f"'Tensor' object has no attribute '{name}'")
 
     def __str__(self) -> str:
-        if not is_library(str(sys._getframe(1).f_globals.get("__name__", ""))):
-            self._refuse("the text of a value")
-        return super().__str__()
+        return _text_of(self)
 
     def __format__(self, format_spec: str) -> str:
-        self._refuse("the text of a value")
-        return ""
+        return _text_of(self)
+
+
+class _Attribute(Attribute):
+    """An attribute or a method of a value."""
+
+    def __str__(self) -> str:
+        return _text_of(self)
+
+    def __format__(self, format_spec: str) -> str:
+        return _text_of(self)
+
+
+def _text_of(proxy: Proxy) -> str:
+    """Refused, but to torch.fx itself: a text would be that of the graph's value."""
+    if is_library(str(sys._getframe(2).f_globals.get("__name__", ""))):
+        return repr(proxy)
+    raise NotTraceable("its forward asks for the text of a value")
 
 
 def _in_place(operation: Any) -> Any:

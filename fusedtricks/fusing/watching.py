@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dis
+import pickle
 import random
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -29,6 +31,9 @@ _STATEMENTS = {
     "SETUP_FINALLY": "catches exceptions",
 }
 """What is refused in the code of users, by the instructions of all versions of Python."""
+
+_QUESTIONS = ("type", "id", "vars", "globals", "locals")
+"""What would be answered for the values of a trace, and not for tensors."""
 
 _BUILTINS = ("print", "open", "input", "exec", "eval", "setattr", "delattr", "next")
 _MODULES = (
@@ -69,12 +74,11 @@ def module_of(frame: FrameType) -> str:
 @contextmanager
 def unchanged(root: nn.Module) -> Iterator[None]:
     """NotTraceable if within it random numbers are drawn or attributes of a module change; what was is put back."""
-    before, randomness = _state(root), random.getstate()
+    before, randomness = _state(root), _RandomStates()
     try:
         yield
     finally:
-        changed, drawn = _restore(before), random.getstate() != randomness
-        random.setstate(randomness)
+        changed, drawn = _restore(before), randomness.restore()
     if changed:
         raise NotTraceable(f"its forward changes {changed}")
     if drawn:
@@ -153,7 +157,8 @@ def _effect_of_function(frame: FrameType) -> str:
     if library == nn.Module.__module__ and name.startswith(_METHODS_OF_MODULES):
         return f"changes a module by {name}"
     by_user = caller is not None and not is_library(module_of(caller))
-    if library.startswith(_MODULES_OF_TORCH) or (by_user and (library.startswith(_MODULES) or name in _QUERIES)):
+    is_refused = library.startswith(_MODULES) or name in _QUERIES or (library == "torch" and name.startswith("set_"))
+    if library.startswith(_MODULES_OF_TORCH) or (by_user and is_refused):
         return f"calls {library}.{name}"
     return ""
 
@@ -163,6 +168,8 @@ def _statement(code: CodeType) -> str:
     for instruction in dis.get_instructions(code):
         if instruction.opname == "STORE_DEREF" and instruction.argval in code.co_freevars:
             return "sets a variable of an enclosing function"
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval in _QUESTIONS:
+            return f"uses {instruction.argval} (in {code.co_name})"
         if instruction.opname in _STATEMENTS:
             return f"{_STATEMENTS[instruction.opname]} (in {code.co_name})"
     return ""
@@ -172,6 +179,25 @@ def _is_importing(frame: FrameType | None) -> bool:
     while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None
+
+
+class _RandomStates:
+    """The states of Python's generator, and of NumPy's where it is loaded; torch's operators do not run here."""
+
+    def __init__(self) -> None:
+        self._numpy = sys.modules.get("numpy.random")
+        self._states = self._get()
+
+    def _get(self) -> list[Any]:
+        return [random.getstate(), *([self._numpy.get_state()] if self._numpy else [])]
+
+    def restore(self) -> bool:
+        """Puts them back; whether one had changed."""
+        changed = pickle.dumps(self._get()) != pickle.dumps(self._states)
+        random.setstate(self._states[0])
+        if self._numpy:
+            self._numpy.set_state(self._states[1])
+        return changed
 
 
 _State = list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
@@ -187,7 +213,7 @@ def _state(root: nn.Module) -> _State:
 
 
 def _is_collection(value: Any) -> bool:
-    return isinstance(value, (list, dict, set))
+    return isinstance(value, (list, dict, set, deque))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -212,4 +238,4 @@ def _restore(states: _State) -> str:
 
 def _refill(collection: Any, content: Any) -> None:
     collection.clear()
-    collection.extend(content) if isinstance(collection, list) else collection.update(content)
+    collection.extend(content) if isinstance(collection, (list, deque)) else collection.update(content)
