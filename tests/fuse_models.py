@@ -107,7 +107,7 @@ class NormAct(nn.BatchNorm2d):
         self.drop, self.act = nn.Identity(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        torch._assert(x.ndim == 4, "expected 4D input")
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
         factor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

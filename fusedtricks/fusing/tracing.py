@@ -72,6 +72,7 @@ def _trace_once(module: nn.Module, inline: Collection[str], functions: Collectio
     tracer = _BlockTracer(inline, functions)
     with torch.enable_grad(), recorded(reads), without_effects():
         graph = tracer.trace(module)
+    tracer.proxies_of_parameters.clear()  # which torch.fx keeps, in a cycle of references
     if tracer.refused:  # and the exception was caught
         raise NotTraceable(tracer.refused)
     _refuse_proxies_that_stay(tracer)
@@ -164,11 +165,17 @@ class _Attribute(Attribute):
         return _text_of(self)
 
 
+class _Text(str):
+    """The text of a value, good for a message and refused where something is decided by it."""
+
+    def _refuse(self, *arguments: Any) -> Any:
+        raise NotTraceable("its forward decides by the text of a value")
+
+    __eq__ = __ne__ = __hash__ = __contains__ = startswith = endswith = split = _refuse  # type: ignore[assignment]
+
+
 def _text_of(proxy: Proxy) -> str:
-    """Refused, but to torch.fx itself: a text would be that of the graph's value."""
-    if is_library(str(sys._getframe(2).f_globals.get("__name__", ""))):
-        return repr(proxy)
-    raise NotTraceable("its forward asks for the text of a value")
+    return _Text(repr(proxy))
 
 
 def _in_place(operation: Any) -> Any:
@@ -193,6 +200,7 @@ class _BlockTracer(Tracer):
         self.refused = ""
         self.proxies: list[weakref.ref[Proxy]] = []
         self.lists: list[nn.Module] = []
+        self.proxies_of_parameters: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self._inline
@@ -205,6 +213,7 @@ class _BlockTracer(Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if isinstance(attr_val, (nn.ModuleList, nn.ModuleDict)):
             self.lists.append(attr_val)
+        self.proxies_of_parameters = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: Node) -> Proxy:
