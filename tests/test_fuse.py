@@ -161,6 +161,33 @@ def test_copies_stay_fused(copied, calls):
     assert type(fusedtricks.unfuse(copied(fused))) is ResNet
 
 
+class Configuration:
+    scale = 2.0
+
+
+class Configured(BasicBlock):
+    """Reads an object, which is copied with the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Configuration()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.config.scale
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+def test_copies_with_a_configuration_stay_fused(copied, calls):
+    stock = Configured().double()
+    fused = copied(fusedtricks.fuse(stock))
+    assert_same_training(fused, stock)
+    assert calls.count("+ relu") == STEPS + 2
+    calls.clear()
+    stock.config = fused.config = Configuration()
+    assert_same_training(fused, stock)
+    assert not calls.count("+ relu")
+
+
 def test_copies_do_not_share_modules():
     fused = fusedtricks.fuse(ResNet().double())
     twin = copy.deepcopy(fused)

@@ -7,6 +7,7 @@ forward would do; otherwise the user's forward runs.
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 import inspect
@@ -73,7 +74,7 @@ class Guard:
 class Plan:
     """A rewritten forward, for one value of `training`.
 
-    Made of names and functions alone, not of the modules it was traced with, so that copies of a module share it.
+    Made of names and functions, not of the modules it was traced with: copies of a module use the same.
     """
 
     def __init__(self, graph: Graph, forward: Callable[..., Any], guards: list[Guard], done: Rewritten):
@@ -120,7 +121,10 @@ class Plan:
         return tuple(tensors)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        return self
+        """With guards of its own: an object that the forward read, as a configuration, is copied with the module."""
+        plan = Plan.__new__(Plan)
+        plan.__dict__.update(self.__dict__, guards=copy.deepcopy(self.guards, memo))
+        return plan
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By its source; without a plan, so stock, where the source refers to what cannot be pickled."""
