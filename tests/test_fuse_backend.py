@@ -69,11 +69,11 @@ def test_models(name, found):
 
 def test_shapes_may_change(found):
     stock = ResNet().double()
-    compiled = torch.compile(copy.deepcopy(stock), backend="fusedtricks")
+    compiled = torch.compile(copy.deepcopy(stock), backend="fusedtricks", dynamic=True)
     for size in ((3, 4, 8, 8), (5, 4, 8, 8), (2, 4, 11, 9), (7, 4, 16, 10)):
         x = image(*size)
         torch.testing.assert_close(compiled(x), stock(x))
-    assert len(found) <= 3  # for the first shapes, then for all of them
+    assert len(found) == 1
 
 
 def test_graph_breaks_are_tolerated(found):
