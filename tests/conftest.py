@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hardware import devices
+from torch import Tensor
+
+from fusedtricks import functional
 
 MARKS = {"cpu": (), "cuda": pytest.mark.cuda}
 
@@ -52,3 +56,17 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Each way through batch_norm_act's CUDA kernels."""
     monkeypatch.setenv("FUSEDTRICKS_CUDA_PATH", request.param)
     return request.param
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The activations of all fused BatchNorms that ran."""
+    seen: list[str] = []
+    fused = functional.batch_norm_act
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(("+ " if args[5] is not None else "") + kwargs["act"])
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(functional, "batch_norm_act", spy)
+    return seen

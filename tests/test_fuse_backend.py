@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from fuse_case import STEPS, image, train
 from fuse_models import CASES, ResNet
-from test_fuse import STEPS, image, train
 from torch import Tensor, nn
 
 from fusedtricks.fusing import dynamo, run_time

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from fuse_case import assert_same_training, chains, image
 from fuse_models import Base, BasicBlock, ResNet
-from test_fuse import assert_same_training, chains, image
 from torch import Tensor, nn
 
 import fusedtricks

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_fuse import STEPS, chains, image, train
+from fuse_case import STEPS, chains, image, train
 from torch import nn
 
 import fusedtricks

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import _build_info, eager
 from .. import functional as F
+from ..nn.batchnorm import batch_norm_act_of
 from . import activations
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -117,7 +118,7 @@ def norm_act(
     is_plain = activation is not None and is_batch_norm(norm) and not has_hooks(norm) and not any_global_hooks()
     if activation is None or not is_plain or not _fits(input, residual, adds) or not has_usual_state(norm):
         return _compose(norm(input), residual, act, act_kwargs, adds)
-    return batch_norm_module(norm, input, residual, *activation)
+    return batch_norm_act_of(norm, input, residual, *activation)
 
 
 def has_usual_state(norm: Any) -> bool:
@@ -125,32 +126,6 @@ def has_usual_state(norm: Any) -> bool:
     count, momentum = norm.num_batches_tracked, norm.momentum
     counts = count is not None and count.dtype is torch.int64
     return (counts or (count is None and momentum is not None)) and (momentum is None or 0 <= momentum <= 1)
-
-
-def batch_norm_module(
-    norm: Any,
-    input: Tensor,
-    residual: Tensor | None = None,
-    act: str = "identity",
-    act_kwargs: Mapping[str, float] | None = None,
-) -> Tensor:
-    """The fused operator with a stock BatchNorm's state, as its own forward would use it."""
-    norm._check_input_dim(input)
-    tracks = not norm.training or norm.track_running_stats
-    return F.batch_norm_act(
-        input,
-        norm.running_mean if tracks else None,
-        norm.running_var if tracks else None,
-        norm.weight,
-        norm.bias,
-        residual,
-        act=act,
-        act_kwargs=act_kwargs,
-        training=norm.training or (norm.running_mean is None and norm.running_var is None),
-        momentum=norm.momentum,
-        eps=norm.eps,
-        num_batches_tracked=norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
-    )
 
 
 def batch_norm_act(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from ..nn.batchnorm import batch_norm_act_of
 from . import activations, run_time
 
 
@@ -29,7 +30,7 @@ def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
 def _norm_forward(self: Any, input: Tensor) -> Tensor:
     if not run_time.has_kernels(input) or not run_time.has_usual_state(self):
         return nn.modules.batchnorm._BatchNorm.forward(self, input)
-    return run_time.batch_norm_module(self, input)
+    return batch_norm_act_of(self, input, None, "identity", None)
 
 
 def _dropout_forward(self: Any, input: Tensor) -> Tensor:

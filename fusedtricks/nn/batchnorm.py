@@ -12,6 +12,30 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import functional as F
 
 
+def batch_norm_act_of(
+    norm: Any, input: Tensor, residual: Tensor | None, act: str, act_kwargs: Mapping[str, float] | None
+) -> Tensor:
+    """The fused operator with a BatchNorm's state, used as stock's own forward uses it."""
+    if isinstance(input, Tensor):  # as against a proxy of torch.fx
+        norm._check_input_dim(input)
+    batch_statistics = norm.training or (norm.running_mean is None and norm.running_var is None)
+    tracks = not norm.training or norm.track_running_stats
+    return F.batch_norm_act(
+        input,
+        norm.running_mean if tracks else None,
+        norm.running_var if tracks else None,
+        norm.weight,
+        norm.bias,
+        residual,
+        act=act,
+        act_kwargs=act_kwargs,
+        training=batch_statistics,
+        momentum=norm.momentum,
+        eps=norm.eps,
+        num_batches_tracked=norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
+    )
+
+
 class _BatchNormAct(_BatchNorm):
     """What the modules of every rank share. `act` and `act_kwargs` are not in the state_dict."""
 
@@ -38,24 +62,7 @@ class _BatchNormAct(_BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(batch_norm(input) + residual); residual of the input's shape and dtype, or None."""
-        if isinstance(input, Tensor):  # as against a proxy of torch.fx
-            self._check_input_dim(input)
-        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
-        tracks = not self.training or self.track_running_stats
-        return F.batch_norm_act(
-            input,
-            self.running_mean if tracks else None,
-            self.running_var if tracks else None,
-            self.weight,
-            self.bias,
-            residual,
-            act=self.act,
-            act_kwargs=self.act_kwargs,
-            training=batch_statistics,
-            momentum=self.momentum,
-            eps=self.eps,
-            num_batches_tracked=self.num_batches_tracked if self.training and self.track_running_stats else None,
-        )
+        return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs)
 
     @property
     def qconfig(self) -> Any:
