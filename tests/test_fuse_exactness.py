@@ -299,6 +299,23 @@ def test_activations_whose_result_is_only_read_are_replaced():
     assert [(entry.where, entry.reason) for entry in report.left] == [("3", "its result may be changed in place")]
 
 
+def test_an_activation_that_an_untraceable_forward_calls_too():
+    """There its result may be changed, which no trace shows."""
+
+    class Untraceable(nn.Module):
+        def __init__(self, act: nn.Module) -> None:
+            super().__init__()
+            self.acts = nn.ModuleList([act])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.acts[0](x if x.sum() > 0 else x + 1)
+            return y.add_(1)
+
+    act = nn.LeakyReLU()
+    stock = nn.Sequential(nn.Conv2d(4, 4, 1), act, nn.Conv2d(4, 4, 1), Untraceable(act)).double()
+    assert_same_training(fusedtricks.fuse(stock), stock)
+
+
 @pytest.mark.parametrize(
     "change",
     [

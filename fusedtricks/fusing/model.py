@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
@@ -144,6 +145,8 @@ class _Planner:
             return
         obstacle = prepare(type(module))
         plans, reasons = ({}, [obstacle]) if obstacle else make_plans(module, self._singles)
+        if reasons:  # what the forward does with the results of its members is not known
+            self._changed.update(_own_members(module))
         for plan in plans.values():
             self._only_read.update(map(module.get_submodule, plan.done.only_read))
             self._changed.update(map(module.get_submodule, plan.done.changed))
@@ -177,6 +180,15 @@ class _Planner:
         if activation is None or activation.name not in KEEPS_RESULT or getattr(module, "inplace", False):
             return ""
         return "" if module in self._only_read - self._changed else "its result may be changed in place"
+
+
+def _own_members(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a forward is likely to call: its children, and those in its lists."""
+    for child in module.children():
+        if type(child).forward is nn.Module.forward:
+            yield from _own_members(child)
+        else:
+            yield child
 
 
 def _has_something_to_fuse(module: nn.Module) -> bool:
