@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F
+from ..functional._calls import activation_arguments
 
 
 def batch_norm_act_of(
@@ -53,7 +54,7 @@ class _BatchNormAct(_BatchNorm):
         act: str = "relu",
         act_kwargs: Mapping[str, float] | None = None,
     ) -> None:
-        F.activation_arguments(act, act_kwargs)
+        activation_arguments(act, act_kwargs)
         # torch knows the argument from 2.13 on; before that it says so itself where it is wanted.
         stock = {} if bias else {"bias": False}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **stock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..functional._dropout import check_dropout
 
 
 class Dropout(nn.Dropout):
@@ -20,7 +21,7 @@ class Dropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, mode: str = "inverted") -> None:
-        F.check_dropout(p, mode)
+        check_dropout(p, mode)
         super().__init__(p, inplace)
         self.mode = mode
 

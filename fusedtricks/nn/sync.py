@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..functional._calls import activation_arguments
 from .batchnorm import _BatchNormAct
 
 
@@ -22,7 +23,7 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
     """
 
     def __init__(self, *args: Any, act: str = "relu", act_kwargs: Any = None, **kwargs: Any) -> None:
-        F.activation_arguments(act, act_kwargs)
+        activation_arguments(act, act_kwargs)
         super().__init__(*args, **kwargs)
         self.act = act
         self.act_kwargs = dict(act_kwargs or {})

@@ -1,0 +1,97 @@
+// Masks of dropout: words of the Philox stream where the loops need them, recomputed from (seed, offset, logical
+// index).
+#pragma once
+
+#include "../element.h"
+#include "memory.h"
+#include "philox_lanes.h"
+
+namespace fusedtricks::cpu {
+
+struct Mask {
+  uint64_t seed, offset;
+  DropRate rate;
+
+  Mask(const int64_t* rng_state, const DropRate& rate_)
+      : seed(uint64_t(rng_state[0])), offset(uint64_t(rng_state[1])), rate(rate_) {}
+};
+
+// x where kept, +0 where not. By bits: a multiplication would let a dropped NaN through, and a conditional expression
+// would be a branch that is mispredicted at random.
+template <class V>
+FT_INLINE V masked(V x, uint32_t word, uint32_t threshold) {
+  using Bits = typename ExpTraits<V>::Int;
+  return bit_cast<V>(Bits(bit_cast<Bits>(x) & -Bits(word >= threshold)));
+}
+
+// x * scale where kept; in place where y is x.
+template <class T>
+void drop_span(const T* x, T* y, int64_t n, const uint32_t* word, uint32_t threshold, Compute<T> scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = store<T>(masked(load(x[i]) * scale, word[i], threshold));
+}
+
+// The words of elements that follow each other in logical order.
+struct OrderedWords {
+  static constexpr int64_t count = 4 * kCountersAtOnce;
+
+  alignas(kCacheLine) uint32_t word[count];
+
+  // Those from the element of that index on: the first `count - index % 4` of what is returned.
+  FT_INLINE const uint32_t* fill(const Mask& mask, uint64_t index) {
+    Words lane{};
+    for (int j = 0; j < kLanesOfVector; ++j) lane[j] = j;
+    const uint64_t counter = index / 4;
+    PhiloxLanes([&](int v) { return lane + (counter + v * kLanesOfVector); }, mask.seed, mask.offset)
+        .store_interleaved(word);
+    return word + index % 4;
+  }
+};
+
+// The words of a tile of kChannels channels by kPositions positions of rows: word[position * kChannels + channel].
+constexpr int kChannels = 64, kPositions = 64;
+
+struct RowWords {
+  // One block more a channel than kPositions / 4: a channel's first position may lie inside a block.
+  alignas(kCacheLine) uint32_t word[(kPositions / 4 + 1) * 4 * kChannels];
+  int32_t start[kChannels];  // where channel c's first word is
+  bool aligned = true;       // every channel starts a block
+
+  // Channels of the tile: `count`, the first of which has logical index `first` at the first position.
+  void fill(int64_t first, int count, int64_t channel_stride, int positions, const Mask& mask) {
+    alignas(kCacheLine) uint64_t counter[kChannels] = {};
+    aligned = true;
+    for (int c = 0; c < count; ++c) {
+      const uint64_t index = uint64_t(first + c * channel_stride);
+      counter[c] = index / 4;
+      start[c] = int32_t(index % 4) * kChannels + c;
+      aligned &= index % 4 == 0;
+    }
+    // A vector holds one block of some channels; vectors are numbered through all blocks, and go in packs.
+    const int vectors = (count + kLanesOfVector - 1) / kLanesOfVector, total = ((positions + 2) / 4 + 1) * vectors;
+    for (int first_vector = 0; first_vector < total; first_vector += kVectors) {
+      const auto counters = [&](int v) {
+        const int vector = first_vector + v;
+        Words of_block_0;
+        std::memcpy(&of_block_0, counter + vector % vectors * kLanesOfVector, sizeof(of_block_0));
+        return of_block_0 + uint64_t(vector / vectors);
+      };
+      const PhiloxLanes lanes(counters, mask.seed, mask.offset);
+      for (int v = 0; v < std::min(kVectors, total - first_vector); ++v) {
+        const int vector = first_vector + v;
+        lanes.store_planar(v, word + vector / vectors * 4 * kChannels + vector % vectors * kLanesOfVector, kChannels);
+      }
+    }
+  }
+
+  // The words of one position, gathered into `row` where channels are out of step.
+  const uint32_t* of(int position, int count, uint32_t* row) const {
+    const uint32_t* at = word + position * kChannels;
+    if (aligned) return at;
+#pragma omp simd
+    for (int c = 0; c < count; ++c) row[c] = at[start[c]];
+    return row;
+  }
+};
+
+}  // namespace fusedtricks::cpu

@@ -1,0 +1,113 @@
+"""Batch normalisation, a residual and an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from .. import _C, eager
+from ._calls import activation_arguments, check_types, is_exporting, needs_composition, ops
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    act: str = "relu",
+    act_kwargs: Mapping[str, float] | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    r"""Equivalent to `act(F.batch_norm(input, running_mean, running_var, weight, bias, training, …) + residual)`.
+
+    Batch normalisation (Ioffe & Szegedy, 2015), an optional residual and an activation, in one sweep over memory after
+    the one for the statistics. For backward the input is kept, and two values per channel; with a residual also the
+    output (which the next layer keeps anyway), or the residual where the activation cannot be read off the output.
+
+    Args:
+        input: (N, C) or (N, C, \*), float32, float64, bfloat16 or float16. Contiguous and channels-last memory are both
+            taken as they are; other strides cost one copy.
+        running_mean: (C,), or None. The moving average used in evaluation, updated in training.
+        running_var: (C,), or None. The same of the unbiased variance.
+        weight: (C,), the γ of the paper, or None for 1. As the running statistics in `input`'s dtype, or float32 with
+            bfloat16 and float16 input.
+        bias: (C,), the β of the paper, or None for 0.
+        residual: of `input`'s shape, dtype and device, added before the activation, or None.
+        act: one of `ACTIVATIONS`.
+        act_kwargs: its parameters, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
+        training: normalise with the statistics of this batch, else with the running ones.
+        momentum: weight of the batch in the running statistics (the lecture's α), or None for a cumulative average.
+        eps: added to the variance.
+        num_batches_tracked: int64 scalar that counts the batches in training, or None. `momentum=None` needs it.
+
+    Returns:
+        A tensor of `input`'s shape, dtype and memory format.
+
+    Raises:
+        ValueError: unknown `act`; `eps` not positive, one value per channel, running statistics given by half, or
+            `momentum` outside [0, 1], in training.
+        TypeError: `input` is not a tensor; `act_kwargs` that the activation does not take.
+        NotImplementedError: `input` of another dtype, or on a device without a backend.
+        IndexError: `input` of fewer than 2 dimensions.
+        RuntimeError: a tensor whose shape, dtype or device does not fit `input`; evaluation without running statistics.
+    """
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+        return handle_torch_function(
+            batch_norm_act,
+            (input, running_mean, running_var, weight, bias, residual),
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            residual,
+            act=act,
+            act_kwargs=act_kwargs,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            num_batches_tracked=num_batches_tracked,
+        )
+    arguments = activation_arguments(act, act_kwargs)
+    buffers = (running_mean, running_var, num_batches_tracked)
+    exported = not training and is_exporting()
+    if torch.compiler.is_compiling() and not exported:
+        return ops.batch_norm_act(input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps)[0]
+    if exported or needs_composition():
+        return eager.batch_norm_act(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            residual,
+            act=act,
+            act_kwargs=act_kwargs,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            num_batches_tracked=num_batches_tracked,
+        )
+    try:
+        return _C.batch_norm_act(input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps)
+    except TypeError:
+        tensors = {
+            "input": input,
+            "running_mean": running_mean,
+            "running_var": running_var,
+            "num_batches_tracked": num_batches_tracked,
+            "weight": weight,
+            "bias": bias,
+            "residual": residual,
+        }
+        check_types("batch_norm_act", tensors, {"momentum": momentum, "eps": eps})
+        raise

@@ -1,0 +1,75 @@
+"""What the functions share: the names of the activations, checks of arguments, which way a call goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _C
+
+ACTIVATIONS: dict[str, dict[str, float]] = {name: dict(parameters) for name, parameters in _C.activations()}
+"""Every activation by name, with its parameters and their defaults."""
+
+_DEFAULT_ARGUMENTS = {name: list(parameters.values()) for name, parameters in ACTIVATIONS.items()}
+ops = torch.ops.fusedtricks
+
+
+def activation_arguments(act: str, act_kwargs: Mapping[str, float] | None) -> list[float]:
+    """The parameters of an activation in the order that the operators take them.
+
+    Raises:
+        ValueError: if `act` is not one of `ACTIVATIONS`.
+        TypeError: if `act_kwargs` names a parameter that the activation does not have.
+    """
+    if act not in ACTIVATIONS:
+        raise ValueError(f"act: unknown activation {act!r}; known are: {', '.join(ACTIVATIONS)}")
+    if not act_kwargs:
+        return _DEFAULT_ARGUMENTS[act]
+    parameters = ACTIVATIONS[act]
+    for name in act_kwargs:
+        if name not in parameters:
+            takes = ", ".join(parameters) or "none"
+            raise TypeError(f"act_kwargs: {act} has no parameter {name!r}; it takes: {takes}")
+    return [_number(act, name, act_kwargs.get(name, default)) for name, default in parameters.items()]
+
+
+def _number(act: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        kind = type(value).__name__
+        raise TypeError(f"{act}(): argument {name!r} must be a number, not {kind}") from None
+
+
+def needs_composition() -> bool:
+    """Whether a transform is active that C++ autograd functions do not support."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_exporting() -> bool:
+    """Whether a model is being exported: what is exported for evaluation is to need nothing but stock operators."""
+    return torch.compiler.is_compiling() and torch.compiler.is_exporting()
+
+
+def check_types(op: str, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+    """TypeError for the first argument of a wrong type; the first of `tensors` must be one, the others may be None."""
+    for i, (name, value) in enumerate(tensors.items()):
+        if not isinstance(value, Tensor) and (i == 0 or value is not None):
+            raise TypeError(f"{op}(): argument {name!r} must be Tensor, not {type(value).__name__}")
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise TypeError(f"{op}(): argument {name!r} must be a number, not {type(value).__name__}")
+
+
+def signed_seed(seed: int | None) -> int | None:
+    """A 64-bit seed, signed or not, as the int64 that operators take."""
+    if seed is None:
+        return None
+    if not isinstance(seed, int):
+        raise TypeError(f"dropout(): argument 'seed' must be int, not {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed has to fit 64 bits, but got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed
