@@ -51,6 +51,19 @@ T kept(AutogradContext* ctx) {
   return c10::static_intrusive_pointer_cast<Attributes<T>>(ctx->saved_data["attributes"].toCapsule())->value;
 }
 
+// For an autocast kernel, which calls the operator again below autocast.
+inline c10::impl::ExcludeDispatchKeyGuard without_autocast() {
+  return c10::impl::ExcludeDispatchKeyGuard(
+      c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}));
+}
+
+// A tensor and what is added to it in the wider of their dtypes, which stock's sum would have.
+inline std::pair<Tensor, OptionalTensor> to_wider(const Tensor& t, const OptionalTensor& added) {
+  if (!added) return {t, added};
+  const auto type = c10::promoteTypes(t.scalar_type(), added->scalar_type());
+  return {t.to(type), added->to(type)};
+}
+
 // An activation by name, as operators take it.
 struct NamedActivation {
   std::string name;

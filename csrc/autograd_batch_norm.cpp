@@ -212,14 +212,10 @@ Results batch_norm_act_autocast(const Tensor& input, const OptionalTensor& runni
                                 const OptionalTensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& residual, c10::string_view act, at::ArrayRef<double> act_args,
                                 bool training, std::optional<double> momentum, double eps) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}));
-  const auto wide = [&](const Tensor& t) {
-    return residual ? t.to(c10::promoteTypes(input.scalar_type(), residual->scalar_type())) : t;
-  };
-  return ops::batch_norm_act(wide(input), running_mean, running_var, num_batches_tracked, weight, bias,
-                             residual ? OptionalTensor(wide(*residual)) : residual, act, act_args, training, momentum,
-                             eps);
+  const auto no_autocast = without_autocast();
+  const auto [x, r] = to_wider(input, residual);
+  return ops::batch_norm_act(x, running_mean, running_var, num_batches_tracked, weight, bias, r, act, act_args,
+                             training, momentum, eps);
 }
 
 }  // namespace

@@ -25,9 +25,21 @@ Tensor activation(const Tensor& input, const std::string& act, const std::vector
   return input;
 }
 
-Tensor dropout(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed, bool inplace) {
-  if (!inplace) return std::get<0>(ops::dropout(input, p, scale_kept, seed));
-  ops::dropout_(input, p, scale_kept, seed);
+Tensor dropout(const Tensor& input, double p, const std::string& mode, std::optional<int64_t> seed, bool inplace) {
+  if (!inplace) return std::get<0>(ops::dropout(input, p, mode, seed));
+  ops::dropout_(input, p, mode, seed);
+  return input;
+}
+
+Tensor act_dropout(const Tensor& input, const OptionalTensor& bias, const OptionalTensor& residual,
+                   const std::string& act, const std::vector<double>& act_args, double p, std::optional<int64_t> seed) {
+  return std::get<0>(ops::act_dropout(input, bias, residual, act, act_args, p, seed));
+}
+
+Tensor feature_dropout(const Tensor& input, const OptionalTensor& residual, int64_t mask_dims, double p,
+                       const std::string& mode, std::optional<int64_t> seed, bool inplace) {
+  if (!inplace) return std::get<0>(ops::feature_dropout(input, residual, mask_dims, p, mode, seed));
+  ops::feature_dropout_(input, mask_dims, p, mode, seed);
   return input;
 }
 
@@ -56,6 +68,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("batch_norm_act", &batch_norm_act, without_gil);
   m.def("activation", &activation, without_gil);
   m.def("dropout", &dropout, without_gil);
+  m.def("act_dropout", &act_dropout, without_gil);
+  m.def("feature_dropout", &feature_dropout, without_gil);
   m.def("activations", &activations);
   m.def("philox", &philox);
 }

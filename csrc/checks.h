@@ -4,11 +4,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "activations.h"
+#include "philox.h"
 
 namespace fusedtricks {
 
@@ -67,6 +69,80 @@ inline void check_per_channel(const OptionalTensor& t, const at::Tensor& input, 
 // ValueError unless 0 <= p <= 1.
 inline void check_probability(double p) {
   TORCH_CHECK_VALUE(p >= 0 && p <= 1, "dropout probability p has to be between 0 and 1, but got ", p);
+}
+
+// The mode of that name; ValueError where there is none.
+inline DropMode check_drop_mode(std::string_view mode) {
+  if (mode == "inverted") return DropMode::kInverted;
+  if (mode == "classic") return DropMode::kClassic;
+  TORCH_CHECK_VALUE(mode == "alpha", "mode has to be 'inverted', 'classic' or 'alpha', but got '", std::string(mode),
+                    "'");
+  return DropMode::kAlpha;
+}
+
+// What becomes of a tensor's values; ValueError unless 0 <= p <= 1 and the mode is known.
+inline DropRate check_dropout(double p, std::string_view mode) {
+  check_probability(p);
+  return DropRate::make(p, check_drop_mode(mode));
+}
+
+// The same where the first mask_dims dimensions have a mask of their own, of one value each.
+inline DropRate check_feature_dropout(const at::Tensor& input, const OptionalTensor& residual, int64_t mask_dims,
+                                      double p, std::string_view mode) {
+  check_floating(input, "feature_dropout", "input");
+  TORCH_CHECK_VALUE(0 <= mask_dims && mask_dims <= 2, "mask_dims has to be 0 (one value), 1 (a value per sample) or ",
+                    "2 (a value per channel), but got ", mask_dims);
+  TORCH_CHECK(mask_dims <= input.dim(), "input has ", input.dim(), " dimensions; it takes at least ", mask_dims);
+  if (residual) check_like(*residual, input, "residual", "input");
+  return check_dropout(p, mode);
+}
+
+// RuntimeError unless rng_state is an int64 tensor of two elements on grad's device.
+inline void check_rng_state(const at::Tensor& rng_state, const at::Tensor& grad) {
+  check_device(rng_state, grad, "rng_state");
+  TORCH_CHECK(rng_state.dim() == 1 && rng_state.sym_size(0) == 2 && rng_state.scalar_type() == at::kLong,
+              "rng_state takes an int64 tensor of two elements, seed and offset");
+}
+
+// RuntimeError unless bias, where given, has a value per index of input's last dimension, (F), or per channel,
+// (C, 1, ...) with as many dimensions as a sample.
+inline void check_bias(const OptionalTensor& bias, const at::Tensor& input) {
+  if (!bias) return;
+  check_device(*bias, input, "bias");
+  const bool of_last = bias->dim() == 1 && input.dim() >= 1 && bias->sym_size(0) == input.sym_size(-1);
+  bool of_channels = bias->dim() > 1 && bias->dim() == input.dim() - 1 && bias->sym_size(0) == input.sym_size(1);
+  for (int64_t d = 1; d < bias->dim(); ++d) of_channels = of_channels && bias->sym_size(d) == 1;
+  TORCH_CHECK(of_last || of_channels, "bias has shape ", bias->sym_sizes(), "; with input of shape ", input.sym_sizes(),
+              " it takes (", input.dim() ? input.sym_size(-1) : c10::SymInt(1), ",) for the last dimension",
+              input.dim() > 2 ? " or (C, 1, ...) for the channels" : "");
+  const auto type = input.scalar_type();
+  const bool reduced = type == at::kBFloat16 || type == at::kHalf;
+  TORCH_CHECK(bias->scalar_type() == type || (reduced && bias->scalar_type() == at::kFloat), "bias has dtype ",
+              bias->scalar_type(), "; with input of dtype ", type, " it takes ", type, reduced ? " or Float" : "");
+}
+
+inline DropRate check_act_dropout(const at::Tensor& input, const OptionalTensor& bias, const OptionalTensor& residual,
+                                  double p) {
+  check_floating(input, "act_dropout", "input");
+  check_bias(bias, input);
+  if (residual) check_like(*residual, input, "residual", "input");
+  return check_dropout(p, "inverted");
+}
+
+// RuntimeError unless a backward's tensors fit the gradient that it is given.
+inline DropRate check_act_dropout_backward(const at::Tensor& grad_output, const OptionalTensor& input,
+                                           const OptionalTensor& output, const OptionalTensor& bias,
+                                           const OptionalTensor& rng_state, const Activation& act, double p,
+                                           std::array<bool, 2> output_mask) {
+  check_floating(grad_output, "act_dropout_backward", "grad_output");
+  if (input) check_like(*input, grad_output, "input", "grad_output");
+  if (output) check_like(*output, grad_output, "output", "grad_output");
+  if (rng_state) check_rng_state(*rng_state, grad_output);
+  check_bias(bias, grad_output);
+  TORCH_CHECK(input || output || act.is_identity(), "act_dropout_backward: ", act.info().name,
+              " takes input, or output where the derivative can be read off it");
+  TORCH_CHECK(!output_mask[1] || bias, "act_dropout_backward: a gradient of bias takes bias");
+  return check_dropout(p, "inverted");
 }
 
 struct BatchNormArguments {
@@ -133,13 +209,6 @@ inline void check_batch_norm_backward(const at::Tensor& grad_output, const at::T
     TORCH_CHECK(t->dim() == 1 && t->sym_size(0) == input.sym_size(1) && t->scalar_type() == at::kDouble, name,
                 " takes one float64 value per channel of input");
   }
-}
-
-// RuntimeError unless rng_state is an int64 tensor of two elements on grad's device.
-inline void check_rng_state(const at::Tensor& rng_state, const at::Tensor& grad) {
-  check_device(rng_state, grad, "rng_state");
-  TORCH_CHECK(rng_state.dim() == 1 && rng_state.sym_size(0) == 2 && rng_state.scalar_type() == at::kLong,
-              "rng_state takes an int64 tensor of two elements, seed and offset");
 }
 
 }  // namespace fusedtricks

@@ -25,14 +25,34 @@ TORCH_LIBRARY(fusedtricks, m) {
   m.def("activation_backward(Tensor grad_output, Tensor saved, str act, float[] act_args) -> Tensor");
   // grad * d act' / d saved, for the gradient of activation_backward.
   m.def("activation_backward_slope(Tensor grad, Tensor saved, str act, float[] act_args) -> Tensor");
-  // input * mask [/ (1 - p)], and the two int64 that the mask follows from: seed and offset.
-  m.def("dropout(Tensor input, float p, bool scale_kept, int? seed) -> (Tensor output, Tensor rng_state)",
+  // Where kept input [/ (1 - p)], else 0; or alpha dropout. And the two int64 that the mask follows from: seed and
+  // offset.
+  m.def("dropout(Tensor input, float p, str mode, int? seed) -> (Tensor output, Tensor rng_state)",
         {at::Tag::nondeterministic_seeded});
   // The same, written over input.
-  m.def("dropout_(Tensor(a!) input, float p, bool scale_kept, int? seed) -> Tensor",
+  m.def("dropout_(Tensor(a!) input, float p, str mode, int? seed) -> Tensor", {at::Tag::nondeterministic_seeded});
+  // grad_output * the same mask.
+  m.def("dropout_backward(Tensor grad_output, Tensor rng_state, float p, str mode) -> Tensor");
+  // dropout(act(input + bias)) [+ residual]. The two int64 of the mask, or none where p is 0.
+  m.def(
+      "act_dropout(Tensor input, Tensor? bias, Tensor? residual, str act, float[] act_args, float p, int? seed) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // Its gradients, from input or else from output, without residual. Without rng_state nothing was dropped, or what was
+  // shows in output.
+  m.def(
+      "act_dropout_backward(Tensor grad_output, Tensor? input, Tensor? output, Tensor? bias, Tensor? rng_state, "
+      "str act, float[] act_args, float p, bool[2] output_mask) -> (Tensor grad_input, Tensor grad_bias)");
+  // The same as dropout with one mask value for each index of the first mask_dims dimensions, [+ residual].
+  m.def(
+      "feature_dropout(Tensor input, Tensor? residual, int mask_dims, float p, str mode, int? seed) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // The same, written over input.
+  m.def("feature_dropout_(Tensor(a!) input, int mask_dims, float p, str mode, int? seed) -> Tensor",
         {at::Tag::nondeterministic_seeded});
   // grad_output * the same mask.
-  m.def("dropout_backward(Tensor grad_output, Tensor rng_state, float p, bool scale_kept) -> Tensor");
+  m.def("feature_dropout_backward(Tensor grad_output, Tensor rng_state, int mask_dims, float p, str mode) -> Tensor");
   // The instruction set that the CPU kernels were compiled for: default, avx2 or avx512.
   m.def("cpu_capability() -> str");
 }
@@ -90,20 +110,60 @@ Tensor activation_backward_meta(const Tensor& grad_output, const Tensor& saved, 
   return at::empty_like(saved);
 }
 
-std::tuple<Tensor, Tensor> dropout_meta(const Tensor& input, double p, bool, std::optional<int64_t>) {
+std::tuple<Tensor, Tensor> dropout_meta(const Tensor& input, double p, Strings mode, std::optional<int64_t>) {
   check_floating(input, "dropout", "input");
-  check_probability(p);
+  check_dropout(p, mode);
   return {empty_in_kernel_layout(input), at::empty({2}, input.options().dtype(at::kLong))};
 }
 
-Tensor dropout_inplace_meta(const Tensor& input, double p, bool, std::optional<int64_t>) {
+Tensor dropout_inplace_meta(const Tensor& input, double p, Strings mode, std::optional<int64_t>) {
   check_floating(input, "dropout", "input");
-  check_probability(p);
+  check_dropout(p, mode);
   return at::empty({2}, input.options().dtype(at::kLong));
 }
 
-Tensor dropout_backward_meta(const Tensor& grad_output, const Tensor& rng_state, double p, bool) {
-  check_probability(p);
+Tensor dropout_backward_meta(const Tensor& grad_output, const Tensor& rng_state, double p, Strings mode) {
+  check_dropout(p, mode);
+  check_rng_state(rng_state, grad_output);
+  return empty_in_kernel_layout(grad_output);
+}
+
+Tensor rng_state_for(const Tensor& input) { return at::empty({2}, input.options().dtype(at::kLong)); }
+
+std::tuple<Tensor, Tensor> act_dropout_meta(const Tensor& input, const OptionalTensor& bias,
+                                            const OptionalTensor& residual, Strings act, at::ArrayRef<double> act_args,
+                                            double p, std::optional<int64_t>) {
+  check_activation(act, act_args);
+  const DropRate rate = check_act_dropout(input, bias, residual, p);
+  return {empty_in_kernel_layout(input), empty_rng_state(input, rate)};
+}
+
+std::tuple<Tensor, Tensor> act_dropout_backward_meta(const Tensor& grad_output, const OptionalTensor& input,
+                                                     const OptionalTensor& output, const OptionalTensor& bias,
+                                                     const OptionalTensor& rng_state, Strings act,
+                                                     at::ArrayRef<double> act_args, double p,
+                                                     std::array<bool, 2> output_mask) {
+  const Activation activation = check_activation(act, act_args);
+  check_act_dropout_backward(grad_output, input, output, bias, rng_state, activation, p, output_mask);
+  return {output_mask[0] ? empty_in_kernel_layout(grad_output) : Tensor(),
+          output_mask[1] ? at::empty_like(*bias, at::MemoryFormat::Contiguous) : Tensor()};
+}
+
+std::tuple<Tensor, Tensor> feature_dropout_meta(const Tensor& input, const OptionalTensor& residual, int64_t mask_dims,
+                                                double p, Strings mode, std::optional<int64_t>) {
+  check_feature_dropout(input, residual, mask_dims, p, mode);
+  return {empty_in_kernel_layout(input), rng_state_for(input)};
+}
+
+Tensor feature_dropout_inplace_meta(const Tensor& input, int64_t mask_dims, double p, Strings mode,
+                                    std::optional<int64_t>) {
+  check_feature_dropout(input, std::nullopt, mask_dims, p, mode);
+  return rng_state_for(input);
+}
+
+Tensor feature_dropout_backward_meta(const Tensor& grad_output, const Tensor& rng_state, int64_t mask_dims, double p,
+                                     Strings mode) {
+  check_feature_dropout(grad_output, std::nullopt, mask_dims, p, mode);
   check_rng_state(rng_state, grad_output);
   return empty_in_kernel_layout(grad_output);
 }
@@ -132,12 +192,18 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("dropout", dropout_meta);
   m.impl("dropout_", dropout_inplace_meta);
   m.impl("dropout_backward", dropout_backward_meta);
+  m.impl("act_dropout", act_dropout_meta);
+  m.impl("act_dropout_backward", act_dropout_backward_meta);
+  m.impl("feature_dropout", feature_dropout_meta);
+  m.impl("feature_dropout_", feature_dropout_inplace_meta);
+  m.impl("feature_dropout_backward", feature_dropout_backward_meta);
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
   for (const char* op :
        {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_", "activation_backward",
-        "activation_backward_slope", "dropout", "dropout_", "dropout_backward"}) {
+        "activation_backward_slope", "dropout", "dropout_", "dropout_backward", "act_dropout", "act_dropout_backward",
+        "feature_dropout", "feature_dropout_", "feature_dropout_backward"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

@@ -57,20 +57,55 @@ at::Tensor activation_backward_slope(const at::Tensor& grad, const at::Tensor& s
   return op.call(grad, saved, act, act_args);
 }
 
-std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double p, bool scale_kept,
+std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double p, c10::string_view mode,
                                            std::optional<int64_t> seed) {
   FUSEDTRICKS_OPERATOR(dropout);
-  return op.call(input, p, scale_kept, seed);
+  return op.call(input, p, mode, seed);
 }
 
-at::Tensor dropout_(const at::Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
+at::Tensor dropout_(const at::Tensor& input, double p, c10::string_view mode, std::optional<int64_t> seed) {
   FUSEDTRICKS_OPERATOR(dropout_);
-  return op.call(input, p, scale_kept, seed);
+  return op.call(input, p, mode, seed);
 }
 
-at::Tensor dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, double p, bool scale_kept) {
+at::Tensor dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, double p,
+                            c10::string_view mode) {
   FUSEDTRICKS_OPERATOR(dropout_backward);
-  return op.call(grad_output, rng_state, p, scale_kept);
+  return op.call(grad_output, rng_state, p, mode);
+}
+
+std::tuple<at::Tensor, at::Tensor> feature_dropout(const at::Tensor& input, const OptionalTensor& residual,
+                                                   int64_t mask_dims, double p, c10::string_view mode,
+                                                   std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(feature_dropout);
+  return op.call(input, residual, mask_dims, p, mode, seed);
+}
+
+at::Tensor feature_dropout_(const at::Tensor& input, int64_t mask_dims, double p, c10::string_view mode,
+                            std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(feature_dropout_);
+  return op.call(input, mask_dims, p, mode, seed);
+}
+
+at::Tensor feature_dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, int64_t mask_dims,
+                                    double p, c10::string_view mode) {
+  FUSEDTRICKS_OPERATOR(feature_dropout_backward);
+  return op.call(grad_output, rng_state, mask_dims, p, mode);
+}
+
+std::tuple<at::Tensor, at::Tensor> act_dropout(const at::Tensor& input, const OptionalTensor& bias,
+                                               const OptionalTensor& residual, c10::string_view act, Doubles act_args,
+                                               double p, std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(act_dropout);
+  return op.call(input, bias, residual, act, act_args, p, seed);
+}
+
+std::tuple<at::Tensor, at::Tensor> act_dropout_backward(const at::Tensor& grad_output, const OptionalTensor& input,
+                                                        const OptionalTensor& output, const OptionalTensor& bias,
+                                                        const OptionalTensor& rng_state, c10::string_view act,
+                                                        Doubles act_args, double p, std::array<bool, 2> output_mask) {
+  FUSEDTRICKS_OPERATOR(act_dropout_backward);
+  return op.call(grad_output, input, output, bias, rng_state, act, act_args, p, output_mask);
 }
 
 #undef FUSEDTRICKS_OPERATOR

@@ -33,9 +33,26 @@ at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& 
 at::Tensor activation_backward_slope(const at::Tensor& grad, const at::Tensor& saved, c10::string_view act,
                                      Doubles act_args);
 
-std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double p, bool scale_kept,
+std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double p, c10::string_view mode,
                                            std::optional<int64_t> seed);
-at::Tensor dropout_(const at::Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed);
-at::Tensor dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, double p, bool scale_kept);
+at::Tensor dropout_(const at::Tensor& input, double p, c10::string_view mode, std::optional<int64_t> seed);
+at::Tensor dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, double p,
+                            c10::string_view mode);
+
+std::tuple<at::Tensor, at::Tensor> feature_dropout(const at::Tensor& input, const OptionalTensor& residual,
+                                                   int64_t mask_dims, double p, c10::string_view mode,
+                                                   std::optional<int64_t> seed);
+at::Tensor feature_dropout_(const at::Tensor& input, int64_t mask_dims, double p, c10::string_view mode,
+                            std::optional<int64_t> seed);
+at::Tensor feature_dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, int64_t mask_dims,
+                                    double p, c10::string_view mode);
+
+std::tuple<at::Tensor, at::Tensor> act_dropout(const at::Tensor& input, const OptionalTensor& bias,
+                                               const OptionalTensor& residual, c10::string_view act, Doubles act_args,
+                                               double p, std::optional<int64_t> seed);
+std::tuple<at::Tensor, at::Tensor> act_dropout_backward(const at::Tensor& grad_output, const OptionalTensor& input,
+                                                        const OptionalTensor& output, const OptionalTensor& bias,
+                                                        const OptionalTensor& rng_state, c10::string_view act,
+                                                        Doubles act_args, double p, std::array<bool, 2> output_mask);
 
 }  // namespace fusedtricks::ops

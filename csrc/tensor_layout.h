@@ -2,9 +2,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include "layout.h"
+#include "philox.h"
 
 namespace fusedtricks {
 
@@ -33,6 +35,11 @@ inline at::Tensor empty_in_kernel_layout(const at::Tensor& t) {
 inline at::Tensor laid_out_like(const at::Tensor& t, const at::Tensor& model) {
   const bool same = model.is_contiguous() ? t.is_contiguous() : is_channels_innermost(t);
   return same ? t : at::empty_like(model, t.options()).copy_(t);
+}
+
+// Room for a mask's seed and offset, of no elements where all is kept.
+inline at::Tensor empty_rng_state(const at::Tensor& input, const DropRate& rate) {
+  return at::empty({rate.keeps_all() ? 0 : 2}, input.options().dtype(at::kLong));
 }
 
 inline Layout layout_of(const at::Tensor& dense) {

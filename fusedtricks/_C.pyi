@@ -16,6 +16,26 @@ def batch_norm_act(
     /,
 ) -> Tensor: ...
 def activation(input: Tensor, act: str, act_args: list[float], inplace: bool, /) -> Tensor: ...
-def dropout(input: Tensor, p: float, scale_kept: bool, seed: int | None, inplace: bool, /) -> Tensor: ...
+def dropout(input: Tensor, p: float, mode: str, seed: int | None, inplace: bool, /) -> Tensor: ...
+def act_dropout(
+    input: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    act_args: list[float],
+    p: float,
+    seed: int | None,
+    /,
+) -> Tensor: ...
+def feature_dropout(
+    input: Tensor,
+    residual: Tensor | None,
+    mask_dims: int,
+    p: float,
+    mode: str,
+    seed: int | None,
+    inplace: bool,
+    /,
+) -> Tensor: ...
 def activations() -> list[tuple[str, list[tuple[str, float]]]]: ...
 def philox(seed: int, offset: int, counter: int, /) -> list[int]: ...

@@ -94,11 +94,62 @@ def _threshold(p: float) -> int:
     return int(scaled) + (scaled > int(scaled))
 
 
+def _affine(p: float, mode: str) -> tuple[float, float, float]:
+    """Scale and shift of the values that dropout keeps, and what the others become."""
+    kept = 1 - _threshold(p) / 2**32
+    if mode == "classic" or kept == 0:
+        return 1.0, 0.0, 0.0
+    if mode == "inverted":
+        return 1 / kept, 0.0, 0.0
+    scale = (kept * (1 + (1 - kept) * SELU_LIMIT**2)) ** -0.5
+    shift = -scale * (1 - kept) * SELU_LIMIT
+    return scale, shift, scale * SELU_LIMIT + shift
+
+
+SELU_LIMIT = -1.7580993408473766
+"""What SELU tends to for x → -∞: -λα."""
+
+
 def dropout(input: Tensor, p: float, *, seed: int | None = None, mode: str = "inverted") -> Tensor:
     """The training form of dropout. Without a seed, stock's mask: `torch.vmap` knows how to draw one a sample."""
-    if seed is None:
-        result = F.dropout(input, p)
-        return result if mode == "inverted" else result * (1 - p)
-    threshold = _threshold(p)
-    scale = 2**32 / (2**32 - threshold) if mode == "inverted" and threshold < 2**32 else 1.0
-    return torch.where(dropout_mask(input, p, seed), input * scale, 0.0)
+    return _dropped(input, _mask(input, p, seed), p, mode)
+
+
+def act_dropout(
+    x: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    act: str = "relu",
+    act_kwargs: Mapping[str, float] | None = None,
+    p: float = 0.0,
+    seed: int | None = None,
+) -> Tensor:
+    """dropout(act(x + bias)) + residual, in the training form of dropout unless p is 0."""
+    y = activation(x if bias is None else x + bias, act, **(act_kwargs or {}))
+    y = y if p == 0 else dropout(y, p, seed=seed)
+    return y if residual is None else y + residual
+
+
+def feature_dropout(
+    input: Tensor,
+    residual: Tensor | None,
+    mask_dims: int,
+    p: float,
+    *,
+    seed: int | None = None,
+    mode: str = "inverted",
+) -> Tensor:
+    """The training form of dropout with a mask value for each index of the first `mask_dims` dimensions."""
+    values = input.new_ones(input.shape[:mask_dims] + (1,) * (input.dim() - mask_dims))
+    y = _dropped(input, _mask(values, p, seed), p, mode)
+    return y if residual is None else y + residual
+
+
+def _mask(input: Tensor, p: float, seed: int | None) -> Tensor:
+    return F.dropout(torch.ones_like(input), p) != 0 if seed is None else dropout_mask(input, p, seed)
+
+
+def _dropped(input: Tensor, mask: Tensor, p: float, mode: str) -> Tensor:
+    scale, shift, fill = _affine(p, mode)
+    return torch.where(mask, input * scale + shift, fill)

@@ -75,11 +75,11 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     ],
     "activation_backward_slope": [lambda: (torch.randn(3, 5), torch.randn(3, 5), "softplus", [1.0, 20.0])],
     "dropout": [
-        lambda: (leaf(3, 5, 7), 0.5, True, 5),
-        lambda: (channels_last(torch.randn(2, 3, 4, 5)).requires_grad_(), 0.3, False, 5),
+        lambda: (leaf(3, 5, 7), 0.5, "inverted", 5),
+        lambda: (channels_last(torch.randn(2, 3, 4, 5)).requires_grad_(), 0.3, "classic", 5),
     ],
-    "dropout_": [lambda: (torch.randn(3, 5), 0.5, True, 5), lambda: (leaf(3, 5) * 1, 0.5, True, 5)],
-    "dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 0.5, True)],
+    "dropout_": [lambda: (torch.randn(3, 5), 0.5, "inverted", 5), lambda: (leaf(3, 5) * 1, 0.5, "inverted", 5)],
+    "dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 0.5, "inverted")],
 }
 NO_TENSORS = {"cpu_capability"}
 

@@ -16,10 +16,10 @@ namespace {
 using at::Tensor;
 
 // y = dropout of x, both dense and of one layout.
-DropoutCall call_for(const Tensor& x, const Tensor& y, double p, bool scale_kept) {
+DropoutCall call_for(const Tensor& x, const Tensor& y, const DropRate& rate) {
   // A tensor without channels is one row.
   const Layout layout = y.dim() >= 2 ? layout_of(y) : Layout{1, 1, y.numel(), false};
-  return {layout, y.is_contiguous(), y.scalar_type(), DropRate::make(p, scale_kept), x.const_data_ptr(), y.data_ptr()};
+  return {layout, y.is_contiguous(), y.scalar_type(), rate, x.const_data_ptr(), y.data_ptr()};
 }
 
 Tensor draw(const DropoutCall& call, std::optional<int64_t> seed, const Tensor& like) {
@@ -28,34 +28,34 @@ Tensor draw(const DropoutCall& call, std::optional<int64_t> seed, const Tensor& 
   return rng_state;
 }
 
-std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
+std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, c10::string_view mode, std::optional<int64_t> seed) {
   check_floating(input, "dropout", "input");
-  check_probability(p);
+  const DropRate rate = check_dropout(p, mode);
   const c10::DeviceGuard guard(input.device());
   const Tensor y = empty_in_kernel_layout(input), x = laid_out_like(input, y);
-  return {y, draw(call_for(x, y, p, scale_kept), seed, y)};
+  return {y, draw(call_for(x, y, rate), seed, y)};
 }
 
-Tensor dropout_inplace(const Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed) {
+Tensor dropout_inplace(const Tensor& input, double p, c10::string_view mode, std::optional<int64_t> seed) {
   check_floating(input, "dropout", "input");
-  check_probability(p);
+  const DropRate rate = check_dropout(p, mode);
   at::assert_no_internal_overlap(input);
   const c10::DeviceGuard guard(input.device());
   const bool as_it_is = is_kernel_layout(input);
   const Tensor y = as_it_is ? input : input.contiguous();
-  const Tensor rng_state = draw(call_for(y, y, p, scale_kept), seed, y);
+  const Tensor rng_state = draw(call_for(y, y, rate), seed, y);
   if (!as_it_is) input.copy_(y);
   return rng_state;
 }
 
-Tensor dropout_backward(const Tensor& grad_output, const Tensor& rng_state, double p, bool scale_kept) {
+Tensor dropout_backward(const Tensor& grad_output, const Tensor& rng_state, double p, c10::string_view mode) {
   check_floating(grad_output, "dropout_backward", "grad_output");
-  check_probability(p);
+  const DropRate rate = check_dropout(p, mode);
   check_rng_state(rng_state, grad_output);
   const c10::DeviceGuard guard(grad_output.device());
   const Tensor dx = empty_in_kernel_layout(grad_output), dy = laid_out_like(grad_output, dx);
   const Tensor state = rng_state.contiguous();
-  backend::dropout_backward(call_for(dy, dx, p, scale_kept), state.const_data_ptr<int64_t>());
+  backend::dropout_backward(call_for(dy, dx, rate.linear()), state.const_data_ptr<int64_t>());
   return dx;
 }
 

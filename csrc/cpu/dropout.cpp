@@ -15,8 +15,6 @@ template <class T>
 void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
   constexpr int64_t kTask = 16384, kStep = OrderedWords::count, kAhead = 4096 / sizeof(T);
   static_assert(kTask % kStep == 0 && kStep <= kTile);
-  const uint32_t threshold = uint32_t(mask.rate.threshold);
-  const auto scale = Compute<T>(mask.rate.scale);
   const bool stream = x != y && worth_streaming(n, sizeof(T));
 
   parallel_tasks((n + kTask - 1) / kTask, [&](int64_t task) {
@@ -26,7 +24,7 @@ void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
       for (int64_t j = 0; j < kStep; j += kCacheLine / int64_t(sizeof(T))) __builtin_prefetch(x + i + kAhead + j);
       const uint32_t* word = words.fill(mask, uint64_t(i));
       emit(y + i, std::min(kStep, end - i), stream,
-           [&](T* to, int64_t, int64_t count) { drop_span(x + i, to, count, word, threshold, scale); });
+           [&](T* to, int64_t, int64_t count) { drop_span(x + i, to, count, word, mask.rate); });
     }
     if (stream) stream_fence();
   });
@@ -35,8 +33,6 @@ void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
 template <class T>
 void drop_rows(const T* x, T* y, const Layout& layout, const Mask& mask) {
   const int64_t C = layout.channels, S = layout.positions, blocks = (S + kPositions - 1) / kPositions;
-  const uint32_t threshold = uint32_t(mask.rate.threshold);
-  const auto scale = Compute<T>(mask.rate.scale);
   parallel_tasks(layout.samples * blocks, [&](int64_t task) {
     const int64_t n = task / blocks, s0 = task % blocks * kPositions;
     const int positions = int(std::min<int64_t>(kPositions, S - s0));
@@ -47,7 +43,7 @@ void drop_rows(const T* x, T* y, const Layout& layout, const Mask& mask) {
       words.fill((n * C + c) * S + s0, count, S, positions, mask);
       for (int s = 0; s < positions; ++s) {
         const int64_t i = (n * S + s0 + s) * C + c;
-        drop_span(x + i, y + i, count, words.of(s, count, row), threshold, scale);
+        drop_span(x + i, y + i, count, words.of(s, count, row), mask.rate);
       }
     }
   });

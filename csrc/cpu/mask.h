@@ -31,6 +31,22 @@ void drop_span(const T* x, T* y, int64_t n, const uint32_t* word, uint32_t thres
   for (int64_t i = 0; i < n; ++i) y[i] = store<T>(masked(load(x[i]) * scale, word[i], threshold));
 }
 
+// The same for any rate: dropped values become its `fill`.
+template <class T>
+void drop_span(const T* x, T* y, int64_t n, const uint32_t* word, const DropRate& rate) {
+  using V = Compute<T>;
+  using Bits = typename ExpTraits<V>::Int;
+  const uint32_t threshold = uint32_t(rate.threshold);
+  const V scale = V(rate.scale), shift = V(rate.shift), fill = V(rate.fill);
+  if (rate.is_linear()) return drop_span(x, y, n, word, threshold, scale);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const Bits dropped = bit_cast<Bits>(fill) & -Bits(word[i] < threshold);
+    y[i] =
+        store<T>(bit_cast<V>(Bits(bit_cast<Bits>(masked(load(x[i]) * scale + shift, word[i], threshold)) | dropped)));
+  }
+}
+
 // The words of elements that follow each other in logical order.
 struct OrderedWords {
   static constexpr int64_t count = 4 * kCountersAtOnce;

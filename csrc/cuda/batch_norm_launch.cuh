@@ -6,6 +6,7 @@
 #include "batch_norm.h"
 #include "batch_norm_hold.cuh"
 #include "batch_norm_kernels.cuh"
+#include "with_walk.cuh"
 
 namespace fusedtricks::cuda {
 
@@ -22,17 +23,6 @@ template <class Walk>
 size_t shared_bytes(const typename Walk::Plan& plan, size_t merged) {
   constexpr size_t coefficient = sizeof(double);
   return std::max(merged, total_bytes(kThreads, plan) + kCoefficients * coefficient * plan.block_channels());
-}
-
-// Calls f(walk) with the walk for that layout: by packs where every tensor begins at a multiple of one.
-template <class T, class F>
-void with_walk(const Layout& layout, std::initializer_list<const void*> tensors, const F& f) {
-  bool aligned = true;
-  for (const void* t : tensors) aligned = aligned && (!t || is_pack_aligned(t));
-  if (layout.rows && aligned) return f(Type<RowsWalk<kPack<T>>>());
-  if (layout.rows) return f(Type<RowsWalk<1>>());
-  if (aligned) return f(Type<PlanesWalk<kPack<T>>>());
-  f(Type<PlanesWalk<1>>());
 }
 
 // The activations have kernels of their own where elements move by packs.

@@ -1,6 +1,8 @@
 // Masks of dropout: words of the Philox stream wherever they are needed, recomputed from (seed, offset, logical index).
 #pragma once
 
+#include <optional>
+
 #include "../element.h"
 #include "../philox.h"
 #include "platform.cuh"
@@ -24,7 +26,22 @@ struct MaskSource {
   uint32_t threshold;
   bool drops_all;
 
+  // From the seed, or else from torch's generator, and recorded in rng_state.
+  static MaskSource drawn(const DropRate& rate, std::optional<int64_t> seed, int64_t* rng_state) {
+    const auto source = seed ? RandomSource{uint64_t(*seed), 0} : draw_random_source();
+    return {source, nullptr, rng_state, uint32_t(rate.threshold), rate.drops_all()};
+  }
+  static MaskSource recorded_in(const DropRate& rate, const int64_t* rng_state) {
+    return {{}, rng_state, nullptr, uint32_t(rate.threshold), rate.drops_all()};
+  }
+
+  // Everything is kept.
+  static MaskSource none() { return {{}, nullptr, nullptr, 0, false}; }
+
+  FT_INLINE bool is_drawn() const { return recorded || record; }
+
   __device__ __forceinline__ Mask get() const {
+    if (!is_drawn()) return {0, 0, 0, false};
     if (recorded) return {uint64_t(recorded[0]), uint64_t(recorded[1]), threshold, drops_all};
     const Mask mask{source.get_seed(), source.get_offset(), threshold, drops_all};
     if (blockIdx.x == 0 && threadIdx.x == 0) {
@@ -35,11 +52,20 @@ struct MaskSource {
   }
 };
 
-// x * scale where kept, +0 where not, even of a NaN.
-template <class T, class V>
-__device__ __forceinline__ T dropped(T x, V scale, bool keep) {
-  return keep ? store<T>(load(x) * scale) : store<T>(V(0));
-}
+// What becomes of kept and dropped values. Without a shift, zeros keep their sign.
+template <class V>
+struct Drop {
+  V scale, shift, fill;
+  bool is_linear;
+
+  explicit Drop(const DropRate& rate)
+      : scale(V(rate.scale)), shift(V(rate.shift)), fill(V(rate.fill)), is_linear(rate.is_linear()) {}
+
+  FT_INLINE V operator()(V x, bool keep) const {
+    const V scaled = x * scale;
+    return keep ? (is_linear ? scaled : scaled + shift) : fill;
+  }
+};
 
 // A word whose number is not known before the kernel runs, without an array in memory.
 __device__ __forceinline__ uint32_t word_at(const PhiloxBlock& block, int number) {

@@ -6,6 +6,7 @@ composition in `fusedtricks.eager`; also where a model is exported (`torch.expor
 needs no operator of ours.
 """
 
+from ._act_dropout import act_dropout
 from ._activation import (
     activation,
     elu,
@@ -24,13 +25,28 @@ from ._activation import (
 from ._batch_norm import batch_norm_act
 from ._calls import ACTIVATIONS
 from ._dropout import dropout
+from ._feature_dropout import (
+    alpha_dropout,
+    drop_path,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+)
 
 __all__ = [
     "ACTIVATIONS",
+    "act_dropout",
     "activation",
+    "alpha_dropout",
     "batch_norm_act",
+    "drop_path",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
+    "feature_alpha_dropout",
     "gelu",
     "hardswish",
     "leaky_relu",

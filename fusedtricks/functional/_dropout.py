@@ -10,13 +10,31 @@ from .. import _C, eager
 from ._calls import check_types, needs_composition, ops, signed_seed
 
 
-def check_dropout(p: float, mode: str) -> None:
+def check_dropout(p: float, mode: str = "inverted") -> None:
     """ValueError unless 0 <= p <= 1 and the mode is known; TypeError where p is no number."""
     check_types("dropout", {}, {"p": p})
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if mode not in ("inverted", "classic"):
         raise ValueError(f"mode has to be 'inverted' or 'classic', but got {mode!r}")
+
+
+def drop(op: str, input: Tensor, p: float, mode: str, seed: int | None, inplace: bool) -> Tensor:
+    """Drops elements by the operator, whose mode may also be "alpha"."""
+    seed = signed_seed(seed)
+    if torch.compiler.is_compiling():
+        if not inplace:
+            return ops.dropout(input, p, mode, seed)[0]
+        ops.dropout_(input, p, mode, seed)
+        return input
+    if needs_composition():
+        result = eager.dropout(input, p, seed=seed, mode=mode)
+        return input.copy_(result) if inplace else result
+    try:
+        return _C.dropout(input, p, mode, seed, inplace)
+    except TypeError:
+        check_types(op, {"input": input}, {"p": p})
+        raise
 
 
 def dropout(
@@ -64,18 +82,4 @@ def dropout(
         return input.mul_(1 - p) if inplace else input * (1 - p)
     if p == 0:
         return input
-    seed = signed_seed(seed)
-    inverted = mode == "inverted"
-    if torch.compiler.is_compiling():
-        if not inplace:
-            return ops.dropout(input, p, inverted, seed)[0]
-        ops.dropout_(input, p, inverted, seed)
-        return input
-    if needs_composition():
-        result = eager.dropout(input, p, seed=seed, mode=mode)
-        return input.copy_(result) if inplace else result
-    try:
-        return _C.dropout(input, p, inverted, seed, inplace)
-    except TypeError:
-        check_types("dropout", {"input": input}, {"p": p})
-        raise
+    return drop("dropout", input, p, mode, seed, inplace)

@@ -2,6 +2,7 @@
 
 from torch.nn import Identity
 
+from .act_dropout import ActDropout, LinearActDropout
 from .activation import (
     ELU,
     GELU,
@@ -24,23 +25,31 @@ from .batchnorm import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
-from .dropout import Dropout
+from .dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, FeatureAlphaDropout
 from .sync import SyncBatchNormAct, convert_sync_batchnorm
 
 __all__ = [
     "ELU",
     "GELU",
     "SELU",
+    "ActDropout",
+    "AlphaDropout",
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
     "BatchNormReLU1d",
     "BatchNormReLU2d",
     "BatchNormReLU3d",
+    "DropPath",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
     "Hardswish",
     "Identity",
     "LeakyReLU",
+    "LinearActDropout",
     "Mish",
     "ReLU",
     "ReLU6",

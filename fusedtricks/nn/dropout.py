@@ -1,4 +1,4 @@
-"""Dropout as a module."""
+"""Dropout of values, channels and samples as modules."""
 
 from __future__ import annotations
 
@@ -31,3 +31,71 @@ class Dropout(nn.Dropout):
     def extra_repr(self) -> str:
         mode = "" if self.mode == "inverted" else f", mode={self.mode!r}"
         return super().extra_repr() + mode
+
+
+class Dropout1d(nn.Dropout1d):
+    """Equivalent to `torch.nn.Dropout1d(p, inplace)`, with other random bits; see `functional.dropout1d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout1d(input, self.p, self.training, self.inplace)
+
+
+class Dropout2d(nn.Dropout2d):
+    """Equivalent to `torch.nn.Dropout2d(p, inplace)`, with other random bits; see `functional.dropout2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout2d(input, self.p, self.training, self.inplace)
+
+
+class Dropout3d(nn.Dropout3d):
+    """Equivalent to `torch.nn.Dropout3d(p, inplace)`, with other random bits; see `functional.dropout3d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout3d(input, self.p, self.training, self.inplace)
+
+
+class AlphaDropout(nn.AlphaDropout):
+    """Equivalent to `torch.nn.AlphaDropout(p, inplace)`, with another stream of random bits.
+
+    See `functional.alpha_dropout`. As in stock's module `inplace` changes nothing.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.alpha_dropout(input, self.p, self.training)
+
+
+class FeatureAlphaDropout(nn.FeatureAlphaDropout):
+    """Equivalent to `torch.nn.FeatureAlphaDropout(p, inplace)`, with another stream of random bits.
+
+    See `functional.feature_alpha_dropout`. As in stock's module `inplace` changes nothing.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.feature_alpha_dropout(input, self.p, self.training)
+
+
+class DropPath(nn.Module):
+    """Equivalent to `timm.layers.DropPath(drop_prob, scale_by_keep)`, and `+ residual`; see `functional.drop_path`.
+
+    `forward(x, residual=None)` takes (N, *), the result of a block, and what the block was given.
+
+    Args:
+        drop_prob: probability of dropping a sample, in [0, 1].
+        scale_by_keep: divide the others by 1 - drop_prob.
+
+    Raises:
+        ValueError: `drop_prob` outside [0, 1] or NaN.
+    """
+
+    def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
+        check_dropout(drop_prob)
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.scale_by_keep = scale_by_keep
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """drop_path(x) + residual; residual of x's shape and dtype, or None."""
+        return F.drop_path(x, self.drop_prob, residual, training=self.training, scale_by_keep=self.scale_by_keep)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={round(self.drop_prob, 3):0.3f}"

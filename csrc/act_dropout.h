@@ -1,0 +1,70 @@
+// What the kernels of dropout(act(x + bias)) + residual are given: raw memory.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <optional>
+
+#include "activations.h"
+#include "inline.h"
+#include "layout.h"
+#include "philox.h"
+
+namespace fusedtricks {
+
+// Which value of a bias the element at a place in memory has: number (i / inner) % count. No bias: count = 0.
+struct BiasPlaces {
+  int64_t count = 0, inner = 1;
+
+  FT_INLINE explicit operator bool() const { return count; }
+};
+
+// A tensor as these kernels walk over it. in_order: by memory, in which the mask's words are then counted, if there is
+// a mask. Otherwise the layout is of rows, whose words are counted in logical order.
+struct TailLayout {
+  Layout layout;
+  bool in_order;
+  BiasPlaces places;
+  c10::ScalarType dtype;
+
+  int64_t numel() const { return layout.samples * layout.channels * layout.positions; }
+};
+
+struct ActDropoutForward {
+  TailLayout tail;
+  Activation act;
+  DropRate rate;
+  const void *x, *bias, *residual;  // bias: in the compute type; it and the residual may be null
+  void* y;
+};
+
+// What a backward is given of the forward.
+enum class Kept {
+  kNothing,  // the identity
+  kInput,    // x
+  kResult,   // y, scaled where it is kept: act' is read off y / scale
+};
+
+// dx and dbias may be null.
+struct ActDropoutBackward {
+  TailLayout tail;
+  Activation act;
+  DropRate rate;
+  Kept kept;
+  bool has_mask;  // else what was dropped shows in act', or nothing was
+  const void *dy, *saved, *bias;
+  void *dx, *dbias;  // dbias: in the compute type
+  void* workspace;   // of act_dropout_backward_workspace bytes
+};
+
+namespace backend {
+
+// Draws a mask, from the seed or else from torch's generator, and writes seed and offset to rng_state; without a mask,
+// where that is null.
+void act_dropout_forward(const ActDropoutForward& a, std::optional<int64_t> seed, int64_t* rng_state);
+int64_t act_dropout_backward_workspace(const ActDropoutBackward& a);
+// rng_state is null without a mask.
+void act_dropout_backward(const ActDropoutBackward& a, const int64_t* rng_state);
+
+}  // namespace backend
+}  // namespace fusedtricks
