@@ -27,12 +27,12 @@ TORCH_LIBRARY(fusedtricks, m) {
   m.def("activation_backward_slope(Tensor grad, Tensor saved, str act, float[] act_args) -> Tensor");
   // Where kept input [/ (1 - p)], else 0; or alpha dropout. And the two int64 that the mask follows from: seed and
   // offset.
-  m.def("dropout(Tensor input, float p, str mode, int? seed) -> (Tensor output, Tensor rng_state)",
+  m.def("dropout(Tensor input, float p, str scaling, int? seed) -> (Tensor output, Tensor rng_state)",
         {at::Tag::nondeterministic_seeded});
   // The same, written over input.
-  m.def("dropout_(Tensor(a!) input, float p, str mode, int? seed) -> Tensor", {at::Tag::nondeterministic_seeded});
+  m.def("dropout_(Tensor(a!) input, float p, str scaling, int? seed) -> Tensor", {at::Tag::nondeterministic_seeded});
   // grad_output * the same mask.
-  m.def("dropout_backward(Tensor grad_output, Tensor rng_state, float p, str mode) -> Tensor");
+  m.def("dropout_backward(Tensor grad_output, Tensor rng_state, float p, str scaling) -> Tensor");
   // dropout(act(input + bias)) [+ residual]. The two int64 of the mask, or none where p is 0.
   m.def(
       "act_dropout(Tensor input, Tensor? bias, Tensor? residual, str act, float[] act_args, float p, int? seed) "
@@ -45,14 +45,15 @@ TORCH_LIBRARY(fusedtricks, m) {
       "str act, float[] act_args, float p, bool[2] output_mask) -> (Tensor grad_input, Tensor grad_bias)");
   // The same as dropout with one mask value for each index of the first mask_dims dimensions, [+ residual].
   m.def(
-      "feature_dropout(Tensor input, Tensor? residual, int mask_dims, float p, str mode, int? seed) "
+      "feature_dropout(Tensor input, Tensor? residual, int mask_dims, float p, str scaling, int? seed) "
       "-> (Tensor output, Tensor rng_state)",
       {at::Tag::nondeterministic_seeded});
   // The same, written over input.
-  m.def("feature_dropout_(Tensor(a!) input, int mask_dims, float p, str mode, int? seed) -> Tensor",
+  m.def("feature_dropout_(Tensor(a!) input, int mask_dims, float p, str scaling, int? seed) -> Tensor",
         {at::Tag::nondeterministic_seeded});
   // grad_output * the same mask.
-  m.def("feature_dropout_backward(Tensor grad_output, Tensor rng_state, int mask_dims, float p, str mode) -> Tensor");
+  m.def(
+      "feature_dropout_backward(Tensor grad_output, Tensor rng_state, int mask_dims, float p, str scaling) -> Tensor");
   // The instruction set that the CPU kernels were compiled for: default, avx2 or avx512.
   m.def("cpu_capability() -> str");
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -128,7 +129,7 @@ def kinks(act: str, act_kwargs: dict[str, Any]) -> list[float]:
 
 
 def distance_to_kinks(x: Tensor, act: str, act_kwargs: dict[str, Any]) -> float:
-    return min((x.double() - kink).abs().min().item() for kink in kinks(act, act_kwargs))
+    return min(((x.double() - kink).abs().min().item() for kink in kinks(act, act_kwargs)), default=math.inf)
 
 
 _STOCK_MODULES: dict[str, Callable[..., torch.nn.Module]] = {

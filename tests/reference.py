@@ -36,9 +36,31 @@ def dropout_mask(numel: int, p: float, seed: int, offset: int = 0) -> torch.Tens
 def dropout(input: torch.Tensor, p: float, seed: int, mode: str = "inverted") -> torch.Tensor:
     """The training form: dropped values are 0, kept ones divided by the probability of that unless the mode is classic.
 
-    It is the probability that the threshold gives, within 2^-32 of 1 - p.
+    It is the probability that the threshold gives, within 2^-32 of 1 - p. Alpha dropout as in the paper on SELU, at it.
     """
-    mask = dropout_mask(input.numel(), p, seed).view(input.shape)
-    kept = 1 - math.ceil(p * 2**32) / 2**32
-    scale = 1 / kept if mode == "inverted" and kept else 1
-    return torch.where(mask, input * scale, 0.0)
+    return feature_dropout(input, input.dim(), p, seed, mode)
+
+
+def feature_dropout(input: torch.Tensor, mask_dims: int, p: float, seed: int, mode: str = "inverted") -> torch.Tensor:
+    """The same with one value of the mask for each index of the first dimensions."""
+    shape = input.shape[:mask_dims] + (1,) * (input.dim() - mask_dims)
+    mask = dropout_mask(math.prod(shape), p, seed).view(shape)
+    q = 1 - math.ceil(p * 2**32) / 2**32
+    if mode == "alpha" and q:
+        limit = -1.6732632423543772 * 1.0507009873554805
+        a = (q + limit**2 * q * (1 - q)) ** -0.5
+        return a * torch.where(mask, input, limit) - a * limit * (1 - q)
+    return torch.where(mask, input / q if mode == "inverted" and q else input, 0.0)
+
+
+def act_dropout(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    act: str,
+    act_kwargs: dict[str, float],
+    p: float,
+    seed: int,
+) -> torch.Tensor:
+    y = dropout(activation(x if bias is None else x + bias, act, **act_kwargs), p, seed)
+    return y if residual is None else y + residual

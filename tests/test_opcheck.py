@@ -79,6 +79,25 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (channels_last(torch.randn(2, 3, 4, 5)).requires_grad_(), 0.3, "classic", 5),
     ],
     "dropout_": [lambda: (torch.randn(3, 5), 0.5, "inverted", 5), lambda: (leaf(3, 5) * 1, 0.5, "inverted", 5)],
+    "act_dropout": [
+        lambda: (leaf(3, 5), leaf(5), None, "relu", [], 0.5, 5),
+        lambda: (channels_last(torch.randn(2, 3, 4, 5)).requires_grad_(), leaf(3, 1, 1), None, "gelu", [], 0.3, 5),
+        lambda: (leaf(2, 3, 4), None, leaf(2, 3, 4), "elu", [0.5], 0.0, None),
+    ],
+    "act_dropout_backward": [
+        lambda: (leaf(3, 5), None, leaf(3, 5), leaf(5), None, "relu", [], 0.5, [True, True]),
+        lambda: (leaf(3, 5), leaf(3, 5), None, leaf(5), torch.tensor([5, 0]), "silu", [], 0.5, [True, True]),
+        lambda: (leaf(3, 5), None, None, None, torch.tensor([5, 0]), "identity", [], 0.5, [True, False]),
+    ],
+    "feature_dropout": [
+        lambda: (leaf(3, 5, 7), None, 2, 0.5, "inverted", 5),
+        lambda: (channels_last(torch.randn(2, 3, 4, 5)).requires_grad_(), leaf(2, 3, 4, 5), 1, 0.3, "alpha", 5),
+    ],
+    "feature_dropout_": [
+        lambda: (torch.randn(3, 5), 2, 0.5, "alpha", 5),
+        lambda: (leaf(3, 5) * 1, 1, 0.5, "inverted", 5),
+    ],
+    "feature_dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 1, 0.5, "inverted")],
     "dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 0.5, "inverted")],
 }
 NO_TENSORS = {"cpu_capability"}
