@@ -16,6 +16,7 @@ from fusedtricks.demo.layers import StockNormAct1d, StockNormAct2d
 from .case import Case, shape_text
 from .end_to_end import Family, Network, build_step
 from .families import CLASSES, classifier
+from .masks import ALPHA_DROPOUT, DROP_PATH, act_dropout, channel_dropout
 from .models import DropoutMLP, MobileNetV2, ResNet50
 from .workload import Op, build_op, check_dropout
 
@@ -56,6 +57,7 @@ PROJECTED_SHAPES: Shapes = {f"mobilenetv2-{shape_text((32, *s))}": (32, *s) for 
 CIFAR_SHAPES: Shapes = {"cifar-128x64x32x32": (128, 64, 32, 32)}
 MLP_SHAPES: Shapes = {"mlp-1024x4096": (1024, 4096), "mlp-256x4096": (256, 4096)}
 TINY_SHAPES: Shapes = {"tiny-64x128": (64, 128)}
+VIT_SHAPES: Shapes = {"vit-64x197x384": (64, 197, 384)}
 
 
 def _some(shapes: Shapes, *parts: str) -> Shapes:
@@ -189,6 +191,12 @@ def _cases() -> list[Case]:
     cases += op_cases(activation("leaky_relu"), LARGEST_SHAPES, plain)
     cases += op_cases(activation("leaky_relu", inplace=True), elementwise_shapes | LARGEST_SHAPES, plain)
     cases += op_cases(DROPOUT, TYPICAL_SHAPES | MLP_SHAPES | TINY_SHAPES)
+    tail_shapes = _some(RESNET50_SHAPES, "32x64x56x56") | _some(MLP_SHAPES, "256x4096")
+    for act in ("relu", "gelu"):
+        cases += op_cases(act_dropout(act), tail_shapes)
+    cases += op_cases(channel_dropout("dropout2d"), TYPICAL_SHAPES)
+    cases += op_cases(ALPHA_DROPOUT, tail_shapes)
+    cases += op_cases(DROP_PATH, VIT_SHAPES | _some(RESNET50_SHAPES, "32x64x56x56"))
     inductor_shapes = _some(RESNET50_SHAPES, "32x64x56x56", "32x256x14x14")
     for op in (batch_norm("relu"), batch_norm("relu", residual=True), batch_norm("gelu")):
         cases += op_cases(under_inductor(op), inductor_shapes, dtypes=(torch.float32,))

@@ -64,6 +64,12 @@ TARGETS = [
     Target("batch_norm_relu", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
     Target("dropout", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
     *(
+        Target(f"{act}_dropout_bias", (*LARGE, "mlp-256x4096"), BOTH, "float32", CONTIGUOUS, eager=15.0)
+        for act in ("relu", "gelu")
+    ),
+    Target("dropout2d", LARGE, BOTH, "float32", CONTIGUOUS, eager=1.5),
+    Target("drop_path_add", ("vit-64x197x384",), BOTH, "float32", CONTIGUOUS, eager=1.5),
+    *(
         Target("end_to_end", (network,), "training step", "float32", layout, eager=goal)
         for network, goal in (("resnet50", 1.15), ("mobilenetv2", 1.2), ("mlp", 1.05))
         for layout in (CONTIGUOUS, CHANNELS_LAST)
