@@ -38,4 +38,18 @@ std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double p, bo
 at::Tensor dropout_(const at::Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed);
 at::Tensor dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, double p, bool scale_kept);
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fractional_max_pool(const at::Tensor& input, at::IntArrayRef kernel_size,
+                                                                   c10::SymIntArrayRef output_size,
+                                                                   const OptionalTensor& samples,
+                                                                   std::optional<int64_t> seed, c10::string_view act,
+                                                                   Doubles act_args);
+at::Tensor fractional_max_pool_backward(const at::Tensor& grad_output, const OptionalTensor& output,
+                                        const at::Tensor& argmax, const OptionalTensor& samples,
+                                        const at::Tensor& rng_state, c10::SymIntArrayRef input_size,
+                                        at::IntArrayRef kernel_size, bool channels_last, c10::string_view act,
+                                        Doubles act_args);
+at::Tensor fractional_max_pool_indices(const at::Tensor& argmax, const OptionalTensor& samples,
+                                       const at::Tensor& rng_state, c10::SymIntArrayRef input_size,
+                                       at::IntArrayRef kernel_size);
+
 }  // namespace fusedtricks::ops

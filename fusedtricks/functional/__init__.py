@@ -24,6 +24,7 @@ from ._activation import (
 from ._batch_norm import batch_norm_act
 from ._calls import ACTIVATIONS
 from ._dropout import dropout
+from ._fractional_max_pool import fractional_max_pool2d, fractional_max_pool3d
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,6 +32,8 @@ __all__ = [
     "batch_norm_act",
     "dropout",
     "elu",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gelu",
     "hardswish",
     "leaky_relu",

@@ -25,6 +25,7 @@ from .batchnorm import (
     BatchNormReLU3d,
 )
 from .dropout import Dropout
+from .pooling import FractionalMaxPool2d, FractionalMaxPool3d
 from .sync import SyncBatchNormAct, convert_sync_batchnorm
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "BatchNormReLU2d",
     "BatchNormReLU3d",
     "Dropout",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
     "Hardswish",
     "Identity",
     "LeakyReLU",
