@@ -7,7 +7,8 @@
 //                        result looks at x for its sign alone, which y shares
 //   grad_slope(x, y)     derivative of grad with respect to what was kept
 //   keeps_result()       whether backward can be read off y; otherwise x is kept
-//   monotone()           whether y never decreases where x increases, so that the largest x has the largest y. Each that
+//   monotone()           whether y never decreases where x increases, so that the largest x has the largest y. Each
+//   that
 //                        is so keeps its result
 // To add one: its struct and a place in the list here, its formula in fusedtricks/eager.py.
 #pragma once

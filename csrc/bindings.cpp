@@ -37,10 +37,11 @@ std::tuple<Tensor, Tensor> fractional_max_pool(const Tensor& input, const std::v
                                                const std::vector<int64_t>& output_size, const OptionalTensor& samples,
                                                std::optional<int64_t> seed, const std::string& act,
                                                const std::vector<double>& act_args, bool return_indices) {
-  const auto [output, argmax, rng_state] = ops::fractional_max_pool(
-      input, kernel_size, c10::fromIntArrayRefSlow(output_size), samples, seed, act, act_args);
+  const auto [output, argmax, rng_state] =
+      ops::fractional_max_pool(input, kernel_size, c10::fromIntArrayRefSlow(output_size), samples, seed, act, act_args);
   if (!return_indices) return {output, Tensor()};
-  return {output, ops::fractional_max_pool_indices(argmax, samples, rng_state, input.sym_sizes().slice(2), kernel_size)};
+  return {output,
+          ops::fractional_max_pool_indices(argmax, samples, rng_state, input.sym_sizes().slice(2), kernel_size)};
 }
 
 void check_monotone_activation(const std::string& act, const std::vector<double>& act_args) {

@@ -43,12 +43,7 @@ struct PoolSamples {
   c10::ScalarType dtype;
 };
 
-FT_INLINE double pool_sample(uint64_t seed, uint64_t offset, uint64_t index) {
-  const PhiloxBlock block = philox_block(seed, offset, index / 4);
-  const int number = int(index % 4);
-  const uint32_t low = number & 1 ? block.word[1] : block.word[0], high = number & 1 ? block.word[3] : block.word[2];
-  return (number & 2 ? high : low) * 0x1p-32;
-}
+FT_INLINE double pool_sample(uint32_t word) { return word * 0x1p-32; }
 
 // Where the windows of one dimension begin: window i at floor((i + u) alpha) - floor(u alpha) with the random number u,
 // the last one at the end. As in stock, every operation is rounded to T; a window that would leave the input, with u

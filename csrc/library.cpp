@@ -184,10 +184,9 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
-  for (const char* op :
-       {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_", "activation_backward",
-        "activation_backward_slope", "dropout", "dropout_", "dropout_backward", "fractional_max_pool",
-        "fractional_max_pool_backward", "fractional_max_pool_indices"}) {
+  for (const char* op : {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_",
+                         "activation_backward", "activation_backward_slope", "dropout", "dropout_", "dropout_backward",
+                         "fractional_max_pool", "fractional_max_pool_backward", "fractional_max_pool_indices"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

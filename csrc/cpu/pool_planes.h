@@ -8,9 +8,6 @@
 
 namespace fusedtricks::cpu {
 
-// Elements of a task: some rows of windows of a plane, or some small planes.
-constexpr int64_t kPoolTask = 16384;
-
 // How planes are shared out: `planes` whole ones a task, or else `parts` tasks a plane of `length` items each.
 struct PlaneTasks {
   int64_t all_planes, planes, parts, items, length;
@@ -60,15 +57,17 @@ void take_places(const T* __restrict row, Compute<T>* __restrict best, int32_t* 
 
 constexpr int64_t kPoolTile = 1024;
 
-// Maxima of the windows that begin at every position of a stretch of a row, whether or not one does: neighbouring
+// Maxima of the windows that begin at every position of a stretch of memory, whether or not one does: neighbouring
 // memory is read in whole vectors, and the windows that there are picked from L1.
 template <class T>
 struct Stretch {
   alignas(kCacheLine) Compute<T> best[kPoolTile];
   alignas(kCacheLine) int32_t found[kPoolTile];
 
-  // n windows, the first of which begins at x.
-  void reduce(const PoolShape& shape, const T* x, int64_t n) {
+  // n windows, the first of which begins at x; and up to a whole vector more, of which `there` could be read.
+  void reduce(const PoolShape& shape, const T* x, int64_t n, int64_t there) {
+    constexpr int64_t vector = kCacheLine / int64_t(sizeof(Compute<T>));
+    n = std::min((n + vector - 1) / vector * vector, there);
     std::fill_n(best, n, -std::numeric_limits<Compute<T>>::infinity());
     std::fill_n(found, n, 0);
     int32_t place = 0;
@@ -89,46 +88,84 @@ struct Stretch {
 
 // Results in the order of memory, on their way there.
 template <class T>
-struct PoolResults {
-  alignas(kCacheLine) Compute<T> value[kPoolTile];
-  alignas(kCacheLine) int32_t place[kPoolTile];
-  int64_t count = 0;
+class PoolResults {
+ public:
+  PoolResults(const PoolCall& call, T* y, void* places, int64_t first)
+      : call_(call), activate_(result_span<T>(call.act)), y_(y), places_(places), next_(first) {}
+
+  // The n windows that begin at `start`, of which 0 is `origin` in the stretch.
+  void pick(const Stretch<T>& stretch, const int32_t* start, int64_t n, int32_t origin) {
+    while (n) {
+      const int64_t count = std::min(n, kPoolTile - count_);
+      gather(stretch.best, start, origin, value_ + count_, count);
+      gather(stretch.found, start, origin, place_ + count_, count);
+      start += count, n -= count, count_ += count;
+      if (count_ == kPoolTile) flush();
+    }
+  }
+
+  void flush() {
+    activate_(value_, y_ + next_, count_, call_.act);
+    store_places(place_, places_, call_.shape.place_bytes(), next_, count_);
+    next_ += count_;
+    count_ = 0;
+  }
+
+ private:
+  template <class V>
+  static void gather(const V* __restrict from, const int32_t* __restrict at, int32_t origin, V* __restrict to,
+                     int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = from[at[i] + origin];
+  }
+
+  alignas(kCacheLine) Compute<T> value_[kPoolTile];
+  alignas(kCacheLine) int32_t place_[kPoolTile];
+  const PoolCall& call_;
+  ResultSpan<T> activate_;
+  T* y_;
+  void* places_;
+  int64_t next_, count_ = 0;
 };
+
+// Rows [row, end) of a plane's windows. x_end: of the tensor.
+template <class T>
+void pool_rows_of_plane(const PoolShape& shape, const WindowTable& table, const T* plane, const T* x_end, int64_t row,
+                        int64_t end, PoolResults<T>& results) {
+  const int64_t width = shape.output[kWidth], extent = window_extent(shape);
+  const int32_t* start = table.starts(kWidth, 0);
+  const auto there = [&](const T* first) { return x_end - first - extent; };
+  Stretch<T> stretch;
+  // A small plane is one stretch: nobody picks the windows that run over the end of a row.
+  if (shape.positions() <= kPoolTile) {
+    stretch.reduce(shape, plane, shape.positions() - extent, there(plane));
+    for (; row < end; ++row) results.pick(stretch, start, width, int32_t(table.position(row, 0)));
+    return;
+  }
+  const int64_t starts = shape.input[kWidth] - shape.kernel[kWidth] + 1;
+  for (; row < end; ++row) {
+    const T* first = plane + table.position(row, 0);
+    for (int64_t from = 0, window = 0; from < starts; from += kPoolTile) {
+      const int64_t n = std::min(kPoolTile, starts - from);
+      stretch.reduce(shape, first + from, n, there(first + from));
+      const int64_t next = std::lower_bound(start + window, start + width, from + n) - start;
+      results.pick(stretch, start + window, next - window, -int32_t(from));
+      window = next;
+    }
+  }
+}
 
 template <class T>
 void pool_planes(const PoolCall& call, const T* x, T* y, void* places, const int64_t* rng_state) {
   const PoolShape& shape = call.shape;
-  const int64_t width = shape.output[kWidth], starts = shape.input[kWidth] - shape.kernel[kWidth] + 1;
-  const int place_bytes = shape.place_bytes();
-  const ResultSpan<T> activate = result_span<T>(call.act);
+  const int64_t width = shape.output[kWidth];
+  const T* x_end = x + shape.planes() * shape.positions();
   const PlaneTasks tasks(shape.planes(), shape.output[kDepth] * shape.output[kHeight], width);
-
   const auto piece = [&](WindowTable& table, int64_t plane, int64_t row, int64_t end) {
     table.set(plane, 1);
-    const int32_t* start = table.starts(kWidth, 0);
-    Stretch<T> stretch;
-    PoolResults<T> results;
-    int64_t to = plane * shape.windows() + row * width;
-    const auto flush = [&] {
-      activate(results.value, y + to, results.count, call.act);
-      store_places(results.place, places, place_bytes, to, results.count);
-      to += results.count;
-      results.count = 0;
-    };
-    for (; row < end; ++row) {
-      const T* first = x + plane * shape.positions() + table.position(row, 0);
-      int64_t i = 0;
-      for (int64_t from = 0; from < starts; from += kPoolTile) {
-        const int64_t n = std::min(kPoolTile, starts - from);
-        stretch.reduce(shape, first + from, n);
-        for (; i < width && start[i] < from + n; ++i) {
-          results.value[results.count] = stretch.best[start[i] - from];
-          results.place[results.count] = stretch.found[start[i] - from];
-          if (++results.count == kPoolTile) flush();
-        }
-      }
-    }
-    flush();
+    PoolResults<T> results(call, y, places, plane * shape.windows() + row * width);
+    pool_rows_of_plane(shape, table, x + plane * shape.positions(), x_end, row, end, results);
+    results.flush();
   };
   tasks.run([&] { return WindowTable(call, rng_state, 1); }, piece);
 }
@@ -141,7 +178,7 @@ void scatter_plane(const PoolCall& call, const WindowTable& table, const std::ve
   const int64_t width = shape.output[kWidth], rows = shape.output[kDepth] * shape.output[kHeight];
   const GradientSpan<T> weigh = gradient_span<T>(call.act);
   const int32_t* start = table.starts(kWidth, 0);
-  const int64_t extent = offsets.back() + start[width - 1] + 1;
+  const int64_t extent = window_extent(shape) + start[width - 1] + 1;
   alignas(kCacheLine) Compute<T> dz[kPoolTile];
   alignas(kCacheLine) int32_t place[kPoolTile];
   std::fill_n(dx, part, Compute<T>(0));

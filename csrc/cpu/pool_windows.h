@@ -8,6 +8,9 @@
 
 namespace fusedtricks::cpu {
 
+// Elements of a task: part of a plane or sample, or some small ones.
+constexpr int64_t kPoolTask = 16384;
+
 // Where the windows of up to `lanes` planes begin, the planes innermost.
 class WindowTable {
  public:
@@ -18,10 +21,7 @@ class WindowTable {
   }
 
   void set(int64_t first_plane, int count) {
-    if (!samples_.given)
-      return fill<double>(first_plane, count, [&](int64_t index) {
-        return pool_sample(uint64_t(rng_state_[0]), uint64_t(rng_state_[1]), uint64_t(index));
-      });
+    if (!samples_.given) return fill<double>(first_plane, count, [&](int64_t index) { return drawn(uint64_t(index)); });
     visit_dtype(samples_.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       const T* given = static_cast<const T*>(samples_.given);
@@ -45,6 +45,14 @@ class WindowTable {
   }
 
  private:
+  double drawn(uint64_t index) {
+    if (!block_ || index / 4 != counter_) {
+      counter_ = index / 4;
+      block_ = philox_block(uint64_t(rng_state_[0]), uint64_t(rng_state_[1]), counter_);
+    }
+    return pool_sample(block_->word[index % 4]);
+  }
+
   template <class T, class Sample>
   void fill(int64_t first_plane, int count, const Sample& sample) {
     int32_t* to = starts_.data();
@@ -64,7 +72,15 @@ class WindowTable {
   const int64_t* rng_state_;
   int lanes_;
   std::vector<int32_t> starts_;
+  uint64_t counter_ = 0;
+  std::optional<PhiloxBlock> block_;  // the last one that was needed: neighbours share it
 };
+
+// From a window's first position to its last.
+inline int64_t window_extent(const PoolShape& shape) {
+  return ((shape.kernel[kDepth] - 1) * shape.input[kHeight] + shape.kernel[kHeight] - 1) * shape.input[kWidth] +
+         shape.kernel[kWidth] - 1;
+}
 
 // How far each place of a window is from the window's first position.
 inline std::vector<int64_t> place_offsets(const PoolShape& shape) {

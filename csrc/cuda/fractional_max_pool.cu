@@ -84,7 +84,8 @@ struct DrawnSamples {
   struct Stream {
     Mask mask;
     __device__ __forceinline__ double sample(int64_t index) const {
-      return pool_sample(mask.seed, mask.offset, uint64_t(index));
+      const PhiloxBlock block = philox_block(mask.seed, mask.offset, uint64_t(index) / 4);
+      return pool_sample(word_at(block, int(index % 4)));
     }
   };
 
