@@ -18,7 +18,7 @@ from .end_to_end import Family, Network, build_step
 from .families import CLASSES, classifier
 from .masks import ALPHA_DROPOUT, DROP_PATH, act_dropout, channel_dropout
 from .models import DropoutMLP, MobileNetV2, ResNet50
-from .workload import Op, build_op, check_dropout
+from .workload import Op, build_op, check_dropout, check_pool
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -54,6 +54,7 @@ MOBILENETV2_PROJECTED = ((24, 56, 56), (32, 28, 28), (96, 14, 14), (320, 7, 7))
 RESNET50_SHAPES: Shapes = {f"resnet50-{shape_text((32, *s))}": (32, *s) for s in RESNET50}
 EXPANDED_SHAPES: Shapes = {f"mobilenetv2-{shape_text((32, *s))}": (32, *s) for s in MOBILENETV2_EXPANDED}
 PROJECTED_SHAPES: Shapes = {f"mobilenetv2-{shape_text((32, *s))}": (32, *s) for s in MOBILENETV2_PROJECTED}
+VIDEO_SHAPES: Shapes = {"video-4x16x16x56x56": (4, 16, 16, 56, 56)}
 CIFAR_SHAPES: Shapes = {"cifar-128x64x32x32": (128, 64, 32, 32)}
 MLP_SHAPES: Shapes = {"mlp-1024x4096": (1024, 4096), "mlp-256x4096": (256, 4096)}
 TINY_SHAPES: Shapes = {"tiny-64x128": (64, 128)}
@@ -108,6 +109,26 @@ def _function(module: Any, name: str) -> Callable[..., Tensor]:
 
 
 DROPOUT = Op("dropout", lambda shape: (F.dropout, fused_functional.dropout), backward_tensors=2, check=check_dropout)
+
+
+def fractional_max_pool(rank: int, act: str = "relu", kernel: int = 2, ratio: float = 0.7) -> Op:
+    """activation(fractional max-pooling), of the stock modules and of the fused one. Graham's first network has these
+    windows of 2 x 2 and divides lengths by about the square root of 2."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        pool = getattr(nn, f"FractionalMaxPool{rank}d")(kernel, output_ratio=ratio)
+        stock = nn.Sequential(pool, {"relu": nn.ReLU, "elu": nn.ELU}[act]())
+        return stock, getattr(fused_nn, f"FractionalMaxPool{rank}d")(kernel, output_ratio=ratio, act=act)
+
+    return Op(
+        f"fractional_max_pool{rank}d_{act}",
+        make,
+        forward_tensors=1,
+        backward_tensors=1,
+        check=check_pool,
+        output=lambda shape: (*shape[:2], *(int(length * ratio) for length in shape[2:])),
+    )
+
 
 NETWORKS: dict[str, tuple[Network, Shape]] = {
     "resnet50": (Network(ResNet50, classes=1000), (16, 3, 224, 224)),
@@ -197,6 +218,8 @@ def _cases() -> list[Case]:
     cases += op_cases(channel_dropout("dropout2d"), TYPICAL_SHAPES)
     cases += op_cases(ALPHA_DROPOUT, tail_shapes)
     cases += op_cases(DROP_PATH, VIT_SHAPES | _some(RESNET50_SHAPES, "32x64x56x56"))
+    cases += op_cases(fractional_max_pool(2), TYPICAL_SHAPES | CIFAR_SHAPES)
+    cases += op_cases(fractional_max_pool(3), VIDEO_SHAPES)
     inductor_shapes = _some(RESNET50_SHAPES, "32x64x56x56", "32x256x14x14")
     for op in (batch_norm("relu"), batch_norm("relu", residual=True), batch_norm("gelu")):
         cases += op_cases(under_inductor(op), inductor_shapes, dtypes=(torch.float32,))
@@ -218,6 +241,7 @@ QUICK = (
     "gelu/mlp-1024x4096/*/float32/*",
     "dropout/mlp-256x4096/*/float32/*",
     "dropout/tiny*/*/float32/*",
+    "fractional_max_pool2d_relu/cifar*/forward+backward/float32/*",
 )
 
 

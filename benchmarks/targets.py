@@ -61,6 +61,11 @@ TARGETS = [
     Target("dropout", (*LARGE, "mlp-1024x4096"), "forward", "float32", CONTIGUOUS, eager=40.0, copies=1.7),
     Target("leaky_relu", OUT_OF_CACHE, "forward", "float32", CONTIGUOUS, eager=1.0, copies=1.2),
     Target("leaky_relu", OUT_OF_CACHE, BOTH, "float32", CONTIGUOUS, eager=1.2, copies=2.8),
+    *(
+        Target("fractional_max_pool2d_relu", (*LARGE, "cifar-128x64x32x32"), BOTH, "float32", layout, eager=1.5)
+        for layout in (CONTIGUOUS, CHANNELS_LAST)
+    ),
+    Target("fractional_max_pool3d_relu", ("video-4x16x16x56x56",), BOTH, "float32", CONTIGUOUS, eager=1.5),
     Target("batch_norm_relu", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
     Target("dropout", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
     *(

@@ -1,6 +1,7 @@
 // The eager door: the operators as plain Python functions, called without the overhead of torch.ops.
 #include <torch/csrc/utils/pybind.h>
 
+#include "fractional_max_pool_checks.h"
 #include "ops.h"
 #include "philox.h"
 
@@ -43,6 +44,22 @@ Tensor feature_dropout(const Tensor& input, const OptionalTensor& residual, int6
   return input;
 }
 
+// The indices too where they are asked for, else an undefined tensor: None.
+std::tuple<Tensor, Tensor> fractional_max_pool(const Tensor& input, const std::vector<int64_t>& kernel_size,
+                                               const std::vector<int64_t>& output_size, const OptionalTensor& samples,
+                                               std::optional<int64_t> seed, const std::string& act,
+                                               const std::vector<double>& act_args, bool return_indices) {
+  const auto [output, argmax, rng_state] =
+      ops::fractional_max_pool(input, kernel_size, c10::fromIntArrayRefSlow(output_size), samples, seed, act, act_args);
+  if (!return_indices) return {output, Tensor()};
+  return {output,
+          ops::fractional_max_pool_indices(argmax, samples, rng_state, input.sym_sizes().slice(2), kernel_size)};
+}
+
+void check_monotone_activation(const std::string& act, const std::vector<double>& act_args) {
+  check_monotone(act, act_args);
+}
+
 std::vector<std::pair<std::string, std::vector<std::pair<std::string, double>>>> activations() {
   std::vector<std::pair<std::string, std::vector<std::pair<std::string, double>>>> list;
   for (const auto* info : Activations<double>::info) {
@@ -70,6 +87,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("dropout", &dropout, without_gil);
   m.def("act_dropout", &act_dropout, without_gil);
   m.def("feature_dropout", &feature_dropout, without_gil);
+  m.def("fractional_max_pool", &fractional_max_pool, without_gil);
+  m.def("check_monotone", &check_monotone_activation);
   m.def("activations", &activations);
   m.def("philox", &philox);
 }

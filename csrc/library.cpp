@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "fractional_max_pool_checks.h"
 #include "tensor_layout.h"
 
 TORCH_LIBRARY(fusedtricks, m) {
@@ -54,6 +55,21 @@ TORCH_LIBRARY(fusedtricks, m) {
   // grad_output * the same mask.
   m.def(
       "feature_dropout_backward(Tensor grad_output, Tensor rng_state, int mask_dims, float p, str scaling) -> Tensor");
+  // act(fractional_max_pool(input)) over the 2 or 3 dimensions of kernel_size, where in its window each maximum is (one
+  // byte, two or four), and what the windows follow from where no samples say: seed and offset.
+  m.def(
+      "fractional_max_pool(Tensor input, int[] kernel_size, SymInt[] output_size, Tensor? samples, int? seed, str act, "
+      "float[] act_args) -> (Tensor output, Tensor argmax, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // The gradient of input, whose pooled dimensions are input_size. output is not needed for the identity.
+  m.def(
+      "fractional_max_pool_backward(Tensor grad_output, Tensor? output, Tensor argmax, Tensor? samples, "
+      "Tensor rng_state, SymInt[] input_size, int[] kernel_size, bool channels_last, str act, float[] act_args) -> "
+      "Tensor");
+  // The position in its plane of each maximum, as stock's indices.
+  m.def(
+      "fractional_max_pool_indices(Tensor argmax, Tensor? samples, Tensor rng_state, SymInt[] input_size, "
+      "int[] kernel_size) -> Tensor");
   // The instruction set that the CPU kernels were compiled for: default, avx2 or avx512.
   m.def("cpu_capability() -> str");
 }
@@ -169,6 +185,36 @@ Tensor feature_dropout_backward_meta(const Tensor& grad_output, const Tensor& rn
   return empty_in_kernel_layout(grad_output);
 }
 
+std::tuple<Tensor, Tensor, Tensor> fractional_max_pool_meta(const Tensor& input, at::IntArrayRef kernel_size,
+                                                            c10::SymIntArrayRef output_size,
+                                                            const OptionalTensor& samples, std::optional<int64_t>,
+                                                            Strings act, at::ArrayRef<double> act_args) {
+  check_monotone(act, act_args);
+  check_fractional_max_pool(input, kernel_size, output_size, samples);
+  const auto shape = with_batch_and_channels(input, output_size);
+  const auto format = pool_format(input);
+  return {at::empty_symint(shape, input.options(), format),
+          at::empty_symint(shape, input.options().dtype(place_dtype(kernel_size)), format),
+          at::empty({2}, input.options().dtype(at::kLong))};
+}
+
+Tensor fractional_max_pool_backward_meta(const Tensor& grad_output, const OptionalTensor& output, const Tensor& argmax,
+                                         const OptionalTensor& samples, const Tensor& rng_state,
+                                         c10::SymIntArrayRef input_size, at::IntArrayRef kernel_size,
+                                         bool channels_last, Strings act, at::ArrayRef<double> act_args) {
+  const Activation activation = check_monotone(act, act_args);
+  check_pool_kept(argmax, samples, rng_state, input_size, kernel_size);
+  check_pool_backward(grad_output, output, argmax, activation);
+  return at::empty_symint(with_batch_and_channels(argmax, input_size), grad_output.options(),
+                          pool_format(channels_last, argmax.dim()));
+}
+
+Tensor fractional_max_pool_indices_meta(const Tensor& argmax, const OptionalTensor& samples, const Tensor& rng_state,
+                                        c10::SymIntArrayRef input_size, at::IntArrayRef kernel_size) {
+  check_pool_kept(argmax, samples, rng_state, input_size, kernel_size);
+  return at::empty_symint(argmax.sym_sizes(), argmax.options().dtype(at::kLong), pool_format(argmax));
+}
+
 // Every backend without a kernel of its own.
 void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (const auto& value : *stack) {
@@ -198,13 +244,17 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("feature_dropout", feature_dropout_meta);
   m.impl("feature_dropout_", feature_dropout_inplace_meta);
   m.impl("feature_dropout_backward", feature_dropout_backward_meta);
+  m.impl("fractional_max_pool", fractional_max_pool_meta);
+  m.impl("fractional_max_pool_backward", fractional_max_pool_backward_meta);
+  m.impl("fractional_max_pool_indices", fractional_max_pool_indices_meta);
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
   for (const char* op :
        {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_", "activation_backward",
         "activation_backward_slope", "dropout", "dropout_", "dropout_backward", "act_dropout", "act_dropout_backward",
-        "feature_dropout", "feature_dropout_", "feature_dropout_backward"}) {
+        "feature_dropout", "feature_dropout_", "feature_dropout_backward", "fractional_max_pool",
+        "fractional_max_pool_backward", "fractional_max_pool_indices"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

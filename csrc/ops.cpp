@@ -108,6 +108,32 @@ std::tuple<at::Tensor, at::Tensor> act_dropout_backward(const at::Tensor& grad_o
   return op.call(grad_output, input, output, bias, rng_state, act, act_args, p, output_mask);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fractional_max_pool(const at::Tensor& input, at::IntArrayRef kernel_size,
+                                                                   c10::SymIntArrayRef output_size,
+                                                                   const OptionalTensor& samples,
+                                                                   std::optional<int64_t> seed, c10::string_view act,
+                                                                   Doubles act_args) {
+  FUSEDTRICKS_OPERATOR(fractional_max_pool);
+  return op.call(input, kernel_size, output_size, samples, seed, act, act_args);
+}
+
+at::Tensor fractional_max_pool_backward(const at::Tensor& grad_output, const OptionalTensor& output,
+                                        const at::Tensor& argmax, const OptionalTensor& samples,
+                                        const at::Tensor& rng_state, c10::SymIntArrayRef input_size,
+                                        at::IntArrayRef kernel_size, bool channels_last, c10::string_view act,
+                                        Doubles act_args) {
+  FUSEDTRICKS_OPERATOR(fractional_max_pool_backward);
+  return op.call(grad_output, output, argmax, samples, rng_state, input_size, kernel_size, channels_last, act,
+                 act_args);
+}
+
+at::Tensor fractional_max_pool_indices(const at::Tensor& argmax, const OptionalTensor& samples,
+                                       const at::Tensor& rng_state, c10::SymIntArrayRef input_size,
+                                       at::IntArrayRef kernel_size) {
+  FUSEDTRICKS_OPERATOR(fractional_max_pool_indices);
+  return op.call(argmax, samples, rng_state, input_size, kernel_size);
+}
+
 #undef FUSEDTRICKS_OPERATOR
 
 }  // namespace fusedtricks::ops

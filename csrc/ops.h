@@ -55,4 +55,18 @@ std::tuple<at::Tensor, at::Tensor> act_dropout_backward(const at::Tensor& grad_o
                                                         const OptionalTensor& rng_state, c10::string_view act,
                                                         Doubles act_args, double p, std::array<bool, 2> output_mask);
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fractional_max_pool(const at::Tensor& input, at::IntArrayRef kernel_size,
+                                                                   c10::SymIntArrayRef output_size,
+                                                                   const OptionalTensor& samples,
+                                                                   std::optional<int64_t> seed, c10::string_view act,
+                                                                   Doubles act_args);
+at::Tensor fractional_max_pool_backward(const at::Tensor& grad_output, const OptionalTensor& output,
+                                        const at::Tensor& argmax, const OptionalTensor& samples,
+                                        const at::Tensor& rng_state, c10::SymIntArrayRef input_size,
+                                        at::IntArrayRef kernel_size, bool channels_last, c10::string_view act,
+                                        Doubles act_args);
+at::Tensor fractional_max_pool_indices(const at::Tensor& argmax, const OptionalTensor& samples,
+                                       const at::Tensor& rng_state, c10::SymIntArrayRef input_size,
+                                       at::IntArrayRef kernel_size);
+
 }  // namespace fusedtricks::ops

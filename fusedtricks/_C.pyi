@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from torch import Tensor
 
 def batch_norm_act(
@@ -37,5 +39,17 @@ def feature_dropout(
     inplace: bool,
     /,
 ) -> Tensor: ...
+def fractional_max_pool(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    output_size: Sequence[int],
+    samples: Tensor | None,
+    seed: int | None,
+    act: str,
+    act_args: list[float],
+    return_indices: bool,
+    /,
+) -> tuple[Tensor, Tensor]: ...
+def check_monotone(act: str, act_args: list[float], /) -> None: ...
 def activations() -> list[tuple[str, list[tuple[str, float]]]]: ...
 def philox(seed: int, offset: int, counter: int, /) -> list[int]: ...

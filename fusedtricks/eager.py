@@ -6,7 +6,7 @@ base of the tests' reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -153,3 +153,36 @@ def _mask(input: Tensor, p: float, seed: int | None) -> Tensor:
 def _dropped(input: Tensor, mask: Tensor, p: float, mode: str) -> Tensor:
     scale, shift, fill = _affine(p, mode)
     return torch.where(mask, input * scale + shift, fill)
+
+
+def pool_samples(planes: int, rank: int, seed: int, device: torch.device) -> Tensor:
+    """The random numbers of the planes in [0, 1), float64 (planes, rank): the words of the Philox stream over 2^32."""
+    blocks = (planes * rank + 3) // 4
+    words = philox(seed, 0, torch.arange(blocks, device=device)).flatten()[: planes * rank]
+    return words.view(planes, rank).double() / 2**32
+
+
+def fractional_max_pool(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    output_size: Sequence[int],
+    *,
+    samples: Tensor | None = None,
+    seed: int | None = None,
+    act: str = "identity",
+    act_kwargs: Mapping[str, float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """act(F.fractional_max_pool2d(input)) or 3d, with a batch, and the indices.
+
+    Windows that follow from a seed are computed in float64, whatever the dtype; without a seed they are stock's.
+    """
+    rank = len(kernel_size)
+    pool = F.fractional_max_pool2d_with_indices if rank == 2 else F.fractional_max_pool3d_with_indices
+    searched = input.detach()
+    if samples is None and seed is not None:
+        samples = pool_samples(input.shape[0] * input.shape[1], rank, seed, input.device)
+        samples = samples.view(*input.shape[:2], rank)
+        searched = searched.double()
+    _, indices = pool(searched, tuple(kernel_size), tuple(output_size), _random_samples=samples)
+    maxima = input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    return activation(maxima, act, **(act_kwargs or {})), indices

@@ -55,6 +55,31 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape).requires_grad_()
 
 
+def pool_arguments(
+    *kernel: int,
+    layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
+    samples: bool = False,
+    act: str = "identity",
+) -> tuple[Any, ...]:
+    x = layout(torch.randn(2, 3, *[7] * len(kernel))).requires_grad_()
+    return x, list(kernel), [4] * len(kernel), torch.rand(2, 3, len(kernel)) if samples else None, 5, act, []
+
+
+def pool_backward_arguments(*kernel: int, **options: Any) -> tuple[Any, ...]:
+    arguments = pool_arguments(*kernel, **options)
+    x, _, _, samples, _, act, act_args = arguments
+    with torch.no_grad():
+        output, argmax, rng_state = ops.fractional_max_pool(*arguments)
+    kept = None if act == "identity" else output.requires_grad_()
+    sizes = (list(x.shape[2:]), list(kernel), not x.is_contiguous())
+    return (torch.randn_like(output).requires_grad_(), kept, argmax, samples, rng_state, *sizes, act, act_args)
+
+
+def pool_indices_arguments(*kernel: int, **options: Any) -> tuple[Any, ...]:
+    _, _, argmax, samples, rng_state, input_size, kernel_size, *_ = pool_backward_arguments(*kernel, **options)
+    return argmax, samples, rng_state, input_size, kernel_size
+
+
 OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "batch_norm_act": [
         lambda: batch_norm_arguments(),
@@ -99,6 +124,19 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     ],
     "feature_dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 1, 0.5, "inverted")],
     "dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 0.5, "inverted")],
+    "fractional_max_pool": [
+        lambda: pool_arguments(2, 3, act="tanh"),
+        lambda: pool_arguments(3, 2, layout=channels_last, samples=True),
+        lambda: pool_arguments(2, 2, 2, layout=sliced),
+    ],
+    "fractional_max_pool_backward": [
+        lambda: pool_backward_arguments(2, 3, act="tanh"),
+        lambda: pool_backward_arguments(2, 2, 2, layout=channels_last, samples=True),
+    ],
+    "fractional_max_pool_indices": [
+        lambda: pool_indices_arguments(2, 3),
+        lambda: pool_indices_arguments(2, 2, 2, layout=channels_last, samples=True),
+    ],
 }
 NO_TENSORS = {"cpu_capability"}
 

@@ -33,6 +33,7 @@ from ._feature_dropout import (
     dropout3d,
     feature_alpha_dropout,
 )
+from ._fractional_max_pool import fractional_max_pool2d, fractional_max_pool3d
 
 __all__ = [
     "ACTIVATIONS",
@@ -47,6 +48,8 @@ __all__ = [
     "dropout3d",
     "elu",
     "feature_alpha_dropout",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gelu",
     "hardswish",
     "leaky_relu",

@@ -26,6 +26,7 @@ from .batchnorm import (
     BatchNormReLU3d,
 )
 from .dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, FeatureAlphaDropout
+from .pooling import FractionalMaxPool2d, FractionalMaxPool3d
 from .sync import SyncBatchNormAct, convert_sync_batchnorm
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
     "Hardswish",
     "Identity",
     "LeakyReLU",
