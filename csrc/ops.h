@@ -38,4 +38,17 @@ std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double p, bo
 at::Tensor dropout_(const at::Tensor& input, double p, bool scale_kept, std::optional<int64_t> seed);
 at::Tensor dropout_backward(const at::Tensor& grad_output, const at::Tensor& rng_state, double p, bool scale_kept);
 
+std::tuple<at::Tensor, at::Tensor> drop_connect_linear(const at::Tensor& input, const at::Tensor& weight,
+                                                       const OptionalTensor& bias, double p,
+                                                       std::optional<int64_t> seed);
+std::tuple<at::Tensor, at::Tensor> drop_connect_convolution(const at::Tensor& input, const at::Tensor& weight,
+                                                            const OptionalTensor& bias, at::IntArrayRef stride,
+                                                            at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                            int64_t groups, double p, std::optional<int64_t> seed);
+
+at::Tensor add_samples(const at::Tensor& input, const at::Tensor& rows, const at::Tensor& index, double scale);
+at::Tensor select_samples(const at::Tensor& input, const at::Tensor& index, double scale);
+at::Tensor place_samples(const at::Tensor& rows, const at::Tensor& index, c10::SymInt samples, double scale);
+std::tuple<at::Tensor, at::Tensor> branch_samples(const at::Tensor& input, const at::Tensor& index);
+
 }  // namespace fusedtricks::ops

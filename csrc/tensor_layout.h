@@ -2,7 +2,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+
+#include <algorithm>
 
 #include "layout.h"
 
@@ -33,6 +36,21 @@ inline at::Tensor empty_in_kernel_layout(const at::Tensor& t) {
 inline at::Tensor laid_out_like(const at::Tensor& t, const at::Tensor& model) {
   const bool same = model.is_contiguous() ? t.is_contiguous() : is_channels_innermost(t);
   return same ? t : at::empty_like(model, t.options()).copy_(t);
+}
+
+// Whether what an operator makes of t has the channels innermost.
+inline bool wants_channels_innermost(const at::Tensor& t) {
+  if (t.is_contiguous()) return false;
+  return is_channels_innermost(t) || t.suggest_memory_format() != at::MemoryFormat::Contiguous;
+}
+
+// An uninitialised tensor of so many samples like those of t, in t's layout where the kernels take that.
+inline at::Tensor empty_samples_like(const at::Tensor& t, c10::SymInt samples) {
+  auto sizes = t.sym_sizes().vec();
+  sizes[0] = std::move(samples);
+  if (!wants_channels_innermost(t)) return at::empty_symint(sizes, t.options());
+  std::rotate(sizes.begin() + 1, sizes.begin() + 2, sizes.end());
+  return at::empty_symint(sizes, t.options()).movedim(-1, 1);
 }
 
 inline Layout layout_of(const at::Tensor& dense) {

@@ -23,12 +23,27 @@ from ._activation import (
 )
 from ._batch_norm import batch_norm_act
 from ._calls import ACTIVATIONS
+from ._drop_connect import (
+    drop_connect_conv1d,
+    drop_connect_conv2d,
+    drop_connect_conv3d,
+    drop_connect_linear,
+    drop_connect_moments,
+)
 from ._dropout import dropout
+from ._samples import add_samples, branch_samples, select_samples
 
 __all__ = [
     "ACTIVATIONS",
     "activation",
+    "add_samples",
     "batch_norm_act",
+    "branch_samples",
+    "drop_connect_conv1d",
+    "drop_connect_conv2d",
+    "drop_connect_conv3d",
+    "drop_connect_linear",
+    "drop_connect_moments",
     "dropout",
     "elu",
     "gelu",
@@ -37,6 +52,7 @@ __all__ = [
     "mish",
     "relu",
     "relu6",
+    "select_samples",
     "selu",
     "sigmoid",
     "silu",

@@ -24,7 +24,9 @@ from .batchnorm import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
+from .drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from .dropout import Dropout
+from .stochastic_depth import StochasticDepth
 from .sync import SyncBatchNormAct, convert_sync_batchnorm
 
 __all__ = [
@@ -37,6 +39,10 @@ __all__ = [
     "BatchNormReLU1d",
     "BatchNormReLU2d",
     "BatchNormReLU3d",
+    "DropConnectConv1d",
+    "DropConnectConv2d",
+    "DropConnectConv3d",
+    "DropConnectLinear",
     "Dropout",
     "Hardswish",
     "Identity",
@@ -47,6 +53,7 @@ __all__ = [
     "SiLU",
     "Sigmoid",
     "Softplus",
+    "StochasticDepth",
     "SyncBatchNormAct",
     "Tanh",
     "convert_sync_batchnorm",
