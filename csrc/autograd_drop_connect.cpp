@@ -55,6 +55,9 @@ struct Product {
   bool reads(bool other_requires_grad) const { return convolution || other_requires_grad; }
 };
 
+// Below autograd an operator may not answer its own argument, as a cast that casts nothing does.
+Tensor cast(const Tensor& t, at::ScalarType dtype) { return t.scalar_type() == dtype ? t : t.to(dtype); }
+
 struct DropConnectAttributes {
   Product product;
   double p;
@@ -65,7 +68,7 @@ struct DropConnectAttributes {
 // dropout(weight), rounded to what it is multiplied in, and the state of its mask.
 Results drop(const Tensor& weight, const DropConnectAttributes& attributes, std::optional<int64_t> seed) {
   const auto [dropped, rng_state] = ops::dropout(weight, attributes.p, /*scale_kept=*/true, seed);
-  return {dropped.to(attributes.dtype), rng_state};
+  return {cast(dropped, attributes.dtype), rng_state};
 }
 
 // The same mask and scale on the weight once more, or on its gradient.
@@ -99,9 +102,9 @@ struct DropConnect : Function<DropConnect> {
     const bool has_bias = ctx->saved_data["bias"].toBool();
     const std::array<bool, 3> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                      has_bias && ctx->needs_input_grad(2)};
-    const Tensor factor = wanted[0] ? drop_again(weight, rng_state, p).to(dtype) : weight;
+    const Tensor factor = wanted[0] ? cast(drop_again(weight, rng_state, p), dtype) : weight;
     std::tie(out[0], out[1], out[2]) = product.gradients(grad, input, factor, wanted);
-    if (wanted[1]) out[1] = drop_again(out[1].to(weight_dtype), rng_state, p);
+    if (wanted[1]) out[1] = drop_again(cast(out[1], weight_dtype), rng_state, p);
     return out;
   }
 };
