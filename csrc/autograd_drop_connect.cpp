@@ -2,6 +2,7 @@
 // it is and two numbers, seed and offset, from which the backward drops the weight again.
 //
 // The operators are compositions: of dropout with its mask, and of ATen's products. What traces them sees those.
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
@@ -65,15 +66,48 @@ struct DropConnectAttributes {
   at::ScalarType weight_dtype;
 };
 
-// dropout(weight), rounded to what it is multiplied in, and the state of its mask.
-Results drop(const Tensor& weight, const DropConnectAttributes& attributes, std::optional<int64_t> seed) {
-  const auto [dropped, rng_state] = ops::dropout(weight, attributes.p, /*scale_kept=*/true, seed);
-  return {cast(dropped, attributes.dtype), rng_state};
-}
-
 // The same mask and scale on the weight once more, or on its gradient.
 Tensor drop_again(const Tensor& t, const Tensor& rng_state, double p) {
   return ops::dropout_backward(t, rng_state, p, /*scale_kept=*/true);
+}
+
+// Whether a linear layer has so many more weights than inputs that dropping them takes a good part of the time, and
+// enough of them for all threads: the operator of its own is then the faster one.
+bool is_mostly_weight(const Product& product, const Tensor& input, const Tensor& weight, double p) {
+  constexpr int64_t least = 1 << 16, block = 1 << 17;
+  if (product.convolution || p == 1 || input.scalar_type() != weight.scalar_type() ||
+      at::isReducedFloatingType(weight.scalar_type()))
+    return false;
+  if (input.unsafeGetTensorImpl()->has_symbolic_sizes_strides() || input.layout() != at::kStrided) return false;
+  const int64_t inputs = input.numel(), weights = weight.numel(), threads = at::get_num_threads();
+  return weights >= least && weights >= inputs * threads && weights > block * (threads - 1);
+}
+
+// The operator of that for any device.
+Results dropped_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, double p,
+                       std::optional<int64_t> seed) {
+  const auto [dropped, rng_state] = ops::dropout(weight, p, /*scale_kept=*/true, seed);
+  return {at::linear(input, dropped, bias), rng_state};
+}
+
+Results dropped_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                const Tensor& rng_state, double p) {
+  return {at::matmul(grad_output, drop_again(weight, rng_state, p)),
+          drop_again(at::matmul(grad_output.t(), input), rng_state, p)};
+}
+
+// linear or convolution of the dropped weight, in the way that is the fastest.
+Results forward_product(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        const DropConnectAttributes& attributes, std::optional<int64_t> seed) {
+  const auto& [product, p, dtype, weight_dtype] = attributes;
+  if (is_mostly_weight(product, input, weight, p)) {
+    auto sizes = input.sizes().vec();
+    sizes.back() = weight.size(0);
+    const auto [output, rng_state] = ops::dropped_linear(as_matrix(input), weight, bias, p, seed);
+    return {output.view(sizes), rng_state};
+  }
+  const auto [dropped, rng_state] = ops::dropout(weight, p, /*scale_kept=*/true, seed);
+  return {product.apply(input, cast(dropped, dtype), bias), rng_state};
 }
 
 struct DropConnect : Function<DropConnect> {
@@ -81,7 +115,7 @@ struct DropConnect : Function<DropConnect> {
                                const OptionalTensor& bias, const DropConnectAttributes& attributes,
                                std::optional<int64_t> seed) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [dropped, rng_state] = drop(weight, attributes, seed);
+    const auto [output, rng_state] = forward_product(input, weight, bias, attributes, seed);
     const Product& product = attributes.product;
     ctx->save_for_backward({product.reads(weight.requires_grad()) ? input : Tensor(),
                             product.reads(input.requires_grad()) ? weight : Tensor(), rng_state});
@@ -89,7 +123,7 @@ struct DropConnect : Function<DropConnect> {
     ctx->set_materialize_grads(false);
     keep(ctx, attributes);
     ctx->saved_data["bias"] = bias.has_value();
-    return {product.apply(input, dropped, bias), rng_state};
+    return {output, rng_state};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -100,8 +134,17 @@ struct DropConnect : Function<DropConnect> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weight = saved[1], &rng_state = saved[2];
     const bool has_bias = ctx->saved_data["bias"].toBool();
-    const std::array<bool, 3> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                     has_bias && ctx->needs_input_grad(2)};
+    std::array<bool, 3> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                               has_bias && ctx->needs_input_grad(2)};
+    if (wanted[0] && wanted[1] && !at::GradMode::is_enabled() && is_mostly_weight(product, input, weight, p)) {
+      const auto [grad_input, grad_weight] =
+          ops::dropped_linear_backward(as_matrix(grad), as_matrix(input), weight, rng_state, p);
+      out[0] = grad_input.view(input.sizes());
+      out[1] = grad_weight;
+      wanted[0] = wanted[1] = false;
+      std::tie(std::ignore, std::ignore, out[2]) = product.gradients(grad, input, weight, wanted);
+      return out;
+    }
     const Tensor factor = wanted[0] ? cast(drop_again(weight, rng_state, p), dtype) : weight;
     std::tie(out[0], out[1], out[2]) = product.gradients(grad, input, factor, wanted);
     if (wanted[1]) out[1] = drop_again(cast(out[1], weight_dtype), rng_state, p);
@@ -112,8 +155,8 @@ struct DropConnect : Function<DropConnect> {
 Results drop_connect(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                      const DropConnectAttributes& attributes, std::optional<int64_t> seed) {
   if (!records(input, weight, bias)) {
-    const auto [dropped, rng_state] = drop(weight, attributes, seed);
-    return {attributes.product.apply(input, dropped, bias), rng_state};
+    at::AutoDispatchBelowADInplaceOrView below;
+    return forward_product(input, weight, bias, attributes, seed);
   }
   const auto results = DropConnect::apply(input, weight, bias, attributes, seed);
   return {results[0], results[1]};
@@ -223,6 +266,11 @@ Results convolution_autocast(const Tensor& input, const Tensor& weight, const Op
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeImplicitAutograd, m) {
   m.impl("drop_connect_linear", drop_connect_linear);
   m.impl("drop_connect_convolution", drop_connect_convolution);
+}
+
+TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
+  m.impl("dropped_linear", dropped_linear);
+  m.impl("dropped_linear_backward", dropped_linear_backward);
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, AutocastCPU, m) {

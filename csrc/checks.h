@@ -142,6 +142,17 @@ inline void check_rng_state(const at::Tensor& rng_state, const at::Tensor& grad)
               "rng_state takes an int64 tensor of two elements, seed and offset");
 }
 
+// RuntimeError unless matrices that a linear layer multiplies.
+inline void check_dropped_linear(const at::Tensor& input, const at::Tensor& weight, double p) {
+  check_floating(input, "dropped_linear", "input");
+  check_probability(p);
+  check_device(weight, input, "weight");
+  TORCH_CHECK(input.dim() == 2 && weight.dim() == 2 && input.sym_size(1) == weight.sym_size(1), "input has shape ",
+              input.sym_sizes(), ", weight ", weight.sym_sizes(), "; they take two matrices of as many columns");
+  TORCH_CHECK(weight.scalar_type() == input.scalar_type(), "weight has dtype ", weight.scalar_type(),
+              "; it takes that of input, ", input.scalar_type());
+}
+
 // IndexError unless a batch of samples, NotImplementedError for its dtype.
 inline void check_samples(const at::Tensor& t, const char* op, const char* name) {
   check_floating(t, op, name);

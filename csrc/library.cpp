@@ -38,6 +38,14 @@ TORCH_LIBRARY(fusedtricks, m) {
       "drop_connect_linear(Tensor input, Tensor weight, Tensor? bias, float p, int? seed) "
       "-> (Tensor output, Tensor rng_state)",
       {at::Tag::nondeterministic_seeded});
+  // The same for matrices, with a kernel of its own where dropping the weight takes a good part of the time.
+  m.def(
+      "dropped_linear(Tensor input, Tensor weight, Tensor? bias, float p, int? seed) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  m.def(
+      "dropped_linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor rng_state, float p) "
+      "-> (Tensor grad_input, Tensor grad_weight)");
   // convolution(input, dropout(weight), bias, …), and the same.
   m.def(
       "drop_connect_convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
@@ -126,6 +134,20 @@ Tensor dropout_backward_meta(const Tensor& grad_output, const Tensor& rng_state,
   return empty_in_kernel_layout(grad_output);
 }
 
+std::tuple<Tensor, Tensor> dropped_linear_meta(const Tensor& input, const Tensor& weight, const OptionalTensor&,
+                                               double p, std::optional<int64_t>) {
+  check_dropped_linear(input, weight, p);
+  return {at::empty_symint({input.sym_size(0), weight.sym_size(0)}, input.options()),
+          at::empty({2}, input.options().dtype(at::kLong))};
+}
+
+std::tuple<Tensor, Tensor> dropped_linear_backward_meta(const Tensor& grad_output, const Tensor& input,
+                                                        const Tensor& weight, const Tensor& rng_state, double p) {
+  check_dropped_linear(input, weight, p);
+  check_rng_state(rng_state, grad_output);
+  return {at::empty_symint(input.sym_sizes(), input.options()), at::empty_symint(weight.sym_sizes(), weight.options())};
+}
+
 Tensor add_samples_meta(const Tensor& input, const Tensor& rows, const Tensor& index, double) {
   check_samples(input, "add_samples", "input");
   check_sample_index(index, input);
@@ -170,6 +192,8 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("dropout", dropout_meta);
   m.impl("dropout_", dropout_inplace_meta);
   m.impl("dropout_backward", dropout_backward_meta);
+  m.impl("dropped_linear", dropped_linear_meta);
+  m.impl("dropped_linear_backward", dropped_linear_backward_meta);
   m.impl("add_samples", add_samples_meta);
   m.impl("select_samples", select_samples_meta);
   m.impl("place_samples", place_samples_meta);

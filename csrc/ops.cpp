@@ -88,6 +88,19 @@ std::tuple<at::Tensor, at::Tensor> drop_connect_convolution(const at::Tensor& in
   return op.call(input, weight, bias, stride, padding, dilation, groups, p, seed);
 }
 
+std::tuple<at::Tensor, at::Tensor> dropped_linear(const at::Tensor& input, const at::Tensor& weight,
+                                                  const OptionalTensor& bias, double p, std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(dropped_linear);
+  return op.call(input, weight, bias, p, seed);
+}
+
+std::tuple<at::Tensor, at::Tensor> dropped_linear_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                           const at::Tensor& weight, const at::Tensor& rng_state,
+                                                           double p) {
+  FUSEDTRICKS_OPERATOR(dropped_linear_backward);
+  return op.call(grad_output, input, weight, rng_state, p);
+}
+
 at::Tensor add_samples(const at::Tensor& input, const at::Tensor& rows, const at::Tensor& index, double scale) {
   FUSEDTRICKS_OPERATOR(add_samples);
   return op.call(input, rows, index, scale);

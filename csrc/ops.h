@@ -46,6 +46,12 @@ std::tuple<at::Tensor, at::Tensor> drop_connect_convolution(const at::Tensor& in
                                                             at::IntArrayRef padding, at::IntArrayRef dilation,
                                                             int64_t groups, double p, std::optional<int64_t> seed);
 
+std::tuple<at::Tensor, at::Tensor> dropped_linear(const at::Tensor& input, const at::Tensor& weight,
+                                                  const OptionalTensor& bias, double p, std::optional<int64_t> seed);
+std::tuple<at::Tensor, at::Tensor> dropped_linear_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                           const at::Tensor& weight, const at::Tensor& rng_state,
+                                                           double p);
+
 at::Tensor add_samples(const at::Tensor& input, const at::Tensor& rows, const at::Tensor& index, double scale);
 at::Tensor select_samples(const at::Tensor& input, const at::Tensor& index, double scale);
 at::Tensor place_samples(const at::Tensor& rows, const at::Tensor& index, c10::SymInt samples, double scale);
