@@ -72,15 +72,15 @@ Tensor drop_again(const Tensor& t, const Tensor& rng_state, double p) {
 }
 
 // Whether a linear layer has so many more weights than inputs that dropping them takes a good part of the time, and
-// enough of them for all threads: the operator of its own is then the faster one.
-bool is_mostly_weight(const Product& product, const Tensor& input, const Tensor& weight, double p) {
-  constexpr int64_t least = 1 << 16, block = 1 << 17;
-  if (product.convolution || p == 1 || input.scalar_type() != weight.scalar_type() ||
+// enough of them for all threads: the operator of its own is then the faster one on a CPU.
+bool is_mostly_weight(const Product& product, const Tensor& input, const Tensor& weight) {
+  constexpr int64_t least = 1 << 16, most_threads = 8;
+  if (product.convolution || input.scalar_type() != weight.scalar_type() ||
       at::isReducedFloatingType(weight.scalar_type()))
     return false;
   if (input.unsafeGetTensorImpl()->has_symbolic_sizes_strides() || input.layout() != at::kStrided) return false;
   const int64_t inputs = input.numel(), weights = weight.numel(), threads = at::get_num_threads();
-  return weights >= least && weights >= inputs * threads && weights > block * (threads - 1);
+  return threads <= most_threads && weights >= least * threads && weights >= inputs * threads;
 }
 
 // The operator of that for any device.
@@ -100,7 +100,7 @@ Results dropped_linear_backward(const Tensor& grad_output, const Tensor& input, 
 Results forward_product(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         const DropConnectAttributes& attributes, std::optional<int64_t> seed) {
   const auto& [product, p, dtype, weight_dtype] = attributes;
-  if (is_mostly_weight(product, input, weight, p)) {
+  if (is_mostly_weight(product, input, weight)) {
     auto sizes = input.sizes().vec();
     sizes.back() = weight.size(0);
     const auto [output, rng_state] = ops::dropped_linear(as_matrix(input), weight, bias, p, seed);
@@ -136,7 +136,7 @@ struct DropConnect : Function<DropConnect> {
     const bool has_bias = ctx->saved_data["bias"].toBool();
     std::array<bool, 3> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                has_bias && ctx->needs_input_grad(2)};
-    if (wanted[0] && wanted[1] && !at::GradMode::is_enabled() && is_mostly_weight(product, input, weight, p)) {
+    if (wanted[0] && wanted[1] && !at::GradMode::is_enabled() && is_mostly_weight(product, input, weight)) {
       const auto [grad_input, grad_weight] =
           ops::dropped_linear_backward(as_matrix(grad), as_matrix(input), weight, rng_state, p);
       out[0] = grad_input.view(input.sizes());

@@ -21,6 +21,7 @@ import fusedtricks.functional as ftF
 import fusedtricks.nn as ftnn
 from fusedtricks import eager
 
+ops = torch.ops.fusedtricks
 SEED = 0x123456789ABCDEF
 STOCK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 OURS = {1: ftF.drop_connect_conv1d, 2: ftF.drop_connect_conv2d, 3: ftF.drop_connect_conv3d}
@@ -70,12 +71,52 @@ def dropped(weight: Tensor, p: float, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize(("input", "weight"), LINEARS.values(), ids=LINEARS)
-def test_linear_is_stock_with_the_reference_mask(input, weight, bias, device):
+def test_linear_is_stock_with_the_reference_mask(input, weight, bias, device, restore_threads):
+    torch.set_num_threads(1)  # what is worth a block depends on it
     leaves = tensors(input, weight, *[weight[:1]] * bias, device=device)
     actual = step(lambda x, w, b=None: ftF.drop_connect_linear(x, w, b, 0.3, seed=SEED), leaves)
     mask = dropped(torch.ones(weight, dtype=torch.float64, device=device), 0.3, SEED)
     expected = step(lambda x, w, b=None: F.linear(x, w * mask, b), leaves)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("samples", [0, 1, 37])
+def test_operator_of_mostly_weight(samples, dtype, device):
+    """Blocks of rows that begin anywhere in a block of words; exact but for the order of the sums."""
+    shapes = [(samples, 211), (703, 211), (703,), (samples, 703)]
+    x, w, b, dy = (t.detach() for t in tensors(*shapes, dtype=dtype, device=device))
+    y, state = ops.dropped_linear(x, w, b, 0.3, SEED)
+    dx, dw = ops.dropped_linear_backward(dy, x, w, state, 0.3)
+    assert state.tolist() == [SEED, 0]
+    x, w, b, dy = (t.double() for t in (x, w, b, dy))
+    weight = ftF.dropout(w, 0.3, seed=SEED)
+    for name, actual, left, right in (("y", y, x, weight.t()), ("dx", dx, dy, weight), ("dw", dw, dy.t(), x)):
+        expected, magnitude = left @ right, left.abs() @ right.abs()
+        if name == "dw":
+            expected, magnitude = (ftF.dropout(t, 0.3, seed=SEED) for t in (expected, magnitude))
+        if name == "y":
+            expected, magnitude = expected + b, magnitude + b.abs()
+        assert_rounds_to(actual, expected, scale=magnitude, name=name)
+
+
+def test_operator_of_mostly_weight_on_any_number_of_threads(restore_threads):
+    x, w, b, dy = (t.detach() for t in tensors((16, 512), (1024, 512), (1024,), (16, 1024), dtype=torch.float32))
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        y, state = ops.dropped_linear(x, w, b, 0.3, SEED)
+        results.append([y, *ops.dropped_linear_backward(dy, x, w, state, 0.3)])
+    assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("p", [1.0, 1 - 2**-33])
+def test_operator_of_mostly_weight_where_all_is_dropped(p, device):
+    x, w, b = torch.ones(2, 300, device=device), torch.full((500, 300), float("nan"), device=device), torch.ones(500)
+    y, state = ops.dropped_linear(x, w, b.to(device), p, SEED)
+    dx, dw = ops.dropped_linear_backward(torch.ones_like(y), x, w, state, p)
+    assert torch.equal(y, torch.ones_like(y)) and not dx.any() and not dw.any()
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -139,7 +180,8 @@ def test_every_layout(layout, device):
     "shapes", [[(4, 6), (5, 6), (4, 5)], [(4, 300), (270, 300), (4, 270)]], ids=["small", "blocks"]
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_matrices(layout, shapes, device):
+def test_every_layout_of_matrices(layout, shapes, device, restore_threads):
+    torch.set_num_threads(2)
     x, w, dy = (LAYOUTS[layout](torch.randn(shape, device=device)) for shape in shapes)
     leaves = [x.detach().requires_grad_(), w.detach().requires_grad_()]
     mask = ftF.dropout(torch.ones(w.shape, device=device), 0.5, seed=2)

@@ -84,6 +84,10 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (leaf(3, 5), leaf(4, 5), leaf(4), 0.5, 5),
         lambda: (leaf(2, 3, 5), leaf(4, 5), None, 0.3, 5),
     ],
+    "dropped_linear": [lambda: (torch.randn(3, 5), torch.randn(4, 5), torch.randn(4), 0.5, 5)],
+    "dropped_linear_backward": [
+        lambda: (torch.randn(3, 4), torch.randn(3, 5), torch.randn(4, 5), torch.tensor([5, 0]), 0.5)
+    ],
     "drop_connect_convolution": [
         lambda: (leaf(2, 3, 7), leaf(4, 3, 2), leaf(4), [2], [1], [1], 1, 0.5, 5),
         lambda: (channels_last(torch.randn(2, 4, 5, 6)), leaf(4, 2, 3, 3), None, [1, 1], [1, 0], [1, 2], 2, 0.3, 5),

@@ -5,7 +5,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
-#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -20,7 +19,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kBlock = 1 << 17;  // elements of a block: half of a cache of the second level
+constexpr int64_t kBlock = 1 << 16;  // elements of a block, so that two and what they meet stay in a cache
+constexpr int64_t kGroups = 8;       // sums of the gradient of the input that are made side by side, at most
 
 // Blocks of whole rows of a matrix, and groups of neighbouring blocks that are summed one after another.
 struct Blocks {
@@ -49,6 +49,11 @@ void for_words(int64_t first, int64_t count, const Mask& mask, const Span& span)
 // The rows of a block of weight, dropped, in scratch; where there is a gradient, its rows in place.
 template <class T>
 void drop_block(const T* weight, T* scratch, T* gradient, int64_t first, int64_t count, const Mask& mask) {
+  if (mask.rate.drops_all()) {
+    std::fill_n(scratch, count, T(0));
+    if (gradient) std::fill_n(gradient + first, count, T(0));
+    return;
+  }
   const uint32_t threshold = uint32_t(mask.rate.threshold);
   const auto scale = Compute<T>(mask.rate.scale);
   for_words(first, count, mask, [&](int64_t i, int64_t n, const uint32_t* word) {
@@ -106,7 +111,7 @@ std::tuple<Tensor, Tensor> dropped_linear_backward(const Tensor& grad_output, co
   const Tensor grad_weight = at::empty({blocks.rows, blocks.columns}, weight.options());
   // Sums over groups of blocks, which the shape alone decides; all of them are no more than the weight.
   const int64_t most = blocks.rows / std::max<int64_t>(1, input.size(0));
-  const int64_t groups = std::clamp<int64_t>(most, 1, std::max<int64_t>(1, blocks.count));
+  const int64_t groups = std::clamp<int64_t>(std::min(most, kGroups), 1, std::max<int64_t>(1, blocks.count));
   const Tensor partial = at::empty({groups, input.size(0), blocks.columns}, input.options());
   parallel_tasks(groups, [&](int64_t group) {
     const int64_t begin = blocks.count * group / groups, end = blocks.count * (group + 1) / groups;
