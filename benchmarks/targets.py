@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from .case import Case
-from .cases import CASES, NETWORKS, RESNET50_SHAPES
+from .cases import CASES, NETWORKS, RESNET50_SHAPES, TRANSFORMER_SHAPES
 from .report import Row, geometric_mean
 
 BOTH = "forward+backward"
@@ -63,6 +63,8 @@ TARGETS = [
     Target("leaky_relu", OUT_OF_CACHE, BOTH, "float32", CONTIGUOUS, eager=1.2, copies=2.8),
     Target("batch_norm_relu", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
     Target("dropout", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
+    Target("drop_connect", ("linear-64x1024",), BOTH, "float32", CONTIGUOUS, eager=5.0),
+    Target("stochastic_depth_skip", tuple(TRANSFORMER_SHAPES), BOTH, "float32", CONTIGUOUS, eager=1.3),
     *(
         Target("end_to_end", (network,), "training step", "float32", layout, eager=goal)
         for network, goal in (("resnet50", 1.15), ("mobilenetv2", 1.2), ("mlp", 1.05))
