@@ -18,6 +18,7 @@ from .end_to_end import Family, Network, build_step
 from .families import CLASSES, classifier
 from .masks import ALPHA_DROPOUT, DROP_PATH, act_dropout, channel_dropout
 from .models import DropoutMLP, MobileNetV2, ResNet50
+from .weights_and_depth import DROP_CONNECT, STOCHASTIC_DEPTH
 from .workload import Op, build_op, check_dropout, check_pool
 
 Shape = tuple[int, ...]
@@ -59,6 +60,8 @@ CIFAR_SHAPES: Shapes = {"cifar-128x64x32x32": (128, 64, 32, 32)}
 MLP_SHAPES: Shapes = {"mlp-1024x4096": (1024, 4096), "mlp-256x4096": (256, 4096)}
 TINY_SHAPES: Shapes = {"tiny-64x128": (64, 128)}
 VIT_SHAPES: Shapes = {"vit-64x197x384": (64, 197, 384)}
+DROP_CONNECT_SHAPES: Shapes = {"linear-64x1024": (64, 1024)}
+TRANSFORMER_SHAPES: Shapes = {"vit-small-16x197x384": (16, 197, 384), "vit-base-8x197x768": (8, 197, 768)}
 
 
 def _some(shapes: Shapes, *parts: str) -> Shapes:
@@ -220,6 +223,8 @@ def _cases() -> list[Case]:
     cases += op_cases(DROP_PATH, VIT_SHAPES | _some(RESNET50_SHAPES, "32x64x56x56"))
     cases += op_cases(fractional_max_pool(2), TYPICAL_SHAPES | CIFAR_SHAPES)
     cases += op_cases(fractional_max_pool(3), VIDEO_SHAPES)
+    cases += op_cases(DROP_CONNECT, DROP_CONNECT_SHAPES, plain, dtypes=(torch.float32,))
+    cases += op_cases(STOCHASTIC_DEPTH, TRANSFORMER_SHAPES, plain, dtypes=(torch.float32,))
     inductor_shapes = _some(RESNET50_SHAPES, "32x64x56x56", "32x256x14x14")
     for op in (batch_norm("relu"), batch_norm("relu", residual=True), batch_norm("gelu")):
         cases += op_cases(under_inductor(op), inductor_shapes, dtypes=(torch.float32,))

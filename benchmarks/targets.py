@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from .case import Case
-from .cases import CASES, NETWORKS, RESNET50_SHAPES
+from .cases import CASES, NETWORKS, RESNET50_SHAPES, TRANSFORMER_SHAPES
 from .report import Row, geometric_mean
 
 BOTH = "forward+backward"
@@ -68,6 +68,8 @@ TARGETS = [
     Target("fractional_max_pool3d_relu", ("video-4x16x16x56x56",), BOTH, "float32", CONTIGUOUS, eager=1.5),
     Target("batch_norm_relu", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
     Target("dropout", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
+    Target("drop_connect", ("linear-64x1024",), BOTH, "float32", CONTIGUOUS, eager=5.0),
+    Target("stochastic_depth_skip", tuple(TRANSFORMER_SHAPES), BOTH, "float32", CONTIGUOUS, eager=1.3),
     *(
         Target(f"{act}_dropout_bias", (*LARGE, "mlp-256x4096"), BOTH, "float32", CONTIGUOUS, eager=15.0)
         for act in ("relu", "gelu")

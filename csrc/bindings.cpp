@@ -60,6 +60,18 @@ void check_monotone_activation(const std::string& act, const std::vector<double>
   check_monotone(act, act_args);
 }
 
+Tensor drop_connect_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, double p,
+                           std::optional<int64_t> seed) {
+  return std::get<0>(ops::drop_connect_linear(input, weight, bias, p, seed));
+}
+
+Tensor drop_connect_convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                const std::vector<int64_t>& dilation, int64_t groups, double p,
+                                std::optional<int64_t> seed) {
+  return std::get<0>(ops::drop_connect_convolution(input, weight, bias, stride, padding, dilation, groups, p, seed));
+}
+
 std::vector<std::pair<std::string, std::vector<std::pair<std::string, double>>>> activations() {
   std::vector<std::pair<std::string, std::vector<std::pair<std::string, double>>>> list;
   for (const auto* info : Activations<double>::info) {
@@ -89,6 +101,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("feature_dropout", &feature_dropout, without_gil);
   m.def("fractional_max_pool", &fractional_max_pool, without_gil);
   m.def("check_monotone", &check_monotone_activation);
+  m.def("drop_connect_linear", &drop_connect_linear, without_gil);
+  m.def("drop_connect_convolution", &drop_connect_convolution, without_gil);
+  m.def("add_samples", &ops::add_samples, without_gil);
+  m.def("select_samples", &ops::select_samples, without_gil);
+  m.def("branch_samples", &ops::branch_samples, without_gil);
   m.def("activations", &activations);
   m.def("philox", &philox);
 }

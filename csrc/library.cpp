@@ -70,6 +70,32 @@ TORCH_LIBRARY(fusedtricks, m) {
   m.def(
       "fractional_max_pool_indices(Tensor argmax, Tensor? samples, Tensor rng_state, SymInt[] input_size, "
       "int[] kernel_size) -> Tensor");
+  // linear(input, dropout(weight), bias), and what the mask follows from.
+  m.def(
+      "drop_connect_linear(Tensor input, Tensor weight, Tensor? bias, float p, int? seed) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // The same for matrices, with a kernel of its own where dropping the weight takes a good part of the time.
+  m.def(
+      "dropped_linear(Tensor input, Tensor weight, Tensor? bias, float p, int? seed) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  m.def(
+      "dropped_linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor rng_state, float p) "
+      "-> (Tensor grad_input, Tensor grad_weight)");
+  // convolution(input, dropout(weight), bias, …), and the same.
+  m.def(
+      "drop_connect_convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] dilation, int groups, float p, int? seed) -> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // input, with scale * rows[j] added to its sample index[j].
+  m.def("add_samples(Tensor input, Tensor rows, Tensor index, float scale) -> Tensor");
+  // scale * input[index].
+  m.def("select_samples(Tensor input, Tensor index, float scale) -> Tensor");
+  // As many samples of zeros, with scale * rows[j] in place of sample index[j].
+  m.def("place_samples(Tensor rows, Tensor index, SymInt samples, float scale) -> Tensor");
+  // input[index], and input itself; backward adds the gradient of the one to that of the other in one pass.
+  m.def("branch_samples(Tensor(a) input, Tensor index) -> (Tensor rows, Tensor(a) skip)");
   // The instruction set that the CPU kernels were compiled for: default, avx2 or avx512.
   m.def("cpu_capability() -> str");
 }
@@ -215,6 +241,40 @@ Tensor fractional_max_pool_indices_meta(const Tensor& argmax, const OptionalTens
   return at::empty_symint(argmax.sym_sizes(), argmax.options().dtype(at::kLong), pool_format(argmax));
 }
 
+std::tuple<Tensor, Tensor> dropped_linear_meta(const Tensor& input, const Tensor& weight, const OptionalTensor&,
+                                               double p, std::optional<int64_t>) {
+  check_dropped_linear(input, weight, p);
+  return {at::empty_symint({input.sym_size(0), weight.sym_size(0)}, input.options()),
+          at::empty({2}, input.options().dtype(at::kLong))};
+}
+
+std::tuple<Tensor, Tensor> dropped_linear_backward_meta(const Tensor& grad_output, const Tensor& input,
+                                                        const Tensor& weight, const Tensor& rng_state, double p) {
+  check_dropped_linear(input, weight, p);
+  check_rng_state(rng_state, grad_output);
+  return {at::empty_symint(input.sym_sizes(), input.options()), at::empty_symint(weight.sym_sizes(), weight.options())};
+}
+
+Tensor add_samples_meta(const Tensor& input, const Tensor& rows, const Tensor& index, double) {
+  check_samples(input, "add_samples", "input");
+  check_sample_index(index, input);
+  check_sample_rows(rows, index, input);
+  return empty_in_kernel_layout(input);
+}
+
+Tensor select_samples_meta(const Tensor& input, const Tensor& index, double) {
+  check_samples(input, "select_samples", "input");
+  check_sample_index(index, input);
+  return empty_samples_like(input, index.sym_size(0));
+}
+
+Tensor place_samples_meta(const Tensor& rows, const Tensor& index, c10::SymInt samples, double) {
+  check_samples(rows, "place_samples", "rows");
+  check_sample_index(index, rows);
+  check_sample_rows(rows, index, rows);
+  return empty_samples_like(rows, std::move(samples));
+}
+
 // Every backend without a kernel of its own.
 void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (const auto& value : *stack) {
@@ -247,14 +307,34 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("fractional_max_pool", fractional_max_pool_meta);
   m.impl("fractional_max_pool_backward", fractional_max_pool_backward_meta);
   m.impl("fractional_max_pool_indices", fractional_max_pool_indices_meta);
+  m.impl("dropped_linear", dropped_linear_meta);
+  m.impl("dropped_linear_backward", dropped_linear_backward_meta);
+  m.impl("add_samples", add_samples_meta);
+  m.impl("select_samples", select_samples_meta);
+  m.impl("place_samples", place_samples_meta);
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
-  for (const char* op :
-       {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_", "activation_backward",
-        "activation_backward_slope", "dropout", "dropout_", "dropout_backward", "act_dropout", "act_dropout_backward",
-        "feature_dropout", "feature_dropout_", "feature_dropout_backward", "fractional_max_pool",
-        "fractional_max_pool_backward", "fractional_max_pool_indices"}) {
+  for (const char* op : {"batch_norm_act",
+                         "batch_norm_act_backward",
+                         "activation",
+                         "activation_",
+                         "activation_backward",
+                         "activation_backward_slope",
+                         "dropout",
+                         "dropout_",
+                         "dropout_backward",
+                         "act_dropout",
+                         "act_dropout_backward",
+                         "feature_dropout",
+                         "feature_dropout_",
+                         "feature_dropout_backward",
+                         "fractional_max_pool",
+                         "fractional_max_pool_backward",
+                         "fractional_max_pool_indices",
+                         "add_samples",
+                         "select_samples",
+                         "place_samples"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

@@ -134,6 +134,54 @@ at::Tensor fractional_max_pool_indices(const at::Tensor& argmax, const OptionalT
   return op.call(argmax, samples, rng_state, input_size, kernel_size);
 }
 
+std::tuple<at::Tensor, at::Tensor> drop_connect_linear(const at::Tensor& input, const at::Tensor& weight,
+                                                       const OptionalTensor& bias, double p,
+                                                       std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(drop_connect_linear);
+  return op.call(input, weight, bias, p, seed);
+}
+
+std::tuple<at::Tensor, at::Tensor> drop_connect_convolution(const at::Tensor& input, const at::Tensor& weight,
+                                                            const OptionalTensor& bias, at::IntArrayRef stride,
+                                                            at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                            int64_t groups, double p, std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(drop_connect_convolution);
+  return op.call(input, weight, bias, stride, padding, dilation, groups, p, seed);
+}
+
+std::tuple<at::Tensor, at::Tensor> dropped_linear(const at::Tensor& input, const at::Tensor& weight,
+                                                  const OptionalTensor& bias, double p, std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(dropped_linear);
+  return op.call(input, weight, bias, p, seed);
+}
+
+std::tuple<at::Tensor, at::Tensor> dropped_linear_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                           const at::Tensor& weight, const at::Tensor& rng_state,
+                                                           double p) {
+  FUSEDTRICKS_OPERATOR(dropped_linear_backward);
+  return op.call(grad_output, input, weight, rng_state, p);
+}
+
+at::Tensor add_samples(const at::Tensor& input, const at::Tensor& rows, const at::Tensor& index, double scale) {
+  FUSEDTRICKS_OPERATOR(add_samples);
+  return op.call(input, rows, index, scale);
+}
+
+at::Tensor select_samples(const at::Tensor& input, const at::Tensor& index, double scale) {
+  FUSEDTRICKS_OPERATOR(select_samples);
+  return op.call(input, index, scale);
+}
+
+at::Tensor place_samples(const at::Tensor& rows, const at::Tensor& index, c10::SymInt samples, double scale) {
+  FUSEDTRICKS_OPERATOR(place_samples);
+  return op.call(rows, index, std::move(samples), scale);
+}
+
+std::tuple<at::Tensor, at::Tensor> branch_samples(const at::Tensor& input, const at::Tensor& index) {
+  FUSEDTRICKS_OPERATOR(branch_samples);
+  return op.call(input, index);
+}
+
 #undef FUSEDTRICKS_OPERATOR
 
 }  // namespace fusedtricks::ops

@@ -69,4 +69,23 @@ at::Tensor fractional_max_pool_indices(const at::Tensor& argmax, const OptionalT
                                        const at::Tensor& rng_state, c10::SymIntArrayRef input_size,
                                        at::IntArrayRef kernel_size);
 
+std::tuple<at::Tensor, at::Tensor> drop_connect_linear(const at::Tensor& input, const at::Tensor& weight,
+                                                       const OptionalTensor& bias, double p,
+                                                       std::optional<int64_t> seed);
+std::tuple<at::Tensor, at::Tensor> drop_connect_convolution(const at::Tensor& input, const at::Tensor& weight,
+                                                            const OptionalTensor& bias, at::IntArrayRef stride,
+                                                            at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                            int64_t groups, double p, std::optional<int64_t> seed);
+
+std::tuple<at::Tensor, at::Tensor> dropped_linear(const at::Tensor& input, const at::Tensor& weight,
+                                                  const OptionalTensor& bias, double p, std::optional<int64_t> seed);
+std::tuple<at::Tensor, at::Tensor> dropped_linear_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                           const at::Tensor& weight, const at::Tensor& rng_state,
+                                                           double p);
+
+at::Tensor add_samples(const at::Tensor& input, const at::Tensor& rows, const at::Tensor& index, double scale);
+at::Tensor select_samples(const at::Tensor& input, const at::Tensor& index, double scale);
+at::Tensor place_samples(const at::Tensor& rows, const at::Tensor& index, c10::SymInt samples, double scale);
+std::tuple<at::Tensor, at::Tensor> branch_samples(const at::Tensor& input, const at::Tensor& index);
+
 }  // namespace fusedtricks::ops

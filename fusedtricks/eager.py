@@ -186,3 +186,41 @@ def fractional_max_pool(
     _, indices = pool(searched, tuple(kernel_size), tuple(output_size), _random_samples=samples)
     maxima = input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
     return activation(maxima, act, **(act_kwargs or {})), indices
+
+
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of spatial dimensions."""
+
+
+def drop_connect_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5, *, seed: int | None = None
+) -> Tensor:
+    """The training form of a linear layer with dropped weights."""
+    return F.linear(input, dropout(weight, p, seed=seed), bias)
+
+
+def drop_connect_convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    p: float = 0.5,
+    *,
+    seed: int | None = None,
+) -> Tensor:
+    """The training form of a convolution with dropped weights, of as many dimensions as the weight has."""
+    convolution = CONVOLUTIONS[weight.dim() - 2]
+    return convolution(input, dropout(weight, p, seed=seed), bias, stride, padding, dilation, groups)
+
+
+def add_samples(input: Tensor, rows: Tensor, index: Tensor, scale: float = 1.0) -> Tensor:
+    """input with scale * rows added to the samples of those numbers."""
+    return input.index_add(0, index, rows, alpha=scale)
+
+
+def select_samples(input: Tensor, index: Tensor) -> Tensor:
+    """The samples of those numbers."""
+    return input.index_select(0, index)

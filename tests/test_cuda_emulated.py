@@ -33,6 +33,9 @@ PATHS = list(MULTIPROCESSORS)
 SUITES = [
     ("in_order", "two", ["batch_norm_act", "activations", "dropout", "determinism", "modules"], ""),
     ("in_order", "two", ["fractional_max_pool"], ""),
+    ("in_order", "two", ["stochastic_depth"], "not compile and not numbers_of_samples"),
+    ("reversed", "two", ["stochastic_depth"], "add_samples or branch_samples or dtype"),
+    ("shuffled", "two", ["stochastic_depth"], "add_samples or branch_samples or dtype"),
     ("in_order", "hold", ["batch_norm_act", "determinism"], ""),
     ("reversed", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
     ("reversed", "hold", ["batch_norm_act"], "shape or layout or residual"),

@@ -137,6 +137,32 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: pool_indices_arguments(2, 3),
         lambda: pool_indices_arguments(2, 2, 2, layout=channels_last, samples=True),
     ],
+    "drop_connect_linear": [
+        lambda: (leaf(3, 5), leaf(4, 5), leaf(4), 0.5, 5),
+        lambda: (leaf(2, 3, 5), leaf(4, 5), None, 0.3, 5),
+    ],
+    "dropped_linear": [lambda: (torch.randn(3, 5), torch.randn(4, 5), torch.randn(4), 0.5, 5)],
+    "dropped_linear_backward": [
+        lambda: (torch.randn(3, 4), torch.randn(3, 5), torch.randn(4, 5), torch.tensor([5, 0]), 0.5)
+    ],
+    "drop_connect_convolution": [
+        lambda: (leaf(2, 3, 7), leaf(4, 3, 2), leaf(4), [2], [1], [1], 1, 0.5, 5),
+        lambda: (channels_last(torch.randn(2, 4, 5, 6)), leaf(4, 2, 3, 3), None, [1, 1], [1, 0], [1, 2], 2, 0.3, 5),
+    ],
+    "add_samples": [
+        lambda: (leaf(4, 3, 5), leaf(2, 3, 5), torch.tensor([3, 1]), 1.5),
+        lambda: (channels_last(torch.randn(4, 3, 5, 6)).requires_grad_(), leaf(1, 3, 5, 6), torch.tensor([2]), 1.0),
+    ],
+    "select_samples": [
+        lambda: (leaf(4, 3, 5), torch.tensor([3, 1]), 1.5),
+        lambda: (channels_last(torch.randn(4, 3, 5, 6)).requires_grad_(), torch.tensor([2, 0], dtype=torch.int32), 1.0),
+        lambda: (sliced(channels_last(torch.randn(4, 3, 5, 6))).requires_grad_(), torch.tensor([2, 0]), 1.0),
+    ],
+    "place_samples": [
+        lambda: (leaf(2, 3, 5), torch.tensor([3, 1]), 4, 1.5),
+        lambda: (channels_last(torch.randn(2, 3, 5)).requires_grad_(), torch.tensor([2, 0]), 3, 1.0),
+    ],
+    "branch_samples": [lambda: (leaf(4, 3, 5), torch.tensor([3, 1]))],
 }
 NO_TENSORS = {"cpu_capability"}
 

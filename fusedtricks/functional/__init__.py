@@ -24,6 +24,13 @@ from ._activation import (
 )
 from ._batch_norm import batch_norm_act
 from ._calls import ACTIVATIONS
+from ._drop_connect import (
+    drop_connect_conv1d,
+    drop_connect_conv2d,
+    drop_connect_conv3d,
+    drop_connect_linear,
+    drop_connect_moments,
+)
 from ._dropout import dropout
 from ._feature_dropout import (
     alpha_dropout,
@@ -34,13 +41,21 @@ from ._feature_dropout import (
     feature_alpha_dropout,
 )
 from ._fractional_max_pool import fractional_max_pool2d, fractional_max_pool3d
+from ._samples import add_samples, branch_samples, select_samples
 
 __all__ = [
     "ACTIVATIONS",
     "act_dropout",
     "activation",
+    "add_samples",
     "alpha_dropout",
     "batch_norm_act",
+    "branch_samples",
+    "drop_connect_conv1d",
+    "drop_connect_conv2d",
+    "drop_connect_conv3d",
+    "drop_connect_linear",
+    "drop_connect_moments",
     "drop_path",
     "dropout",
     "dropout1d",
@@ -56,6 +71,7 @@ __all__ = [
     "mish",
     "relu",
     "relu6",
+    "select_samples",
     "selu",
     "sigmoid",
     "silu",

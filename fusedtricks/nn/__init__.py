@@ -25,8 +25,10 @@ from .batchnorm import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
+from .drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from .dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, FeatureAlphaDropout
 from .pooling import FractionalMaxPool2d, FractionalMaxPool3d
+from .stochastic_depth import StochasticDepth
 from .sync import SyncBatchNormAct, convert_sync_batchnorm
 
 __all__ = [
@@ -41,6 +43,10 @@ __all__ = [
     "BatchNormReLU1d",
     "BatchNormReLU2d",
     "BatchNormReLU3d",
+    "DropConnectConv1d",
+    "DropConnectConv2d",
+    "DropConnectConv3d",
+    "DropConnectLinear",
     "DropPath",
     "Dropout",
     "Dropout1d",
@@ -59,6 +65,7 @@ __all__ = [
     "SiLU",
     "Sigmoid",
     "Softplus",
+    "StochasticDepth",
     "SyncBatchNormAct",
     "Tanh",
     "convert_sync_batchnorm",
