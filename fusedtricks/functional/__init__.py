@@ -22,6 +22,7 @@ from ._activation import (
     tanh,
 )
 from ._batch_norm import batch_norm_act
+from ._batch_norm_pool import batch_norm_act_max_pool2d
 from ._calls import ACTIVATIONS
 from ._dropout import dropout
 
@@ -29,6 +30,7 @@ __all__ = [
     "ACTIVATIONS",
     "activation",
     "batch_norm_act",
+    "batch_norm_act_max_pool2d",
     "dropout",
     "elu",
     "gelu",

@@ -24,8 +24,9 @@ from .batchnorm import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
+from .batchnorm_pool import BatchNormActMaxPool2d
 from .dropout import Dropout
-from .sync import SyncBatchNormAct, convert_sync_batchnorm
+from .sync import SyncBatchNormAct, SyncBatchNormActMaxPool2d, convert_sync_batchnorm
 
 __all__ = [
     "ELU",
@@ -34,6 +35,7 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BatchNormActMaxPool2d",
     "BatchNormReLU1d",
     "BatchNormReLU2d",
     "BatchNormReLU3d",
@@ -48,6 +50,7 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "SyncBatchNormAct",
+    "SyncBatchNormActMaxPool2d",
     "Tanh",
     "convert_sync_batchnorm",
 ]
