@@ -62,9 +62,9 @@ class Pooling {
     const PoolAxis& rows = image_.pool.rows;
     int64_t next = 0;
     for (int64_t o = begin; o < end; ++o) {
-      const int64_t first = rows.first_place(o), last = rows.end_place(o) - 1;
-      next = std::max(next, rows.start(o) + first * rows.dilation);
-      for (; next <= rows.start(o) + last * rows.dilation; ++next) activate_row(x, next, channels);
+      // Rows between the places of a window are those of another one.
+      next = std::max(next, rows.start(o));
+      for (; next < std::min(rows.start(o) + rows.extent(), rows.size); ++next) activate_row(x, next, channels);
       pool_row(o, y + o * image_.output_row(), argmax + o * image_.output_row());
     }
   }
