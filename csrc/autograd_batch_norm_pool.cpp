@@ -1,8 +1,8 @@
 // Gradients of batch_norm_act_max_pool2d, and the gradients of those.
 //
 // Kept for backward: the input, two values per channel, and a byte an output, the place of its maximum.
-#include <ATen/TensorOperators.h>
 #include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
@@ -104,8 +104,8 @@ Gradients batch_norm_act_max_pool2d_backward(const Tensor& grad_output, const Te
     at::AutoDispatchBelowADInplaceOrView below;
     return call_backward(grad_output, input, weight, bias, argmax, save_mean, save_rstd, a, mask);
   }
-  const auto g = BatchNormActMaxPool2dBackward::apply(grad_output, input, weight, bias, argmax, save_mean, save_rstd, a,
-                                                      mask);
+  const auto g =
+      BatchNormActMaxPool2dBackward::apply(grad_output, input, weight, bias, argmax, save_mean, save_rstd, a, mask);
   const auto if_wanted = [&](size_t i) { return mask[i] ? g[i] : Tensor(); };
   return {if_wanted(0), if_wanted(1), if_wanted(2)};
 }
@@ -114,10 +114,10 @@ struct BatchNormActMaxPool2d : Function<BatchNormActMaxPool2d> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
                                const OptionalTensor& bias, const Statistics& s, const PoolAttributes& a) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [output, argmax, mean, rstd] = ops::batch_norm_act_max_pool2d(
-        input, s.running_mean, s.running_var, s.num_batches_tracked, weight, bias, a.norm.act.name,
-        a.norm.act.arguments, a.kernel_size, a.stride, a.padding, a.dilation, a.ceil_mode, a.norm.training, s.momentum,
-        a.norm.eps);
+    const auto [output, argmax, mean, rstd] =
+        ops::batch_norm_act_max_pool2d(input, s.running_mean, s.running_var, s.num_batches_tracked, weight, bias,
+                                       a.norm.act.name, a.norm.act.arguments, a.kernel_size, a.stride, a.padding,
+                                       a.dilation, a.ceil_mode, a.norm.training, s.momentum, a.norm.eps);
     ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), argmax, mean, rstd});
     ctx->mark_non_differentiable({argmax, mean, rstd});
     ctx->set_materialize_grads(false);

@@ -159,7 +159,8 @@ Size pooled_size(const Size& size, const MaxPoolArguments& a, int axis) {
   return count;
 }
 
-// ValueError unless input is an image; RuntimeError unless it has windows, of as many places as a byte tells apart, each of them with an element.
+// ValueError unless input is an image; RuntimeError unless it has windows, of as many places as a byte tells apart,
+// each of them with an element.
 inline void check_max_pool(const at::Tensor& input, const MaxPoolArguments& a) {
   TORCH_CHECK_VALUE(input.dim() == 4, "input has ", input.dim(), " dimensions; it takes 4, (N, C, H, W)");
   for (int64_t d = 1; d < 4; ++d) {

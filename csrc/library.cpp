@@ -81,9 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_meta(
     Strings act, at::ArrayRef<double> act_args, bool, double, std::array<bool, 4> output_mask) {
   check_activation(act, act_args);
   check_batch_norm_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd);
-  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(),
-          empty_per_channel(input, weight, output_mask[1]), empty_per_channel(input, bias, output_mask[2]),
-          output_mask[3] ? empty_in_kernel_layout(input) : Tensor()};
+  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), empty_per_channel(input, weight, output_mask[1]),
+          empty_per_channel(input, bias, output_mask[2]), output_mask[3] ? empty_in_kernel_layout(input) : Tensor()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_meta(
@@ -95,9 +94,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_meta(
   const MaxPoolArguments windows{kernel_size, stride, padding, dilation, ceil_mode};
   const OptionalTensor none;
   check_max_pool(input, windows);
-  check_batch_norm({input, running_mean, running_var, num_batches_tracked, weight, bias, none, training, momentum, eps});
-  const std::vector<c10::SymInt> sizes{input.sym_size(0), input.sym_size(1),
-                                       pooled_size(input.sym_size(2), windows, 0),
+  check_batch_norm(
+      {input, running_mean, running_var, num_batches_tracked, weight, bias, none, training, momentum, eps});
+  const std::vector<c10::SymInt> sizes{input.sym_size(0), input.sym_size(1), pooled_size(input.sym_size(2), windows, 0),
                                        pooled_size(input.sym_size(3), windows, 1)};
   const auto format = image_format(input);
   const auto statistics = input.options().dtype(at::kDouble);
@@ -114,8 +113,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_backward_meta(
   check_activation(act, act_args);
   check_batch_norm_pool_backward(grad_output, input, weight, bias, argmax, save_mean, save_rstd,
                                  {kernel_size, stride, padding, dilation, ceil_mode});
-  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(),
-          empty_per_channel(input, weight, output_mask[1]), empty_per_channel(input, bias, output_mask[2])};
+  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), empty_per_channel(input, weight, output_mask[1]),
+          empty_per_channel(input, bias, output_mask[2])};
 }
 
 Tensor activation_meta(const Tensor& input, Strings act, at::ArrayRef<double> act_args) {
@@ -183,10 +182,9 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
-  for (const char* op :
-       {"batch_norm_act", "batch_norm_act_backward", "batch_norm_act_max_pool2d", "batch_norm_act_max_pool2d_backward",
-        "activation", "activation_", "activation_backward", "activation_backward_slope", "dropout", "dropout_",
-        "dropout_backward"}) {
+  for (const char* op : {"batch_norm_act", "batch_norm_act_backward", "batch_norm_act_max_pool2d",
+                         "batch_norm_act_max_pool2d_backward", "activation", "activation_", "activation_backward",
+                         "activation_backward_slope", "dropout", "dropout_", "dropout_backward"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

@@ -64,10 +64,14 @@ def batch_norm_act(
 
 
 def batch_norm_act_max_pool2d(
-    *tensors: Tensor | None, windows: tuple[list[int], list[int], list[int], list[int], bool], **settings: Any
+    input: Tensor,
+    *tensors: Tensor | None,
+    windows: tuple[list[int], list[int], list[int], list[int], bool],
+    **settings: Any,
 ) -> Tensor:
     """max_pool2d(act(batch_norm(input))): tensors and settings of `batch_norm_act`, windows in stock's order."""
-    return F.max_pool2d(batch_norm_act(*tensors, **settings), *windows)
+    statistics_and_parameters: Any = tensors
+    return F.max_pool2d(batch_norm_act(input, *statistics_and_parameters, **settings), *windows)
 
 
 def philox(seed: int, offset: int, counter: Tensor) -> Tensor:

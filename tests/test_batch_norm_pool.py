@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import fusedtricks.nn as ftnn
 from fusedtricks.functional import batch_norm_act_max_pool2d
+from fusedtricks.nn.batchnorm_pool import WINDOWS as WINDOW_ARGUMENTS
 
 ops = torch.ops.fusedtricks
 
@@ -135,7 +136,9 @@ def test_shape(shape, layout, device):
     assert_matches_reference(make_pool_case(shape, layout=LAYOUTS[layout], device=device))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["float32", "bfloat16", "float64"]
+)
 @pytest.mark.parametrize("channels", [1, 3, 8, 24, 100])
 def test_channels_that_do_and_do_not_fill_vectors(channels, dtype, device):
     case = make_pool_case((2, channels, 7, 6), dtype, layout=channels_last, act="leaky_relu", device=device)
@@ -169,7 +172,7 @@ def test_memory_format_is_that_of_stock(shape, memory_format, device):
     x = torch.randn(shape, device=device).to(memory_format=memory_format).requires_grad_()
     y = batch_norm_act_max_pool2d(x, None, None, training=True, **STEM)
     stock = F.max_pool2d(x.detach(), **STEM)
-    assert y.stride() == stock.stride() or y.is_contiguous() and stock.is_contiguous()
+    assert y.stride() == stock.stride() or (y.is_contiguous() and stock.is_contiguous())
     assert torch.autograd.grad(y.sum(), x)[0].stride() == x.stride()
 
 
@@ -182,7 +185,7 @@ def test_parameters_in_float_for_half_inputs(dtype, training, device):
 
 @pytest.mark.parametrize(
     "options",
-    [{"affine": False}, {"track": False}, {"momentum": None}, {"momentum": 1.0}, {"affine": False, "training": False}],
+    [{"affine": False}, {"track": False}, {"momentum": None}, {"momentum": 0.3}, {"affine": False, "training": False}],
     ids=str,
 )
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -327,7 +330,7 @@ def test_mistakes(change, error, names, device):
         batch_norm_act_max_pool2d(**arguments)
     assert not arguments["running_mean"].any() and arguments["num_batches_tracked"] == 0
     if isinstance(arguments["input"], Tensor) and not {"weight", "momentum", "eps", "act"} & change.keys():
-        windows = {k: arguments[k] for k in ("kernel_size", "stride", "padding", "dilation", "ceil_mode") if k in arguments}
+        windows = {name: arguments[name] for name in WINDOW_ARGUMENTS if name in arguments}
         if error is not ValueError and arguments["input"].is_floating_point():
             with pytest.raises(error):
                 F.max_pool2d(arguments["input"], **windows)
@@ -345,7 +348,19 @@ def test_mistakes_of_a_backward(name, device):
         given[name] = change(given[name])
         with pytest.raises(RuntimeError, match=name):
             ops.batch_norm_act_max_pool2d_backward(
-                given["grad_output"], x, None, None, given["argmax"], mean, rstd, "relu", [], *pairs, False, True, 1e-5,
+                given["grad_output"],
+                x,
+                None,
+                None,
+                given["argmax"],
+                mean,
+                rstd,
+                "relu",
+                [],
+                *pairs,
+                False,
+                True,
+                1e-5,
                 [True, False, False],
             )
 

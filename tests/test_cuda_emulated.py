@@ -32,6 +32,9 @@ PATHS = list(MULTIPROCESSORS)
 # Schedule, path, files, what the names of the tests contain.
 SUITES = [
     ("in_order", "two", ["batch_norm_act", "activations", "dropout", "determinism", "modules"], ""),
+    ("in_order", "two", ["batch_norm_pool"], ""),
+    ("reversed", "two", ["batch_norm_pool"], "shape or layout or windows"),
+    ("shuffled", "two", ["batch_norm_pool"], "shape or layout or windows"),
     ("in_order", "hold", ["batch_norm_act", "determinism"], ""),
     ("reversed", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
     ("reversed", "hold", ["batch_norm_act"], "shape or layout or residual"),

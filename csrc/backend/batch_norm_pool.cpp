@@ -16,8 +16,7 @@ using Pair = at::IntArrayRef;
 
 PoolAxis pool_axis(const Tensor& input, const MaxPoolArguments& a, int axis) {
   const int64_t size = input.size(2 + axis);
-  return {size,           pooled_size(size, a, axis), a.kernel_size[axis], a.stride[axis],
-          a.padding[axis], a.dilation[axis]};
+  return {size, pooled_size(size, a, axis), a.kernel_size[axis], a.stride[axis], a.padding[axis], a.dilation[axis]};
 }
 
 MaxPool max_pool(const Tensor& input, const MaxPoolArguments& a) {
@@ -37,7 +36,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_max_pool2d(
   const MaxPoolArguments windows{kernel_size, stride, padding, dilation, ceil_mode};
   const OptionalTensor none;
   check_max_pool(input, windows);
-  check_batch_norm({input, running_mean, running_var, num_batches_tracked, weight, bias, none, training, momentum, eps});
+  check_batch_norm(
+      {input, running_mean, running_var, num_batches_tracked, weight, bias, none, training, momentum, eps});
   const c10::DeviceGuard guard(input.device());
   const at::MemoryFormat format = image_format(input);
   const MaxPool pool = max_pool(input, windows);
@@ -54,26 +54,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_max_pool2d(
   }
   const Tensor mean = at::empty({input.size(1)}, statistics), rstd = at::empty({input.size(1)}, statistics);
   const Tensor x = input.contiguous(format);
-  BatchNormPoolForward a{{image_layout(input, format),
-                          x.scalar_type(),
-                          activation,
-                          x.const_data_ptr(),
-                          nullptr,
-                          nullptr,
-                          channel_values(weight),
-                          channel_values(bias),
-                          channel_values(running_mean),
-                          channel_values(running_var),
-                          num_batches_tracked ? num_batches_tracked->data_ptr<int64_t>() : nullptr,
-                          mean.mutable_data_ptr<double>(),
-                          rstd.mutable_data_ptr<double>(),
-                          training,
-                          momentum.value_or(-1),
-                          eps,
-                          nullptr},
-                         pool,
-                         y.data_ptr(),
-                         argmax.mutable_data_ptr<uint8_t>()};
+  BatchNormPoolForward a{
+      {image_layout(input, format), x.scalar_type(), activation, x.const_data_ptr(), nullptr, nullptr,
+       channel_values(weight), channel_values(bias), channel_values(running_mean), channel_values(running_var),
+       num_batches_tracked ? num_batches_tracked->data_ptr<int64_t>() : nullptr, mean.mutable_data_ptr<double>(),
+       rstd.mutable_data_ptr<double>(), training, momentum.value_or(-1), eps, nullptr},
+      pool,
+      y.data_ptr(),
+      argmax.mutable_data_ptr<uint8_t>()};
   const Tensor memory = workspace(backend::batch_norm_pool_forward_workspace(a), input);
   if (memory.defined()) a.norm.workspace = memory.data_ptr();
   backend::batch_norm_pool_forward(a);
@@ -102,23 +90,10 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_backward(
 
   const Tensor x = input.contiguous(format), dy = grad_output.contiguous(format), place = argmax.contiguous(format);
   const Tensor mean = save_mean.contiguous(), rstd = save_rstd.contiguous();
-  BatchNormPoolBackward a{{image_layout(input, format),
-                           x.scalar_type(),
-                           activation,
-                           nullptr,
-                           x.const_data_ptr(),
-                           nullptr,
-                           nullptr,
-                           dx.defined() ? dx.data_ptr() : nullptr,
-                           nullptr,
-                           channel_values(weight),
-                           channel_values(bias),
-                           channel_values(dw),
-                           channel_values(db),
-                           mean.const_data_ptr<double>(),
-                           rstd.const_data_ptr<double>(),
-                           training,
-                           nullptr},
+  BatchNormPoolBackward a{{image_layout(input, format), x.scalar_type(), activation, nullptr, x.const_data_ptr(),
+                           nullptr, nullptr, dx.defined() ? dx.data_ptr() : nullptr, nullptr, channel_values(weight),
+                           channel_values(bias), channel_values(dw), channel_values(db), mean.const_data_ptr<double>(),
+                           rstd.const_data_ptr<double>(), training, nullptr},
                           max_pool(input, windows),
                           dy.const_data_ptr(),
                           place.const_data_ptr<uint8_t>()};

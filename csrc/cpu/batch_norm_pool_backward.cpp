@@ -118,8 +118,8 @@ void add_row_sums(const PoolPass<T>& pass, const RowsPlan& plan, const Block& b,
   std::vector<int64_t> windows(b.r1 - b.r0);
   for (int64_t r = b.r0; r < b.r1; ++r) {
     const int64_t sample = r / pool.outputs(), output = r % pool.outputs();
-    windows[r - b.r0] = sample * pass.image.size() +
-                        pass.window(output / pool.columns.outputs, output % pool.columns.outputs);
+    windows[r - b.r0] =
+        sample * pass.image.size() + pass.window(output / pool.columns.outputs, output % pool.columns.outputs);
   }
   for (int64_t c = b.c0; c < b.c1; c += lanes) {
     const int width = int(std::min<int64_t>(lanes, b.c1 - c));

@@ -145,10 +145,11 @@ void forward_rows(const BatchNormPoolForward& a) {
   const int64_t parts = row_parts(a.norm.layout, a.pool.rows.outputs, sizeof(T));
   parallel_tasks_reversed(parts, [&](int64_t part) {
     Pooling<T> pooling(image, a.norm.act, plan.touches);
-    for_lines(a.norm.layout.samples, a.pool.rows.outputs, part, parts, true, [&](int64_t sample, int64_t begin, int64_t end) {
-      const int64_t first = sample * image.output_size();
-      pooling.pool(x + sample * image.size(), y + first, a.argmax + first, begin, end, coefficients.many());
-    });
+    for_lines(a.norm.layout.samples, a.pool.rows.outputs, part, parts, true,
+              [&](int64_t sample, int64_t begin, int64_t end) {
+                const int64_t first = sample * image.output_size();
+                pooling.pool(x + sample * image.size(), y + first, a.argmax + first, begin, end, coefficients.many());
+              });
   });
 }
 

@@ -27,8 +27,7 @@ void batch_norm_pool_forward(const BatchNormPoolForward& a) {
 }
 
 void batch_norm_pool_backward(const BatchNormPoolBackward& a) {
-  visit_dtype(a.norm.dtype,
-              [&](auto type) { cuda::BatchNormPoolKernels<typename decltype(type)::type>::backward(a); });
+  visit_dtype(a.norm.dtype, [&](auto type) { cuda::BatchNormPoolKernels<typename decltype(type)::type>::backward(a); });
 }
 
 }  // namespace fusedtricks::backend

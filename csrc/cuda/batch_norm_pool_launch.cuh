@@ -11,7 +11,8 @@ namespace fusedtricks::cuda {
 template <class V, class F>
 void with_relu(const Activation& activation, const F& f) {
   if constexpr (std::is_same_v<V, float>) {
-    if (activation.info().name == ReLU<V>::info.name) return f(FixedActivation<ReLU<V>>{ReLU<V>(activation.parameters)});
+    if (activation.info().name == ReLU<V>::info.name)
+      return f(FixedActivation<ReLU<V>>{ReLU<V>(activation.parameters)});
   }
   f(AnyActivation<V>{activation});
 }

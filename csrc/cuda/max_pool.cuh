@@ -53,9 +53,8 @@ __device__ __forceinline__ void for_windows(const PoolAxis& axis, int64_t positi
 template <class F>
 __device__ __forceinline__ void for_windows(const MaxPool& pool, const Position& at, const F& f) {
   for_windows(pool.rows, at.row, [&](int64_t o, int64_t r) {
-    for_windows(pool.columns, at.column, [&](int64_t i, int64_t c) {
-      f(o * pool.columns.outputs + i, int(r * pool.columns.kernel + c));
-    });
+    for_windows(pool.columns, at.column,
+                [&](int64_t i, int64_t c) { f(o * pool.columns.outputs + i, int(r * pool.columns.kernel + c)); });
   });
 }
 

@@ -21,7 +21,9 @@ def batch_norm_act_of(
     return F.batch_norm_act(input, *tensors, residual, act=act, act_kwargs=act_kwargs, **settings)
 
 
-def norm_state(norm: Any, input: Tensor) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
+def norm_state(
+    norm: Any, input: Tensor
+) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], dict[str, Any]]:
     """Running statistics, weight and bias of a BatchNorm; the arguments by name that say how they are used."""
     if isinstance(input, Tensor):  # as against a proxy of torch.fx
         norm._check_input_dim(input)

@@ -75,9 +75,9 @@ class BatchNormActMaxPool2d(_BatchNormAct, nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """max_pool2d(act(batch_norm(input)))."""
         tensors, settings = norm_state(self, input)
-        windows = {name: getattr(self, name) for name in WINDOWS}
-        act = {"act": self.act, "act_kwargs": self.act_kwargs}
-        return F.batch_norm_act_max_pool2d(input, *tensors, **windows, **act, **settings)
+        settings |= {name: getattr(self, name) for name in (*WINDOWS, "act", "act_kwargs")}
+        running_mean, running_var, weight, bias = tensors
+        return F.batch_norm_act_max_pool2d(input, running_mean, running_var, weight, bias, **settings)
 
     def _beyond_norm(self) -> str:
         return f"the activation and the pooling of {type(self).__name__} ({self.act})"

@@ -65,7 +65,7 @@ class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
-    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms, which keep their activation and pooling.
+    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms: activation and pooling are kept.
 
     Models that `fusedtricks.fuse` returned may be converted by either.
 
@@ -86,7 +86,8 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
 
 
 def _converted(module: _BatchNormAct, process_group: Any) -> SyncBatchNormAct:
-    kind, more = SyncBatchNormAct, {}
+    kind: type[SyncBatchNormAct] = SyncBatchNormAct
+    more: dict[str, Any] = {}
     if isinstance(module, BatchNormActMaxPool2d):
         kind, more = SyncBatchNormActMaxPool2d, {"windows": {name: getattr(module, name) for name in WINDOWS}}
     converted = kind(
