@@ -92,15 +92,21 @@ def batch_norm(act: str, residual: bool = False, training: bool = True) -> Op:
     )
 
 
+class StockStem(StockNormAct2d):
+    """BatchNorm, activation and max-pooling of stock layers, with the BatchNorm's state."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.max_pool2d(super().forward(x), 3, 2, 1)
+
+
 def stem(training: bool = True) -> Op:
     """max_pool2d(relu(BatchNorm(x))) as a residual network begins, of stock layers and of the fused one."""
 
     def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-        norm, fused = nn.BatchNorm2d(shape[1]), fused_nn.BatchNormActMaxPool2d(shape[1], 3, 2, 1)
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias, std=0.1)
-        fused.load_state_dict(norm.state_dict())
-        stock = nn.Sequential(norm, nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+        stock, fused = StockStem(shape[1], act="relu"), fused_nn.BatchNormActMaxPool2d(shape[1], 3, 2, 1)
+        nn.init.uniform_(stock.weight, 0.5, 1.5)
+        nn.init.normal_(stock.bias, std=0.1)
+        fused.load_state_dict(stock.state_dict())
         for module in (stock, fused):
             module.train(training).requires_grad_(training)
         return stock, fused
