@@ -69,6 +69,7 @@ def _some(shapes: Shapes, *parts: str) -> Shapes:
 
 
 TYPICAL_SHAPES = _some(RESNET50_SHAPES, "32x64x56x56", "32x512x28x28", "32x256x14x14", "32x512x7x7")
+STEM_SHAPES = _some(RESNET50_SHAPES, "32x64x112x112")
 LARGEST_SHAPES = _some(RESNET50_SHAPES, "32x256x56x56")
 
 
@@ -95,6 +96,33 @@ def batch_norm(act: str, residual: bool = False, training: bool = True) -> Op:
         inputs=2 if residual else 1,
         training=training,
     )
+
+
+class StockStem(StockNormAct2d):
+    """BatchNorm, activation and max-pooling of stock layers, with the BatchNorm's state."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.max_pool2d(super().forward(x), 3, 2, 1)
+
+
+def stem(training: bool = True) -> Op:
+    """max_pool2d(relu(BatchNorm(x))) as a residual network begins, of stock layers and of the fused one."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        stock, fused = StockStem(shape[1], act="relu"), fused_nn.BatchNormActMaxPool2d(shape[1], 3, 2, 1)
+        nn.init.uniform_(stock.weight, 0.5, 1.5)
+        nn.init.normal_(stock.bias, std=0.1)
+        fused.load_state_dict(stock.state_dict())
+        for module in (stock, fused):
+            module.train(training).requires_grad_(training)
+        return stock, fused
+
+    def halved(shape: Shape) -> Shape:
+        return (*shape[:2], *((size + 1) // 2 for size in shape[2:]))
+
+    # Besides x and dx, tensors of a quarter of their size.
+    name = "batch_norm_relu_max_pool" + "_eval" * (not training)
+    return Op(name, make, forward_tensors=1, backward_tensors=2, training=training, output_shape=halved)
 
 
 def activation(name: str, inplace: bool = False) -> Op:
@@ -129,7 +157,7 @@ def fractional_max_pool(rank: int, act: str = "relu", kernel: int = 2, ratio: fl
         forward_tensors=1,
         backward_tensors=1,
         check=check_pool,
-        output=lambda shape: (*shape[:2], *(int(length * ratio) for length in shape[2:])),
+        output_shape=lambda shape: (*shape[:2], *(int(length * ratio) for length in shape[2:])),
     )
 
 
@@ -209,6 +237,8 @@ def _cases() -> list[Case]:
     for act in ("leaky_relu", "silu", "gelu"):
         cases += op_cases(batch_norm(act), TYPICAL_SHAPES)
     cases += op_cases(batch_norm("relu", training=False), TYPICAL_SHAPES | TINY_SHAPES)
+    cases += op_cases(stem(), STEM_SHAPES)
+    cases += op_cases(stem(training=False), STEM_SHAPES, dtypes=(torch.float32,))
     for name in fused_functional.ACTIVATIONS:
         if name != "identity":
             cases += op_cases(activation(name), elementwise_shapes, plain)
@@ -241,6 +271,7 @@ QUICK = (
     "batch_norm_add_relu/*32x256x14x14/forward+backward/*",
     "batch_norm_relu6/*32x192x28x28/forward+backward/float32/*",
     "batch_norm_relu_eval/*32x256x14x14/*/float32/*",
+    "batch_norm_relu_max_pool/*/forward+backward/float32/*",
     "leaky_relu/*32x64x56x56/*/float32/*",
     "leaky_relu_inplace/mlp-1024x4096/*/float32/*",
     "gelu/mlp-1024x4096/*/float32/*",

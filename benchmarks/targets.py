@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from .case import Case
-from .cases import CASES, NETWORKS, RESNET50_SHAPES, TRANSFORMER_SHAPES
+from .cases import CASES, NETWORKS, RESNET50_SHAPES, STEM_SHAPES, TRANSFORMER_SHAPES
 from .report import Row, geometric_mean
 
 BOTH = "forward+backward"
@@ -44,6 +44,7 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 IMAGES = ("resnet50-32x64x56x56", "cifar-128x64x32x32")
 LARGE = ("resnet50-32x64x56x56",)
 OUT_OF_CACHE = ("resnet50-32x256x56x56",)
+STEM = tuple(STEM_SHAPES)
 RESNET50 = tuple(RESNET50_SHAPES)
 
 TARGETS = [
@@ -57,6 +58,10 @@ TARGETS = [
     *(
         Target("batch_norm_add_relu", RESNET50, BOTH, dtype, layout, eager=2.5, least=0.0)
         for dtype, layout in product(("float32", "bfloat16"), (CONTIGUOUS, CHANNELS_LAST))
+    ),
+    *(
+        Target("batch_norm_relu_max_pool", STEM, BOTH, "float32", layout, eager=2.5)
+        for layout in (CONTIGUOUS, CHANNELS_LAST)
     ),
     Target("dropout", (*LARGE, "mlp-1024x4096"), "forward", "float32", CONTIGUOUS, eager=40.0, copies=1.7),
     Target("leaky_relu", OUT_OF_CACHE, "forward", "float32", CONTIGUOUS, eager=1.0, copies=1.2),

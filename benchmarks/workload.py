@@ -69,7 +69,7 @@ class Op:
         inplace: whether it overwrites its input.
         training: whether its inputs and parameters need gradients.
         check: what the fused callable's values must pass; by default, that they are eager's.
-        output: input shape -> the result's.
+        output_shape: input shape -> that of the result.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Op:
     inplace: bool = False
     training: bool = True
     check: Check | None = None
-    output: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
+    output_shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
 
 
 def build_op(op: Op, case: Case) -> Workload:
@@ -88,7 +88,7 @@ def build_op(op: Op, case: Case) -> Workload:
     torch.manual_seed(0)
     eager, fused = (_moved(function, case.device) for function in op.make(case.shape))
     inputs = [_random(case, case.shape).requires_grad_(op.training) for _ in range(op.inputs)]
-    grad_output = _random(case, op.output(case.shape)) if case.direction == "forward+backward" else None
+    grad_output = _random(case, op.output_shape(case.shape)) if case.direction == "forward+backward" else None
     target = torch.empty_like(inputs[0]).copy_(inputs[0].detach())
     source = inputs[0].detach()
     side = partial(_side, inputs=inputs, grad_output=grad_output, inplace=op.inplace)

@@ -20,6 +20,18 @@ Tensor batch_norm_act(const Tensor& input, const OptionalTensor& running_mean, c
                                          act, act_args, training, momentum, eps));
 }
 
+Tensor batch_norm_act_max_pool2d(const Tensor& input, const OptionalTensor& running_mean,
+                                 const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+                                 const OptionalTensor& weight, const OptionalTensor& bias, const std::string& act,
+                                 const std::vector<double>& act_args, const std::vector<int64_t>& kernel_size,
+                                 const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                 const std::vector<int64_t>& dilation, bool ceil_mode, bool training,
+                                 std::optional<double> momentum, double eps) {
+  return std::get<0>(ops::batch_norm_act_max_pool2d(input, running_mean, running_var, num_batches_tracked, weight, bias,
+                                                    act, act_args, kernel_size, stride, padding, dilation, ceil_mode,
+                                                    training, momentum, eps));
+}
+
 Tensor activation(const Tensor& input, const std::string& act, const std::vector<double>& act_args, bool inplace) {
   if (!inplace) return ops::activation(input, act, act_args);
   ops::activation_(input, act, act_args);
@@ -95,6 +107,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedtricks;
   const py::call_guard<py::gil_scoped_release> without_gil;
   m.def("batch_norm_act", &batch_norm_act, without_gil);
+  m.def("batch_norm_act_max_pool2d", &batch_norm_act_max_pool2d, without_gil);
   m.def("activation", &activation, without_gil);
   m.def("dropout", &dropout, without_gil);
   m.def("act_dropout", &act_dropout, without_gil);

@@ -18,6 +18,18 @@ TORCH_LIBRARY(fusedtricks, m) {
       "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
       "Tensor? output, Tensor save_mean, Tensor save_rstd, str act, float[] act_args, bool training, float eps, "
       "bool[4] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+  // max_pool2d(act(batch_norm(input))), the place of each maximum in its window, and the statistics as above.
+  m.def(
+      "batch_norm_act_max_pool2d(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? num_batches_tracked, Tensor? weight, Tensor? bias, str act, float[] act_args, int[2] kernel_size, "
+      "int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, bool training, float? momentum, float eps) -> "
+      "(Tensor output, Tensor argmax, Tensor save_mean, Tensor save_rstd)");
+  // Its gradients.
+  m.def(
+      "batch_norm_act_max_pool2d_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor argmax, Tensor save_mean, Tensor save_rstd, str act, float[] act_args, int[2] kernel_size, "
+      "int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, bool training, float eps, bool[3] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   // act(input).
   m.def("activation(Tensor input, str act, float[] act_args) -> Tensor");
   // The same, written over input.
@@ -121,18 +133,51 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_meta(const Tensor& input, cons
           at::empty_symint({input.sym_size(1)}, statistics)};
 }
 
+// A parameter's gradient.
+Tensor empty_per_channel(const Tensor& input, const OptionalTensor& parameter, bool wanted) {
+  return wanted ? at::empty_symint({input.sym_size(1)}, parameter ? parameter->options() : input.options()) : Tensor();
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_meta(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const OptionalTensor& residual, const OptionalTensor& output, const Tensor& save_mean, const Tensor& save_rstd,
     Strings act, at::ArrayRef<double> act_args, bool, double, std::array<bool, 4> output_mask) {
   check_activation(act, act_args);
   check_batch_norm_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd);
-  const auto per_channel = [&](const OptionalTensor& parameter, bool wanted) {
-    return wanted ? at::empty_symint({input.sym_size(1)}, parameter ? parameter->options() : input.options())
-                  : Tensor();
-  };
-  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), per_channel(weight, output_mask[1]),
-          per_channel(bias, output_mask[2]), output_mask[3] ? empty_in_kernel_layout(input) : Tensor()};
+  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), empty_per_channel(input, weight, output_mask[1]),
+          empty_per_channel(input, bias, output_mask[2]), output_mask[3] ? empty_in_kernel_layout(input) : Tensor()};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_meta(
+    const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked, const OptionalTensor& weight, const OptionalTensor& bias, Strings act,
+    at::ArrayRef<double> act_args, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, bool ceil_mode, bool training, std::optional<double> momentum, double eps) {
+  check_activation(act, act_args);
+  const MaxPoolArguments windows{kernel_size, stride, padding, dilation, ceil_mode};
+  const OptionalTensor none;
+  check_max_pool(input, windows);
+  check_batch_norm(
+      {input, running_mean, running_var, num_batches_tracked, weight, bias, none, training, momentum, eps});
+  const std::vector<c10::SymInt> sizes{input.sym_size(0), input.sym_size(1), pooled_size(input.sym_size(2), windows, 0),
+                                       pooled_size(input.sym_size(3), windows, 1)};
+  const auto format = image_format(input);
+  const auto statistics = input.options().dtype(at::kDouble);
+  return {at::empty_symint(sizes, input.options().memory_format(format)),
+          at::empty_symint(sizes, input.options().dtype(at::kByte).memory_format(format)),
+          at::empty_symint({input.sym_size(1)}, statistics), at::empty_symint({input.sym_size(1)}, statistics)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_backward_meta(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const Tensor& argmax, const Tensor& save_mean, const Tensor& save_rstd, Strings act, at::ArrayRef<double> act_args,
+    at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    bool ceil_mode, bool, double, std::array<bool, 3> output_mask) {
+  check_activation(act, act_args);
+  check_batch_norm_pool_backward(grad_output, input, weight, bias, argmax, save_mean, save_rstd,
+                                 {kernel_size, stride, padding, dilation, ceil_mode});
+  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), empty_per_channel(input, weight, output_mask[1]),
+          empty_per_channel(input, bias, output_mask[2])};
 }
 
 Tensor activation_meta(const Tensor& input, Strings act, at::ArrayRef<double> act_args) {
@@ -292,6 +337,8 @@ void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack)
 TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("batch_norm_act", batch_norm_act_meta);
   m.impl("batch_norm_act_backward", batch_norm_act_backward_meta);
+  m.impl("batch_norm_act_max_pool2d", batch_norm_act_max_pool2d_meta);
+  m.impl("batch_norm_act_max_pool2d_backward", batch_norm_act_max_pool2d_backward_meta);
   m.impl("activation", activation_meta);
   m.impl("activation_", activation_inplace_meta);
   m.impl("activation_backward", activation_backward_meta);
@@ -317,6 +364,8 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
   for (const char* op : {"batch_norm_act",
                          "batch_norm_act_backward",
+                         "batch_norm_act_max_pool2d",
+                         "batch_norm_act_max_pool2d_backward",
                          "activation",
                          "activation_",
                          "activation_backward",

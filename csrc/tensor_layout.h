@@ -59,6 +59,15 @@ inline at::Tensor empty_samples_like(const at::Tensor& t, c10::SymInt samples) {
   return at::empty_symint(sizes, t.options()).movedim(-1, 1);
 }
 
+// How an image tensor of four dimensions is taken, and what is pooled of it laid out.
+inline at::MemoryFormat image_format(const at::Tensor& t) {
+  if (!is_kernel_layout(t)) return image_format(empty_in_kernel_layout(t));
+  const bool last = t.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const bool either = last && t.is_contiguous();
+  const auto of_strides = either ? t.suggest_memory_format() : at::MemoryFormat::ChannelsLast;
+  return last && of_strides == at::MemoryFormat::ChannelsLast ? of_strides : at::MemoryFormat::Contiguous;
+}
+
 inline Layout layout_of(const at::Tensor& dense) {
   const int64_t samples = dense.size(0), channels = dense.size(1);
   int64_t positions = 1;

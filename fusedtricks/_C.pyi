@@ -17,6 +17,25 @@ def batch_norm_act(
     eps: float,
     /,
 ) -> Tensor: ...
+def batch_norm_act_max_pool2d(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act: str,
+    act_args: list[float],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    /,
+) -> Tensor: ...
 def activation(input: Tensor, act: str, act_args: list[float], inplace: bool, /) -> Tensor: ...
 def dropout(input: Tensor, p: float, mode: str, seed: int | None, inplace: bool, /) -> Tensor: ...
 def act_dropout(

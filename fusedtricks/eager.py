@@ -7,6 +7,7 @@ base of the tests' reference.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,17 @@ def batch_norm_act(
     if residual is not None:
         z = z + residual
     return activation(z, act, **(act_kwargs or {}))
+
+
+def batch_norm_act_max_pool2d(
+    input: Tensor,
+    *tensors: Tensor | None,
+    windows: tuple[list[int], list[int], list[int], list[int], bool],
+    **settings: Any,
+) -> Tensor:
+    """max_pool2d(act(batch_norm(input))): tensors and settings of `batch_norm_act`, windows in stock's order."""
+    statistics_and_parameters: Any = tensors
+    return F.max_pool2d(batch_norm_act(input, *statistics_and_parameters, **settings), *windows)
 
 
 def philox(seed: int, offset: int, counter: Tensor) -> Tensor:

@@ -51,6 +51,23 @@ def batch_norm_backward_arguments(keeps_output: bool, **options: Any) -> tuple[A
     return (dy, x, weight, bias, *kept, mean, rstd, act, act_args, training, eps, mask)
 
 
+STEM = ([3, 3], [2, 2], [1, 1], [1, 1], False)
+
+
+def batch_norm_pool_arguments(windows: tuple[Any, ...] = STEM, **options: Any) -> tuple[Any, ...]:
+    *tensors, _, act, act_args, training, momentum, eps = batch_norm_arguments(**options)
+    return (*tensors, act, act_args, *windows, training, momentum, eps)
+
+
+def batch_norm_pool_backward_arguments(windows: tuple[Any, ...] = STEM, **options: Any) -> tuple[Any, ...]:
+    arguments = batch_norm_pool_arguments(windows, **options)
+    x, _, _, _, weight, bias, act, act_args = arguments[:8]
+    with torch.no_grad():
+        output, argmax, mean, rstd = ops.batch_norm_act_max_pool2d(*arguments)
+    dy, mask = torch.randn_like(output).requires_grad_(), [True, weight is not None, bias is not None]
+    return (dy, x, weight, bias, argmax, mean, rstd, act, act_args, *windows, arguments[-3], arguments[-1], mask)
+
+
 def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape).requires_grad_()
 
@@ -91,6 +108,17 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: batch_norm_backward_arguments(False, act="gelu"),
         lambda: batch_norm_backward_arguments(False, act="mish", residual=True, layout=channels_last),
         lambda: batch_norm_backward_arguments(True, act="sigmoid", residual=True, training=False),
+    ],
+    "batch_norm_act_max_pool2d": [
+        lambda: batch_norm_pool_arguments(),
+        lambda: batch_norm_pool_arguments(layout=channels_last, momentum=None, act="silu"),
+        lambda: batch_norm_pool_arguments(([2, 3], [1, 2], [1, 0], [2, 1], True), training=False, affine=False),
+        lambda: batch_norm_pool_arguments(layout=sliced, dtype=torch.bfloat16),
+    ],
+    "batch_norm_act_max_pool2d_backward": [
+        lambda: batch_norm_pool_backward_arguments(act="gelu"),
+        lambda: batch_norm_pool_backward_arguments(layout=channels_last, act="mish", training=False),
+        lambda: batch_norm_pool_backward_arguments(([2, 3], [1, 2], [1, 0], [2, 1], True), affine=False),
     ],
     "activation": [lambda: (leaf(3, 5), "gelu", []), lambda: (leaf(2, 3, 4).transpose(0, 2), "elu", [0.5])],
     "activation_": [lambda: (torch.randn(3, 5), "silu", []), lambda: (leaf(3, 5) * 1, "leaky_relu", [0.2])],

@@ -23,6 +23,7 @@ from ._activation import (
     tanh,
 )
 from ._batch_norm import batch_norm_act
+from ._batch_norm_pool import batch_norm_act_max_pool2d
 from ._calls import ACTIVATIONS
 from ._drop_connect import (
     drop_connect_conv1d,
@@ -50,6 +51,7 @@ __all__ = [
     "add_samples",
     "alpha_dropout",
     "batch_norm_act",
+    "batch_norm_act_max_pool2d",
     "branch_samples",
     "drop_connect_conv1d",
     "drop_connect_conv2d",

@@ -25,11 +25,12 @@ from .batchnorm import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
+from .batchnorm_pool import BatchNormActMaxPool2d
 from .drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from .dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, FeatureAlphaDropout
 from .pooling import FractionalMaxPool2d, FractionalMaxPool3d
 from .stochastic_depth import StochasticDepth
-from .sync import SyncBatchNormAct, convert_sync_batchnorm
+from .sync import SyncBatchNormAct, SyncBatchNormActMaxPool2d, convert_sync_batchnorm
 
 __all__ = [
     "ELU",
@@ -40,6 +41,7 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BatchNormActMaxPool2d",
     "BatchNormReLU1d",
     "BatchNormReLU2d",
     "BatchNormReLU3d",
@@ -67,6 +69,7 @@ __all__ = [
     "Softplus",
     "StochasticDepth",
     "SyncBatchNormAct",
+    "SyncBatchNormActMaxPool2d",
     "Tanh",
     "convert_sync_batchnorm",
 ]

@@ -17,24 +17,29 @@ def batch_norm_act_of(
     norm: Any, input: Tensor, residual: Tensor | None, act: str, act_kwargs: Mapping[str, float] | None
 ) -> Tensor:
     """The fused operator with a BatchNorm's state, used as stock's own forward uses it."""
+    tensors, settings = norm_state(norm, input)
+    return F.batch_norm_act(input, *tensors, residual, act=act, act_kwargs=act_kwargs, **settings)
+
+
+def norm_state(
+    norm: Any, input: Tensor
+) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], dict[str, Any]]:
+    """Running statistics, weight and bias of a BatchNorm; the arguments by name that say how they are used."""
     if isinstance(input, Tensor):  # as against a proxy of torch.fx
         norm._check_input_dim(input)
-    batch_statistics = norm.training or (norm.running_mean is None and norm.running_var is None)
     tracks = not norm.training or norm.track_running_stats
-    return F.batch_norm_act(
-        input,
+    tensors = (
         norm.running_mean if tracks else None,
         norm.running_var if tracks else None,
         norm.weight,
         norm.bias,
-        residual,
-        act=act,
-        act_kwargs=act_kwargs,
-        training=batch_statistics,
-        momentum=norm.momentum,
-        eps=norm.eps,
-        num_batches_tracked=norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
     )
+    return tensors, {
+        "training": norm.training or (norm.running_mean is None and norm.running_var is None),
+        "momentum": norm.momentum,
+        "eps": norm.eps,
+        "num_batches_tracked": norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
+    }
 
 
 class _BatchNormAct(_BatchNorm):
@@ -65,15 +70,19 @@ class _BatchNormAct(_BatchNorm):
         """act(batch_norm(input) + residual); residual of the input's shape and dtype, or None."""
         return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs)
 
+    def _beyond_norm(self) -> str:
+        """What a stock BatchNorm in its place would lack, in words; "" for nothing."""
+        return f"the activation of {type(self).__name__} ({self.act})" if self.act != "identity" else ""
+
     @property
     def qconfig(self) -> Any:
         """What quantization sets. `SyncBatchNorm.convert_sync_batchnorm` asks for it, and would drop the activation."""
         if "qconfig" in self.__dict__:
             return self.__dict__["qconfig"]
-        if self.act != "identity" and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+        if (lost := self._beyond_norm()) and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
             raise RuntimeError(
-                f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the activation of {type(self).__name__} "
-                f"({self.act}): use fusedtricks.nn.convert_sync_batchnorm instead."
+                f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop {lost}: "
+                "use fusedtricks.nn.convert_sync_batchnorm instead."
             )
         raise AttributeError("qconfig")
 
