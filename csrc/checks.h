@@ -135,6 +135,12 @@ inline void check_batch_norm_backward(const at::Tensor& grad_output, const at::T
   }
 }
 
+// ValueError where a result behind dropout was kept that does not tell the activation's derivative.
+inline void check_kept_behind_dropout(const Activation& act, const OptionalTensor& output) {
+  TORCH_CHECK_VALUE(!output || act.is_relu(), "output: after dropout that of ", act.info().name,
+                    " does not tell its derivative; it takes none, and the residual");
+}
+
 // RuntimeError unless rng_state is an int64 tensor of two elements on grad's device.
 inline void check_rng_state(const at::Tensor& rng_state, const at::Tensor& grad) {
   check_device(rng_state, grad, "rng_state");

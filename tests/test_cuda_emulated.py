@@ -32,10 +32,16 @@ PATHS = list(MULTIPROCESSORS)
 # Schedule, path, files, what the names of the tests contain.
 SUITES = [
     ("in_order", "two", ["batch_norm_act", "activations", "dropout", "determinism", "modules"], ""),
+    ("in_order", "two", ["batch_norm_dropout"], "not compile and not export"),
     ("in_order", "hold", ["batch_norm_act", "determinism"], ""),
     ("reversed", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
     ("reversed", "hold", ["batch_norm_act"], "shape or layout or residual"),
-    ("shuffled", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
+    (
+        "shuffled",
+        "two",
+        ["batch_norm_act", "batch_norm_dropout", "activations", "dropout"],
+        "shape or layout or residual or in_place",
+    ),
     ("shuffled", "hold", ["batch_norm_act"], "shape or layout or residual"),
 ]
 

@@ -12,13 +12,6 @@ constexpr int64_t kSpan = 16384;                  // elements of a task
 constexpr int64_t kStreamResultBytes = 32 << 20;  // the backward may still find a smaller result in the caches
 
 template <class T, class Act>
-void forward(const T* x, T* y, int64_t n, const Activation& activation) {
-  const Act act(activation.parameters);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = store<T>(act.forward(load(x[i])));
-}
-
-template <class T, class Act>
 void slope(const T* grad, const T* kept, T* out, int64_t n, const Activation& activation) {
   const Act act(activation.parameters);
 #pragma omp simd
@@ -59,8 +52,7 @@ namespace fusedtricks::backend {
 void activation_forward(const ActivationCall& call, const void* x, void* y) {
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    void (*span)(const T*, T*, int64_t, const Activation&) = nullptr;
-    call.act.visit<Compute<T>>([&](auto act) { span = cpu::forward<T, decltype(act)>; });
+    const auto span = cpu::activation_span<T>(call.act);
     const T* in = static_cast<const T*>(x);
     const bool stream = x != y && cpu::worth_streaming(call.n, sizeof(T), cpu::kStreamResultBytes);
     cpu::for_spans(static_cast<T*>(y), call.n, stream,

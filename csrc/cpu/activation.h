@@ -6,6 +6,24 @@
 
 namespace fusedtricks::cpu {
 
+// y = act(x); in place where y is x.
+template <class T>
+using ActivationSpan = void (*)(const T* x, T* y, int64_t n, const Activation&);
+
+template <class T, class Act>
+void apply_activation(const T* x, T* y, int64_t n, const Activation& activation) {
+  const Act act(activation.parameters);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = store<T>(act.forward(load(x[i])));
+}
+
+template <class T>
+ActivationSpan<T> activation_span(const Activation& activation) {
+  ActivationSpan<T> span = nullptr;
+  activation.visit<Compute<T>>([&](auto act) { span = apply_activation<T, decltype(act)>; });
+  return span;
+}
+
 // dx = dy * act', at x or read off the result: whichever `kept` is.
 template <class T, class Kept>
 using DerivativeSpan = void (*)(const T* dy, const Kept* kept, T* dx, int64_t n, const Activation&);
