@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -232,7 +232,7 @@ def check_batch_norm_dropout(
 
     fused, eager = copy.deepcopy(fused), copy.deepcopy(eager)
     assert isinstance(fused, nn.Module) and isinstance(eager, nn.Module)
-    eager.dropout = fused_nn.Dropout(float(eager.get_submodule("dropout").p))
+    eager.dropout = fused_nn.Dropout(cast("nn.Dropout", eager.dropout).p)
     for module in (fused, eager):
         module.register_forward_pre_hook(seed)
     check_values(fused, eager, inputs, grad_output)

@@ -86,26 +86,27 @@ Tensor as_variable(const Tensor& t) {
 // The operator of the backward, that of dropout where there is one.
 Gradients call_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& output,
-                        const Tensor& save_mean, const Tensor& save_rstd, const Tensor& rng_state,
+                        const Tensor& save_mean, const Tensor& save_rstd, const OptionalTensor& rng_state,
                         const BatchNormAttributes& a, std::array<bool, 4> mask) {
   if (!a.p) {
     return ops::batch_norm_act_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd,
                                         a.act.name, a.act.arguments, a.training, a.eps, mask);
   }
   return ops::batch_norm_act_dropout_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd,
-                                              rng_state, a.act.name, a.act.arguments, a.training, a.eps, *a.p, mask);
+                                              *rng_state, a.act.name, a.act.arguments, a.training, a.eps, *a.p, mask);
 }
 
 struct BatchNormActBackward : Function<BatchNormActBackward> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
                                const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
                                const OptionalTensor& output, const Tensor& save_mean, const Tensor& save_rstd,
-                               const Tensor& rng_state, const BatchNormAttributes& a, std::array<bool, 4> mask) {
+                               const OptionalTensor& rng_state, const BatchNormAttributes& a,
+                               std::array<bool, 4> mask) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto [dx, dw, db, dr] =
         call_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, rng_state, a, mask);
     ctx->save_for_backward({grad_output, input, or_undefined(weight), or_undefined(bias), or_undefined(residual),
-                            or_undefined(output), save_mean, save_rstd, rng_state});
+                            or_undefined(output), save_mean, save_rstd, or_undefined(rng_state)});
     ctx->set_materialize_grads(false);
     keep(ctx, a);
     // An autograd function returns tensors only: an empty one for a gradient that is not wanted.
@@ -146,7 +147,7 @@ struct BatchNormActBackward : Function<BatchNormActBackward> {
 
 Gradients recorded_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                             const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& output,
-                            const Tensor& save_mean, const Tensor& save_rstd, const Tensor& rng_state,
+                            const Tensor& save_mean, const Tensor& save_rstd, const OptionalTensor& rng_state,
                             const BatchNormAttributes& a, std::array<bool, 4> mask) {
   const auto g = BatchNormActBackward::apply(grad_output, input, weight, bias, residual, output, save_mean, save_rstd,
                                              rng_state, a, mask);
@@ -164,7 +165,7 @@ Gradients batch_norm_act_backward(const Tensor& grad_output, const Tensor& input
     return ops::batch_norm_act_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, act,
                                         act_args, training, eps, mask);
   }
-  return recorded_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, Tensor(),
+  return recorded_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, std::nullopt,
                            {{std::string(act), act_args.vec()}, training, eps, std::nullopt}, mask);
 }
 
@@ -231,7 +232,7 @@ struct BatchNormAct : Function<BatchNormAct> {
     if (passes_residual) mask[3] = false;
     std::tie(result[0], result[1], result[2], result[3]) =
         call_backward(dy, saved[0], or_none(saved[1]), or_none(saved[2]), or_none(saved[3]), or_none(saved[4]),
-                      saved[5], saved[6], saved[7], a, mask);
+                      saved[5], saved[6], or_none(saved[7]), a, mask);
     if (passes_residual) result[3] = dy;
     return result;
   }

@@ -117,8 +117,6 @@ struct BatchNormBackward {
 
   FT_INLINE bool drops() const { return rng_state; }
   bool needs_mask() const { return drops() && (!output || act.is_identity()); }
-  // What dz lacks while dy is only masked: after a residual dz is written as it is.
-  FT_INLINE double scale_of_dz() const { return drops() && !after_residual() ? rate.scale : 1; }
   FT_INLINE bool after_residual() const { return output || residual; }
   FT_INLINE bool needs_sums() const { return (training && dx) || dweight || dbias; }
 };

@@ -1,6 +1,7 @@
 // batch_norm_act backward: one sweep for the two sums a channel, one for dx. With a residual the first sweep also
-// writes dz, the residual's gradient, and both go on from dz as it was rounded. After dropout they start from dy
-// masked; its scale multiplies the sums, and dx in its loop.
+// writes dz, the residual's gradient, and both go on from dz as it was rounded. With dropout the first sweep masks dy,
+// into dx's memory, and both go on from there: its scale multiplies the sums, and dx in its loop, so that nothing is
+// rounded twice.
 #include "batch_norm_dropout.h"
 #include "batch_norm_planes.h"
 #include "batch_norm_rows.h"
@@ -24,8 +25,8 @@ void scale_span(const From* x, To* y, int64_t n, Compute<To> scale) {
   for (int64_t i = 0; i < n; ++i) y[i] = store<To>(load(x[i]) * scale);
 }
 
-// What the sweeps have to do; `dz` is what they start from, and `act` what leads from there to z: dy and the
-// activation, or dz itself and the identity.
+// What the sweeps have to do; `dz` is what they start from, and `act` what leads from there to z: dy, masked behind
+// dropout, and the activation, or dz itself and the identity.
 template <class T>
 struct Pass {
   using V = Compute<T>;
@@ -33,16 +34,17 @@ struct Pass {
   const BatchNormBackward& a;
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
   const T *output = static_cast<const T*>(a.output), *residual = static_cast<const T*>(a.residual);
-  T *dx = static_cast<T*>(a.dx), *dz_out = static_cast<T*>(a.dz);
-  const T* dz = a.after_residual() ? dz_out : dy;
+  T *dx = static_cast<T*>(a.dx), *masked_dy = dx ? dx : static_cast<T*>(a.workspace);
+  T* dz_out = a.after_residual() ? static_cast<T*>(a.dz) : a.drops() ? masked_dy : nullptr;
+  const T* dz = dz_out ? dz_out : dy;
   const Activation act = a.after_residual() ? Activation{0, {}} : a.act;
   const bool needs_sums = a.needs_sums();
-  const double scale_of_dz = a.scale_of_dz();
-  const Mask mask = recorded_mask(a);
   DerivativeSpan<T, T> derivative_of_output = derivative_span<T, T>(a.act);
   DerivativeSpan<T, V> derivative_at_z = derivative_span<T, V>(a.act);
   DerivativeSpan<V, V> derivative_of_tile = derivative_span<V, V>(a.act);
   ActivationSpan<V> activate = activation_span<V>(a.act);
+  const Mask mask = recorded_mask(a);
+  const double scale_of_dz = a.drops() && !a.after_residual() ? a.rate.scale : 1;
   Coefficients<V> coefficients{a.layout.channels};
 
   explicit Pass(const BatchNormBackward& arguments) : a(arguments) {
@@ -51,7 +53,9 @@ struct Pass {
     }
   }
 
-  bool sweeps_first() const { return needs_sums || a.after_residual(); }
+  bool sweeps_first() const { return needs_sums || dz_out; }
+  // Whether dx is written over what it is computed from.
+  bool is_in_place() const { return dx && dx == dz_out; }
 
   void finish_channel(int64_t c, Sums s) {
     s.dz *= scale_of_dz;
@@ -62,11 +66,10 @@ struct Pass {
     if (a.dbias) a.dbias.set(c, s.dz);
   }
 
-  // Whether dz is written while it is summed; else, with a residual, write_dz comes first.
+  // Whether dz is written while it is summed; else, with a residual, write_dz comes first, or with dropout
+  // write_dropped.
   bool writes_dz_in_sums() const { return output && needs_sums && !a.drops(); }
-  bool writes_dz_before_sums() const { return a.after_residual() && !writes_dz_in_sums(); }
-  // Whether both sweeps mask dy as they read it.
-  bool masks_dy() const { return a.drops() && !a.after_residual(); }
+  bool writes_dz_before_sums() const { return a.after_residual() && !writes_dz_in_sums() && !a.drops(); }
 
   // Adds the runs that begin at an index.
   template <class Channels>
@@ -90,10 +93,10 @@ struct Pass {
     }
   }
 
-  // The same behind dropout. The output tells what was kept as well; where there is none, the activation is computed
-  // once more.
+  // The same behind dropout; without a residual dy is masked alone.
   template <class Channels, class Dropper>
-  void write_dropped_dz(int64_t first, int64_t n, Channels channels, Dropper& dropper) const {
+  void write_dropped(int64_t first, int64_t n, Channels channels, Dropper& dropper) const {
+    if (!a.after_residual()) return dropper.drop(dy + first, dz_out + first, n, first, V(1));
     for (int64_t i = 0; i < n; i += kTile) {
       V gradient[kTile], kept[kTile];
       const int64_t count = std::min(kTile, n - i), at = first + i;
@@ -101,69 +104,32 @@ struct Pass {
         dropper.drop(dy + at, gradient, count, at, V(a.rate.scale));
       else
         scale_span(dy + at, gradient, count, V(a.rate.scale));
-      if (output) {
-        scale_span(output + at, kept, count, V(1));
-      } else {
-        normalize<T, V, Channels, Identity<V>, true>(x + at, residual + at, kept, RowSpan{count, 0, 0},
-                                                     channels.from(i), act);
-        if (a.act.keeps_result()) activate(kept, kept, count, a.act);
-      }
+      fill_with_kept(at, count, channels.from(i), kept);
       derivative_of_tile(gradient, kept, gradient, count, a.act);
       scale_span(gradient, dz_out + at, count, V(1));
     }
   }
 
-  // dx of a span whose first element is the one of that index.
-  template <class Channels, class Dropper>
-  void differentiate(const BackwardSpans<T, Channels>& spans, T* to, int64_t i, RowSpan span, Channels channels,
-                     Dropper& dropper) const {
-    if (masks_dy())
-      differentiate_dropped(spans, dy, x, to, i, span, channels, act, dropper, scale_of_dz);
-    else
-      spans.differentiate(dz + i, x + i, to, span, {span.in_stride, V(1)}, channels, act);
+  // What the activation's derivative is computed from: the output, or else z, or the result computed once more.
+  template <class Channels>
+  void fill_with_kept(int64_t at, int64_t count, Channels channels, V* kept) const {
+    if (output) return scale_span(output + at, kept, count, V(1));
+    normalize<T, V, Channels, Identity<V>, true>(x + at, residual + at, kept, RowSpan{count, 0, 0}, channels, act);
+    if (a.act.keeps_result()) activate(kept, kept, count, a.act);
   }
 };
 
-// Adds up a task's chunks with dy masked. Some samples at a time: neighbouring planes of a sample have their words in
-// one piece.
-template <class T>
-void masked_plane_sums(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, Sums* sums) {
-  using Channel = OneChannel<Compute<T>>;
-  constexpr int64_t most = 2 * kTile;
-  static_assert(most >= kChunk);
-  const BackwardSpans<T, Channel> spans(pass.act, pass.a.act);
-  const int64_t c0 = plan.first_channel(task), channels = plan.channel_count(task);
-  OrderedDropper dropper(pass.mask);
-  alignas(kCacheLine) T dy[most], x[most];
-  for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
-    const Chunk k = plan.chunk(i);
-    const int64_t run = k.s1 - k.s0, row = channels * run, samples = std::max<int64_t>(1, most / row);
-    for (int64_t n = k.n0, count; n < k.n1; n += count) {
-      count = std::min(samples, k.n1 - n);
-      for (int64_t j = 0; j < count; ++j) {
-        const int64_t at = plan.index(n + j, c0, k.s0);
-        dropper.drop(pass.dy + at, dy + j * row, row, at, Compute<T>(1));
-        std::copy_n(pass.x + at, row, x + j * row);
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        Lanes<Channel> lanes;
-        spans.add_gradients(dy + c * run, x + c * run, Runs{count, row, run}, pass.coefficients.one(c0 + c), pass.act,
-                            lanes);
-        sums[c].dz += lanes.total_sum();
-        sums[c].dz_xhat += lanes.total_product();
-      }
-    }
-  }
-}
-
-// Writes dz behind dropout for a task's channels in a chunk.
+// Writes what the sums start from behind dropout: all channels of a sample, whose words are one piece.
 template <class T>
 void write_dropped_planes(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, const Chunk& k) {
   const int64_t c0 = plan.first_channel(task);
-  OrderedDropper dropper(pass.mask);
+  OrderedDropper dropper(pass.mask, 4096 / int64_t(sizeof(T)));
   for (int64_t n = k.n0; n < k.n1; ++n) {
+    const int64_t next = plan.index(n + 1, c0, k.s0), row = plan.channel_count(task) * (k.s1 - k.s0);
+    prefetch(pass.dy + next, row);
+    prefetch(pass.dz_out + next, row);
     for (int64_t c = c0; c < c0 + plan.channel_count(task); ++c) {
-      pass.write_dropped_dz(plan.index(n, c, k.s0), k.s1 - k.s0, pass.coefficients.one(c), dropper);
+      pass.write_dropped(plan.index(n, c, k.s0), k.s1 - k.s0, pass.coefficients.one(c), dropper);
     }
   }
 }
@@ -176,11 +142,10 @@ void plane_sums(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, Sums*
   const int64_t c0 = plan.first_channel(task);
   for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
     const Chunk k = plan.chunk(i);
-    const bool is_written = pass.a.drops();
-    if (is_written) write_dropped_planes(plan, pass, task, k);
+    if (pass.a.drops()) write_dropped_planes(plan, pass, task, k);
     for (int64_t c = 0; c < plan.channel_count(task); ++c) {
       const Channel channel = pass.coefficients.one(c0 + c);
-      for (int64_t n = k.n0; pass.writes_dz_before_sums() && !is_written && n < k.n1; ++n) {
+      for (int64_t n = k.n0; pass.writes_dz_before_sums() && n < k.n1; ++n) {
         pass.write_dz(plan.index(n, c0 + c, k.s0), k.s1 - k.s0, channel);
       }
       Lanes<Channel> lanes;
@@ -197,17 +162,14 @@ void backward_planes(Pass<T>& pass) {
   const PlanesPlan plan(pass.a.layout);
   const BackwardSpans<T, OneChannel<V>> one(pass.act, pass.a.act);
   const BackwardSpans<T, ManyChannels<V>> many(pass.act, pass.a.act);
-  const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
+  const bool stream =
+      !pass.is_in_place() && worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
   std::vector<Sums> partials(plan.slots());
 
   for_planes(
       plan,
       [&](int64_t task) {
-        if (!pass.sweeps_first()) return;
-        if (pass.masks_dy())
-          masked_plane_sums(plan, pass, task, &partials[plan.slot(task)]);
-        else
-          plane_sums(plan, pass, task, &partials[plan.slot(task)]);
+        if (pass.sweeps_first()) plane_sums(plan, pass, task, &partials[plan.slot(task)]);
       },
       [&](int64_t c) {
         Sums s;
@@ -220,44 +182,13 @@ void backward_planes(Pass<T>& pass) {
       },
       [&](int64_t task) {
         if (!pass.dx) return;
-        OrderedDropper dropper(pass.mask);
         const auto with = [&](const auto& spans) {
           return [&](T* to, int64_t i, RowSpan span, auto channels) {
-            pass.differentiate(spans, to, i, span, channels, dropper);
+            spans.differentiate(pass.dz + i, pass.x + i, to, span, channels, V(pass.scale_of_dz), pass.act);
           };
         };
         write_planes(plan, pass.dx, task, stream, pass.coefficients, {pass.x, pass.dz}, with(one), with(many));
       });
-}
-
-template <class Lanes>
-void add_to_partials(const Lanes& lanes, int width, int64_t chunk, int64_t channel, RowPartials& partials) {
-  double *sum = partials.first(chunk) + channel, *product = partials.second(chunk) + channel;
-  for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
-  for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
-}
-
-constexpr int64_t kMaskedTile = 8192;  // elements
-
-// Adds up a part of a block with dy masked.
-template <class T>
-void masked_row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& part, RowsDropper& dropper,
-                     const BackwardSpans<T, ManyChannels<Compute<T>>>& spans, RowPartials& partials) {
-  using Channels = ManyChannels<Compute<T>>;
-  alignas(kCacheLine) T dy[kMaskedTile], x[kMaskedTile];
-  const int64_t columns = part.c1 - part.c0, rows = part.r1 - part.r0;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = (part.r0 + r) * plan.channels + part.c0;
-    dropper.drop(pass.dy + at, dy + r * columns, columns, at, Compute<T>(1));
-    std::copy_n(pass.x + at, columns, x + r * columns);
-  }
-  for (int64_t c = 0; c < columns; c += Channels::lanes) {
-    const int width = int(std::min<int64_t>(Channels::lanes, columns - c));
-    Lanes<Channels> lanes;
-    spans.add_gradients(dy + c, x + c, Runs{rows, columns, width}, pass.coefficients.many().from(part.c0 + c), pass.act,
-                        lanes);
-    add_to_partials(lanes, width, part.chunk, part.c0 + c, partials);
-  }
 }
 
 template <class T>
@@ -271,27 +202,24 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
   if (pass.output) touch_block(plan, pass.output, b);
   if (pass.residual) touch_block(plan, pass.residual, b);
   touch_block(plan, pass.x, b);
-  RowsDropper dropper(pass.mask, pass.a.layout);
-  if (pass.masks_dy()) {
-    const int64_t columns = pass.a.layout.positions == 1 ? std::min(kSegment, b.c1 - b.c0) : Channels::lanes;
-    return dropper.for_parts(b, kMaskedTile / columns, columns,
-                             [&](const Block& part) { masked_row_sums(plan, pass, part, dropper, spans, partials); });
-  }
   if (pass.a.drops()) {
-    dropper.for_parts(b, b.r1 - b.r0, kSegment, [&](const Block& part) {
+    RowsDropper dropper(pass.mask, pass.a.layout, true);
+    dropper.for_parts(b, [&](const Block& part) {
       for (int64_t r = part.r0; r < part.r1; ++r) {
-        pass.write_dropped_dz(r * plan.channels + part.c0, part.c1 - part.c0, channels.from(part.c0), dropper);
+        pass.write_dropped(r * plan.channels + part.c0, part.c1 - part.c0, channels.from(part.c0), dropper);
       }
     });
   }
-  for (int64_t r = b.r0; pass.writes_dz_before_sums() && !pass.a.drops() && r < b.r1; ++r) {
+  for (int64_t r = b.r0; pass.writes_dz_before_sums() && r < b.r1; ++r) {
     pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
   }
   for (int64_t c = b.c0; pass.needs_sums && c < b.c1; c += Channels::lanes) {
     const int width = int(std::min<int64_t>(Channels::lanes, b.c1 - c));
     Lanes<Channels> lanes;
     pass.add(spans, b.r0 * plan.channels + c, Runs{b.r1 - b.r0, plan.channels, width}, channels.from(c), lanes);
-    add_to_partials(lanes, width, b.chunk, c, partials);
+    double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
+    for (int j = 0; j < width; ++j) sum[j] += lanes.sum[j];
+    for (int j = 0; j < width; ++j) product[j] += lanes.product[j];
   }
   if (plan.streams) stream_fence();
 }
@@ -299,7 +227,8 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
 template <class T>
 void backward_rows(Pass<T>& pass) {
   using Channels = ManyChannels<Compute<T>>;
-  const RowsPlan plan(pass.a.layout, sizeof(T));
+  RowsPlan plan(pass.a.layout, sizeof(T));
+  if (pass.is_in_place()) plan.streams = false;
   const BackwardSpans<T, Channels> spans(pass.act, pass.a.act);
   RowPartials partials(plan);
   if (pass.sweeps_first()) {
@@ -314,23 +243,21 @@ void backward_rows(Pass<T>& pass) {
   for_blocks(plan, true, [&](const Block& b) {
     touch_block(plan, pass.x, b);
     touch_block(plan, pass.dz, b);
-    RowsDropper dropper(pass.mask, pass.a.layout);
-    const auto write = [&](const Block& part) {
-      write_block(plan, pass.dx, part, [&](T* to, int64_t i, int64_t c, RowSpan span) {
-        pass.differentiate(spans, to, i, span, pass.coefficients.many().from(c), dropper);
-      });
-    };
-    if (pass.masks_dy())
-      dropper.for_parts(b, b.r1 - b.r0, kSegment, write);
-    else
-      write(b);
+    write_block(plan, pass.dx, b, [&](T* to, int64_t i, int64_t c, RowSpan span) {
+      spans.differentiate(pass.dz + i, pass.x + i, to, span, pass.coefficients.many().from(c),
+                          Compute<T>(pass.scale_of_dz), pass.act);
+    });
   });
 }
 
 }  // namespace
 }  // namespace fusedtricks::cpu
 
-int64_t fusedtricks::backend::batch_norm_backward_workspace(const BatchNormBackward&) { return 0; }
+// Of dy's size where it is masked, and there is no dx to hold it.
+int64_t fusedtricks::backend::batch_norm_backward_workspace(const BatchNormBackward& a) {
+  const bool is_wanted = a.drops() && !a.after_residual() && !a.dx;
+  return is_wanted ? a.layout.per_channel() * a.layout.channels * int64_t(c10::elementSize(a.dtype)) : 0;
+}
 
 void fusedtricks::backend::batch_norm_backward(const BatchNormBackward& a) {
   visit_dtype(a.dtype, [&](auto type) {

@@ -1,5 +1,5 @@
-// Dropout inside the sweeps of batch_norm_act: what they write, or the gradients that they start from, pass a tile in
-// L1 where they are masked. The loops of batch_norm_loops.h know nothing of it.
+// Dropout inside the sweeps of batch_norm_act: what the forward writes passes a tile in L1, where it is masked. The
+// loops of batch_norm_loops.h know nothing of it.
 #pragma once
 
 #include "batch_norm_rows.h"
@@ -56,37 +56,22 @@ void normalize_and_drop(const TileSpans<T, Channels>& spans, const T* x, const T
   });
 }
 
-// dx of a span from dy, which is masked here and scaled in the loop.
-template <class T, class Channels, class Dropper>
-void differentiate_dropped(const BackwardSpans<T, Channels>& spans, const T* dy, const T* x, T* to, int64_t index,
-                           RowSpan span, Channels channels, const Activation& act, Dropper& dropper, double scale) {
-  using V = Compute<T>;
-  alignas(kCacheLine) T tile[kDropTile];
-  for_tiles<Channels>(span, [&](int64_t at, RowSpan part, int rows) {
-    for (int r = 0; r < rows; ++r) {
-      const int64_t first = index + at + r * span.in_stride;
-      dropper.drop(dy + first, tile + r * kSegment, part.n, first, V(1));
-    }
-    spans.differentiate(tile, x + index + at, to + at, RowSpan{part.n, span.in_stride, span.out_stride},
-                        {part.out_stride, V(scale)}, channels.from(at), act);
-  });
-}
-
 // The dropout of rows, whose elements are neighbours in logical order only where a row is a sample.
 class RowsDropper {
  public:
-  RowsDropper(const Mask& mask, const Layout& layout) : mask_(mask), layout_(layout), ordered_(mask) {}
+  // reads_ahead: the next row is asked for.
+  RowsDropper(const Mask& mask, const Layout& layout, bool reads_ahead)
+      : mask_(mask), layout_(layout), ordered_(mask, reads_ahead ? layout.channels : 0) {}
 
-  // Calls f(part) for the parts of a block, of at most so many columns and, where a row is a sample, rows. drop()
-  // serves the part of the call.
+  // Calls f(part) for the parts of a block. drop() serves the part of the call.
   template <class F>
-  void for_parts(const Block& b, int64_t most_rows, int64_t most_columns, const F& f) {
+  void for_parts(const Block& b, const F& f) {
     const int64_t S = layout_.positions;
     for (int64_t r = b.r0, end; r < b.r1; r = end) {
-      const int64_t s = r % S, last = S == 1 ? most_rows : std::min(S, (s / kPositions + 1) * kPositions) - s;
-      end = std::min(b.r1, r + last);
-      for (int64_t c = b.c0; c < b.c1; c += most_columns) {
-        part_ = {b.chunk, r, end, c, std::min(b.c1, c + most_columns), b.done + r - b.r0};
+      const int64_t s = r % S;
+      end = S == 1 ? b.r1 : std::min(b.r1, r - s + std::min(S, (s / kPositions + 1) * kPositions));
+      for (int64_t c = b.c0; c < b.c1; c += kSegment) {
+        part_ = {b.chunk, r, end, c, std::min(b.c1, c + kSegment), b.done + r - b.r0};
         if (S > 1) {
           kept_.fill((r / S * layout_.channels + c) * S + s, int(part_.c1 - c), S, int(end - r), mask_);
         }

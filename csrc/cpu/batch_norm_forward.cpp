@@ -62,7 +62,7 @@ void forward_planes(const BatchNormForward& a, const Mask& mask) {
         finish_channel(a, c, m.mean, m.m2, coefficients);
       },
       [&](int64_t task) {
-        OrderedDropper dropper(mask);
+        OrderedDropper dropper(mask, 0);
         const auto with = [&](const auto& spans) {
           return [&](T* to, int64_t i, RowSpan span, auto channels) { spans.write(to, i, span, channels, dropper); };
         };
@@ -100,14 +100,14 @@ void forward_rows(const BatchNormForward& a, const Mask& mask) {
   for_blocks(plan, true, [&](const Block& b) {
     touch_block(plan, x, b);
     if (residual) touch_block(plan, residual, b);
-    RowsDropper dropper(mask, a.layout);
+    RowsDropper dropper(mask, a.layout, false);
     const auto write = [&](const Block& part) {
       write_block(plan, y, part, [&](T* to, int64_t i, int64_t c, RowSpan span) {
         spans.write(to, i, span, coefficients.many().from(c), dropper);
       });
     };
     if (a.drops())
-      dropper.for_parts(b, b.r1 - b.r0, kSegment, write);
+      dropper.for_parts(b, write);
     else
       write(b);
   });

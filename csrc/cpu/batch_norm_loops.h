@@ -204,16 +204,9 @@ void add_gradients(const T* dy, const T* x, Runs runs, Channels channels, const 
   });
 }
 
-// What dy's rows have of their own: how far they lie apart, and what dz is yet to be multiplied by.
-template <class V>
-struct GradientRows {
-  int64_t stride;
-  V scale;
-};
-
-// dx = dz * scale + (x - shift) * rstd * slope + constant, with dz as above.
+// dx = dz * scale + (x - shift) * rstd * slope + constant, with dz as above times dz_scale.
 template <class T, class Channels, class Act>
-void differentiate(const T* dy, const T* x, T* dx, RowSpan span, GradientRows<Compute<T>> gradient, Channels channels,
+void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channels, Compute<T> dz_scale,
                    const Activation& activation) {
   using V = Compute<T>;
   const Act act(activation.parameters);
@@ -222,11 +215,11 @@ void differentiate(const T* dy, const T* x, T* dx, RowSpan span, GradientRows<Co
     const V shift = channels.template get<kShift>(i), scale = channels.template get<kScale>(i),
             offset = channels.template get<kOffset>(i), rstd = channels.template get<kRstd>(i),
             slope = channels.template get<kSlope>(i), constant = channels.template get<kConstant>(i),
-            scale_of_dz = scale * gradient.scale;
+            scale_of_dz = scale * dz_scale;
 #pragma GCC unroll 4
     for (int r = 0; r < Channels::rows; ++r) {
       const V d = load(x[r * span.in_stride + i]) - shift, z = d * scale + offset;
-      const V dz = load(dy[r * gradient.stride + i]) * act.grad(z, act.forward(z));
+      const V dz = load(dy[r * span.in_stride + i]) * act.grad(z, act.forward(z));
       dx[r * span.out_stride + i] =
           store<T>(dz * scale_of_dz + BackwardCoefficients<V>::of_statistics(d * rstd, slope, constant));
     }
@@ -252,8 +245,7 @@ struct BackwardSpans {
   void (*add_gradients)(const T*, const T*, Runs, Channels, const Activation&, Lanes<Channels>&) = nullptr;
   void (*add_residual_gradients)(const T*, const T*, const T*, T*, Runs, Channels, const Activation&,
                                  Lanes<Channels>&) = nullptr;
-  void (*differentiate)(const T*, const T*, T*, RowSpan, GradientRows<Compute<T>>, Channels,
-                        const Activation&) = nullptr;
+  void (*differentiate)(const T*, const T*, T*, RowSpan, Channels, Compute<T>, const Activation&) = nullptr;
 
   // For what leads from dz to z, and for what came after the residual: the identity and an activation, or one twice.
   BackwardSpans(const Activation& before, const Activation& after, bool streams_dz = false) {

@@ -53,7 +53,8 @@ struct OrderedWords {
 // Dropout of spans in logical order: the words that one leaves over are there for the next, where that follows it.
 class OrderedDropper {
  public:
-  explicit OrderedDropper(const Mask& mask) : mask_(mask) {}
+  // ahead: how many elements lie between what is read and written and what is to be asked for by then; 0 asks for none.
+  OrderedDropper(const Mask& mask, int64_t ahead) : mask_(mask), ahead_(ahead) {}
 
   // y = x * scale where kept, for n elements from that logical index on; in place where y is x.
   template <class From, class To>
@@ -61,7 +62,10 @@ class OrderedDropper {
     if (mask_.rate.drops_all()) return void(std::fill_n(y, n, To(0)));
     for (int64_t i = 0, count; i < n; i += count) {
       const int64_t at = index + i;
-      if (at < first_ || at >= first_ + there_) draw(at);
+      if (at < first_ || at >= first_ + there_) {
+        if (ahead_) prefetch(x + i + ahead_, y + i + ahead_);
+        draw(at);
+      }
       count = std::min(n - i, first_ + there_ - at);
       drop_span(x + i, y + i, count, words_.word + (at - first_), uint32_t(mask_.rate.threshold), scale);
     }
@@ -69,8 +73,16 @@ class OrderedDropper {
 
  private:
   const Mask mask_;
+  const int64_t ahead_;
   int64_t first_ = 0, there_ = 0;
   OrderedWords words_;
+
+  // While words are drawn nothing else is asked for.
+  template <class From, class To>
+  static void prefetch(const From* x, To* y) {
+    for (int64_t i = 0; i < OrderedWords::count; i += kCacheLine / int64_t(sizeof(From))) __builtin_prefetch(x + i);
+    for (int64_t i = 0; i < OrderedWords::count; i += kCacheLine / int64_t(sizeof(To))) __builtin_prefetch(y + i, 1);
+  }
 
   void draw(int64_t index) {
     first_ = index / 4 * 4;

@@ -18,7 +18,7 @@ constexpr int kBlocks = 2;
 // H200 wants 48.
 template <class Walk, class Act, class Dropout = NoDropout>
 constexpr int packs_at_once(int tensors) {
-  const int packs = Dropout::drops || Walk::channels > 4 ? Act::is_fixed ? 6 : 4 : 8;
+  const int packs = (Walk::channels <= 4 ? 8 : Act::is_fixed ? 6 : 4) / (Dropout::drops ? 2 : 1);
   return (packs + tensors - 1) / tensors;
 }
 
