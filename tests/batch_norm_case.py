@@ -38,7 +38,7 @@ class BatchNormCase:
     seed: int | None = None
 
     def options(self) -> dict[str, Any]:
-        names = ("act", "act_kwargs", "training", "momentum", "eps", "p", "seed")
+        names = ("act", "act_kwargs", "training", "momentum", "eps", *(("p", "seed") if self.p else ()))
         return {name: getattr(self, name) for name in names}
 
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
