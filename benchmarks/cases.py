@@ -125,8 +125,8 @@ def stem(training: bool = True) -> Op:
     return Op(name, make, forward_tensors=1, backward_tensors=2, training=training, output_shape=halved)
 
 
-class StockNormActDropout1d(StockNormAct1d):
-    """Stock BatchNorm and activation, then stock dropout."""
+class StockNormActDropout(StockNormAct2d):
+    """Stock BatchNorm and activation, then stock dropout, for inputs of any rank."""
 
     def __init__(self, num_features: int, act: str, p: float) -> None:
         super().__init__(num_features, act=act)
@@ -135,9 +135,8 @@ class StockNormActDropout1d(StockNormAct1d):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.dropout(super().forward(x, residual))
 
-
-class StockNormActDropout2d(StockNormActDropout1d, StockNormAct2d):
-    """The same for images."""
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 def batch_norm_dropout(act: str, p: float = 0.5) -> Op:
@@ -145,7 +144,7 @@ def batch_norm_dropout(act: str, p: float = 0.5) -> Op:
 
     def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
         flat = len(shape) == 2
-        stock = (StockNormActDropout1d if flat else StockNormActDropout2d)(shape[1], act, p)
+        stock = StockNormActDropout(shape[1], act, p)
         fused = (fused_nn.BatchNormAct1d if flat else fused_nn.BatchNormAct2d)(shape[1], act=act, p=p)
         nn.init.uniform_(stock.weight, 0.5, 1.5)
         nn.init.normal_(stock.bias, std=0.1)

@@ -82,7 +82,7 @@ def _dropout(device: str) -> float:
 
 CHECKS = {
     "batch_norm_act": _batch_norm_act,
-    "batch_norm_act_dropout": _batch_norm_act_dropout,
+    "batch_norm_drop": _batch_norm_act_dropout,
     "activation": _activation,
     "dropout": _dropout,
 }
