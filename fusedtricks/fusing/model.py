@@ -11,10 +11,10 @@ from torch import nn
 from . import swaps
 from .activations import KEEPS_RESULT, of_module
 from .blocks import Plan, is_fused, prepare, remove_plans, set_plans
+from .members import is_batch_norm
 from .planning import has_own_forward, make_plans
 from .report import Entry, Report
 from .rewrite import Singles
-from .run_time import is_batch_norm
 from .verify import verify
 
 _REPORT = "_fusedtricks_report"
@@ -172,7 +172,7 @@ class _Planner:
             return False
         if kind in swaps.NORMS:
             return True
-        return self._singles.dropout if kind in swaps.DROPOUTS else self._singles.activations
+        return self._singles.dropout if kind in swaps.RANDOM else self._singles.activations
 
     def _why_not_kept(self, module: nn.Module) -> str:
         """Why an activation must not keep its result for backward; in place stock does so too."""

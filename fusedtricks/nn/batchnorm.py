@@ -17,24 +17,29 @@ def batch_norm_act_of(
     norm: Any, input: Tensor, residual: Tensor | None, act: str, act_kwargs: Mapping[str, float] | None
 ) -> Tensor:
     """The fused operator with a BatchNorm's state, used as stock's own forward uses it."""
+    tensors, settings = norm_state(norm, input)
+    return F.batch_norm_act(input, *tensors, residual, act=act, act_kwargs=act_kwargs, **settings)
+
+
+def norm_state(
+    norm: Any, input: Tensor
+) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], dict[str, Any]]:
+    """Running statistics, weight and bias of a BatchNorm; the arguments by name that say how they are used."""
     if isinstance(input, Tensor):  # as against a proxy of torch.fx
         norm._check_input_dim(input)
-    batch_statistics = norm.training or (norm.running_mean is None and norm.running_var is None)
     tracks = not norm.training or norm.track_running_stats
-    return F.batch_norm_act(
-        input,
+    tensors = (
         norm.running_mean if tracks else None,
         norm.running_var if tracks else None,
         norm.weight,
         norm.bias,
-        residual,
-        act=act,
-        act_kwargs=act_kwargs,
-        training=batch_statistics,
-        momentum=norm.momentum,
-        eps=norm.eps,
-        num_batches_tracked=norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
     )
+    return tensors, {
+        "training": norm.training or (norm.running_mean is None and norm.running_var is None),
+        "momentum": norm.momentum,
+        "eps": norm.eps,
+        "num_batches_tracked": norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
+    }
 
 
 class _BatchNormAct(_BatchNorm):
