@@ -33,7 +33,7 @@ _RANDOM_NAMES = ("dropout", "rand", "bernoulli", "attention", "fractional", "rre
 def what_is_kept_may_change(chain: Chain, modules: Modules) -> str:
     """Why the operator must not keep for backward what it keeps and stock does not: that may be changed in place."""
     kept = _kept(chain, modules)
-    if "result" in kept and not is_only_read(chain.end, modules):
+    if "result" in kept and not is_only_read(chain.end, modules, is_new=True):
         return "its result may be changed in place"
     after = list(_after(chain.end))
     if "residual" in kept and chain.residual is not None and may_change(chain.residual, after, modules):
