@@ -16,8 +16,10 @@ from fusedtricks.demo.layers import StockNormAct1d, StockNormAct2d
 from .case import Case, shape_text
 from .end_to_end import Family, Network, build_step
 from .families import CLASSES, classifier
+from .masks import ALPHA_DROPOUT, DROP_PATH, act_dropout, channel_dropout
 from .models import DropoutMLP, MobileNetV2, ResNet50
-from .workload import Op, build_op, check_dropout
+from .weights_and_depth import DROP_CONNECT, STOCHASTIC_DEPTH
+from .workload import Op, build_op, check_dropout, check_pool
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -53,9 +55,13 @@ MOBILENETV2_PROJECTED = ((24, 56, 56), (32, 28, 28), (96, 14, 14), (320, 7, 7))
 RESNET50_SHAPES: Shapes = {f"resnet50-{shape_text((32, *s))}": (32, *s) for s in RESNET50}
 EXPANDED_SHAPES: Shapes = {f"mobilenetv2-{shape_text((32, *s))}": (32, *s) for s in MOBILENETV2_EXPANDED}
 PROJECTED_SHAPES: Shapes = {f"mobilenetv2-{shape_text((32, *s))}": (32, *s) for s in MOBILENETV2_PROJECTED}
+VIDEO_SHAPES: Shapes = {"video-4x16x16x56x56": (4, 16, 16, 56, 56)}
 CIFAR_SHAPES: Shapes = {"cifar-128x64x32x32": (128, 64, 32, 32)}
 MLP_SHAPES: Shapes = {"mlp-1024x4096": (1024, 4096), "mlp-256x4096": (256, 4096)}
 TINY_SHAPES: Shapes = {"tiny-64x128": (64, 128)}
+VIT_SHAPES: Shapes = {"vit-64x197x384": (64, 197, 384)}
+DROP_CONNECT_SHAPES: Shapes = {"linear-64x1024": (64, 1024)}
+TRANSFORMER_SHAPES: Shapes = {"vit-small-16x197x384": (16, 197, 384), "vit-base-8x197x768": (8, 197, 768)}
 
 
 def _some(shapes: Shapes, *parts: str) -> Shapes:
@@ -63,6 +69,7 @@ def _some(shapes: Shapes, *parts: str) -> Shapes:
 
 
 TYPICAL_SHAPES = _some(RESNET50_SHAPES, "32x64x56x56", "32x512x28x28", "32x256x14x14", "32x512x7x7")
+STEM_SHAPES = _some(RESNET50_SHAPES, "32x64x112x112")
 LARGEST_SHAPES = _some(RESNET50_SHAPES, "32x256x56x56")
 
 
@@ -91,6 +98,33 @@ def batch_norm(act: str, residual: bool = False, training: bool = True) -> Op:
     )
 
 
+class StockStem(StockNormAct2d):
+    """BatchNorm, activation and max-pooling of stock layers, with the BatchNorm's state."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.max_pool2d(super().forward(x), 3, 2, 1)
+
+
+def stem(training: bool = True) -> Op:
+    """max_pool2d(relu(BatchNorm(x))) as a residual network begins, of stock layers and of the fused one."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        stock, fused = StockStem(shape[1], act="relu"), fused_nn.BatchNormActMaxPool2d(shape[1], 3, 2, 1)
+        nn.init.uniform_(stock.weight, 0.5, 1.5)
+        nn.init.normal_(stock.bias, std=0.1)
+        fused.load_state_dict(stock.state_dict())
+        for module in (stock, fused):
+            module.train(training).requires_grad_(training)
+        return stock, fused
+
+    def halved(shape: Shape) -> Shape:
+        return (*shape[:2], *((size + 1) // 2 for size in shape[2:]))
+
+    # Besides x and dx, tensors of a quarter of their size.
+    name = "batch_norm_relu_max_pool" + "_eval" * (not training)
+    return Op(name, make, forward_tensors=1, backward_tensors=2, training=training, output_shape=halved)
+
+
 def activation(name: str, inplace: bool = False) -> Op:
     """The activation alone, as the function of the stock name or of the fused one."""
 
@@ -106,6 +140,26 @@ def _function(module: Any, name: str) -> Callable[..., Tensor]:
 
 
 DROPOUT = Op("dropout", lambda shape: (F.dropout, fused_functional.dropout), backward_tensors=2, check=check_dropout)
+
+
+def fractional_max_pool(rank: int, act: str = "relu", kernel: int = 2, ratio: float = 0.7) -> Op:
+    """activation(fractional max-pooling), of the stock modules and of the fused one. Graham's first network has these
+    windows of 2 x 2 and divides lengths by about the square root of 2."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        pool = getattr(nn, f"FractionalMaxPool{rank}d")(kernel, output_ratio=ratio)
+        stock = nn.Sequential(pool, {"relu": nn.ReLU, "elu": nn.ELU}[act]())
+        return stock, getattr(fused_nn, f"FractionalMaxPool{rank}d")(kernel, output_ratio=ratio, act=act)
+
+    return Op(
+        f"fractional_max_pool{rank}d_{act}",
+        make,
+        forward_tensors=1,
+        backward_tensors=1,
+        check=check_pool,
+        output_shape=lambda shape: (*shape[:2], *(int(length * ratio) for length in shape[2:])),
+    )
+
 
 NETWORKS: dict[str, tuple[Network, Shape]] = {
     "resnet50": (Network(ResNet50, classes=1000), (16, 3, 224, 224)),
@@ -183,12 +237,24 @@ def _cases() -> list[Case]:
     for act in ("leaky_relu", "silu", "gelu"):
         cases += op_cases(batch_norm(act), TYPICAL_SHAPES)
     cases += op_cases(batch_norm("relu", training=False), TYPICAL_SHAPES | TINY_SHAPES)
+    cases += op_cases(stem(), STEM_SHAPES)
+    cases += op_cases(stem(training=False), STEM_SHAPES, dtypes=(torch.float32,))
     for name in fused_functional.ACTIVATIONS:
         if name != "identity":
             cases += op_cases(activation(name), elementwise_shapes, plain)
     cases += op_cases(activation("leaky_relu"), LARGEST_SHAPES, plain)
     cases += op_cases(activation("leaky_relu", inplace=True), elementwise_shapes | LARGEST_SHAPES, plain)
     cases += op_cases(DROPOUT, TYPICAL_SHAPES | MLP_SHAPES | TINY_SHAPES)
+    tail_shapes = _some(RESNET50_SHAPES, "32x64x56x56") | _some(MLP_SHAPES, "256x4096")
+    for act in ("relu", "gelu"):
+        cases += op_cases(act_dropout(act), tail_shapes)
+    cases += op_cases(channel_dropout("dropout2d"), TYPICAL_SHAPES)
+    cases += op_cases(ALPHA_DROPOUT, tail_shapes)
+    cases += op_cases(DROP_PATH, VIT_SHAPES | _some(RESNET50_SHAPES, "32x64x56x56"))
+    cases += op_cases(fractional_max_pool(2), TYPICAL_SHAPES | CIFAR_SHAPES)
+    cases += op_cases(fractional_max_pool(3), VIDEO_SHAPES)
+    cases += op_cases(DROP_CONNECT, DROP_CONNECT_SHAPES, plain, dtypes=(torch.float32,))
+    cases += op_cases(STOCHASTIC_DEPTH, TRANSFORMER_SHAPES, plain, dtypes=(torch.float32,))
     inductor_shapes = _some(RESNET50_SHAPES, "32x64x56x56", "32x256x14x14")
     for op in (batch_norm("relu"), batch_norm("relu", residual=True), batch_norm("gelu")):
         cases += op_cases(under_inductor(op), inductor_shapes, dtypes=(torch.float32,))
@@ -205,11 +271,13 @@ QUICK = (
     "batch_norm_add_relu/*32x256x14x14/forward+backward/*",
     "batch_norm_relu6/*32x192x28x28/forward+backward/float32/*",
     "batch_norm_relu_eval/*32x256x14x14/*/float32/*",
+    "batch_norm_relu_max_pool/*/forward+backward/float32/*",
     "leaky_relu/*32x64x56x56/*/float32/*",
     "leaky_relu_inplace/mlp-1024x4096/*/float32/*",
     "gelu/mlp-1024x4096/*/float32/*",
     "dropout/mlp-256x4096/*/float32/*",
     "dropout/tiny*/*/float32/*",
+    "fractional_max_pool2d_relu/cifar*/forward+backward/float32/*",
 )
 
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from .case import Case
-from .cases import CASES, NETWORKS, RESNET50_SHAPES
+from .cases import CASES, NETWORKS, RESNET50_SHAPES, STEM_SHAPES, TRANSFORMER_SHAPES
 from .report import Row, geometric_mean
 
 BOTH = "forward+backward"
@@ -44,6 +44,7 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 IMAGES = ("resnet50-32x64x56x56", "cifar-128x64x32x32")
 LARGE = ("resnet50-32x64x56x56",)
 OUT_OF_CACHE = ("resnet50-32x256x56x56",)
+STEM = tuple(STEM_SHAPES)
 RESNET50 = tuple(RESNET50_SHAPES)
 
 TARGETS = [
@@ -58,11 +59,28 @@ TARGETS = [
         Target("batch_norm_add_relu", RESNET50, BOTH, dtype, layout, eager=2.5, least=0.0)
         for dtype, layout in product(("float32", "bfloat16"), (CONTIGUOUS, CHANNELS_LAST))
     ),
+    *(
+        Target("batch_norm_relu_max_pool", STEM, BOTH, "float32", layout, eager=2.5)
+        for layout in (CONTIGUOUS, CHANNELS_LAST)
+    ),
     Target("dropout", (*LARGE, "mlp-1024x4096"), "forward", "float32", CONTIGUOUS, eager=40.0, copies=1.7),
     Target("leaky_relu", OUT_OF_CACHE, "forward", "float32", CONTIGUOUS, eager=1.0, copies=1.2),
     Target("leaky_relu", OUT_OF_CACHE, BOTH, "float32", CONTIGUOUS, eager=1.2, copies=2.8),
+    *(
+        Target("fractional_max_pool2d_relu", (*LARGE, "cifar-128x64x32x32"), BOTH, "float32", layout, eager=1.5)
+        for layout in (CONTIGUOUS, CHANNELS_LAST)
+    ),
+    Target("fractional_max_pool3d_relu", ("video-4x16x16x56x56",), BOTH, "float32", CONTIGUOUS, eager=1.5),
     Target("batch_norm_relu", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
     Target("dropout", ("tiny-64x128",), BOTH, "float32", CONTIGUOUS, eager=1.0),
+    Target("drop_connect", ("linear-64x1024",), BOTH, "float32", CONTIGUOUS, eager=5.0),
+    Target("stochastic_depth_skip", tuple(TRANSFORMER_SHAPES), BOTH, "float32", CONTIGUOUS, eager=1.3),
+    *(
+        Target(f"{act}_dropout_bias", (*LARGE, "mlp-256x4096"), BOTH, "float32", CONTIGUOUS, eager=15.0)
+        for act in ("relu", "gelu")
+    ),
+    Target("dropout2d", LARGE, BOTH, "float32", CONTIGUOUS, eager=1.5),
+    Target("drop_path_add", ("vit-64x197x384",), BOTH, "float32", CONTIGUOUS, eager=1.5),
     *(
         Target("end_to_end", (network,), "training step", "float32", layout, eager=goal)
         for network, goal in (("resnet50", 1.15), ("mobilenetv2", 1.2), ("mlp", 1.05))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,7 @@ class Op:
         inplace: whether it overwrites its input.
         training: whether its inputs and parameters need gradients.
         check: what the fused callable's values must pass; by default, that they are eager's.
+        output_shape: input shape -> that of the result.
     """
 
     name: str
@@ -79,14 +80,15 @@ class Op:
     inplace: bool = False
     training: bool = True
     check: Check | None = None
+    output_shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
 
 
 def build_op(op: Op, case: Case) -> Workload:
     """Builds inputs and callables of a case of this op."""
     torch.manual_seed(0)
     eager, fused = (_moved(function, case.device) for function in op.make(case.shape))
-    inputs = [_random(case).requires_grad_(op.training) for _ in range(op.inputs)]
-    grad_output = _random(case) if case.direction == "forward+backward" else None
+    inputs = [_random(case, case.shape).requires_grad_(op.training) for _ in range(op.inputs)]
+    grad_output = _random(case, op.output_shape(case.shape)) if case.direction == "forward+backward" else None
     target = torch.empty_like(inputs[0]).copy_(inputs[0].detach())
     source = inputs[0].detach()
     side = partial(_side, inputs=inputs, grad_output=grad_output, inplace=op.inplace)
@@ -110,8 +112,8 @@ def build_op(op: Op, case: Case) -> Workload:
     )
 
 
-def _random(case: Case) -> Tensor:
-    tensor = torch.randn(case.shape, device=case.device).to(case.dtype)
+def _random(case: Case, shape: tuple[int, ...]) -> Tensor:
+    tensor = torch.randn(shape, device=case.device).to(case.dtype)
     return tensor.contiguous(memory_format=case.memory_format)
 
 
@@ -216,3 +218,27 @@ def check_dropout(
         (grad_input,) = torch.autograd.grad(y, x, grad_output)
         if not torch.equal(grad_input, torch.where(kept, grad_output / (1 - p), 0)):
             raise Mismatch("gradient of input 0: not the output's mask")
+
+
+def check_pool(
+    fused: Callable[..., Tensor],
+    eager: Callable[..., Tensor],
+    inputs: list[Tensor],
+    grad_output: Tensor | None,
+) -> None:
+    """With the same random numbers, the values are those of the stock module and activation, the gradients close."""
+    x = inputs[0].detach()
+    samples = torch.rand(*x.shape[:2], x.dim() - 2).mul(255 / 256).to(x)
+    results = []
+    for function in (fused, eager):
+        model = copy.deepcopy(function)
+        for module in cast(nn.Module, model).modules():
+            if hasattr(module, "_random_samples"):
+                module._random_samples = samples
+        results.append(_results(model, [x.clone()], grad_output))
+    actual, expected = results
+    if not torch.equal(actual["output"], expected["output"]):
+        raise Mismatch("output: not that of stock's windows")
+    if grad_output is not None:
+        name = "gradient of input 0"
+        _compare(name, actual[name], expected[name].double(), TOLERANCES[x.dtype])

@@ -7,6 +7,9 @@
 //                        result looks at x for its sign alone, which y shares
 //   grad_slope(x, y)     derivative of grad with respect to what was kept
 //   keeps_result()       whether backward can be read off y; otherwise x is kept
+//   monotone()           whether y never decreases where x increases, so that the largest x has the largest y. Each
+//   that
+//                        is so keeps its result
 // To add one: its struct and a place in the list here, its formula in fusedtricks/eager.py.
 #pragma once
 
@@ -42,6 +45,7 @@ struct Identity {
   FT_INLINE V grad(V, V) const { return V(1); }
   FT_INLINE V grad_slope(V, V) const { return V(0); }
   FT_INLINE bool keeps_result() const { return true; }
+  FT_INLINE bool monotone() const { return true; }
 };
 
 // max(x, 0). Nair & Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
@@ -53,6 +57,7 @@ struct ReLU {
   FT_INLINE V grad(V x, V) const { return x <= V(0) ? V(0) : V(1); }
   FT_INLINE V grad_slope(V, V) const { return V(0); }
   FT_INLINE bool keeps_result() const { return true; }
+  FT_INLINE bool monotone() const { return true; }
 };
 
 // min(max(x, 0), 6). Howard et al., "MobileNets", 2017.
@@ -70,6 +75,7 @@ struct ReLU6 {
   }
   FT_INLINE V grad_slope(V, V) const { return V(0); }
   FT_INLINE bool keeps_result() const { return true; }
+  FT_INLINE bool monotone() const { return true; }
 };
 
 // x, or a x for x <= 0. Maas et al., "Rectifier nonlinearities improve neural network acoustic models", 2013.
@@ -82,6 +88,7 @@ struct LeakyReLU {
   FT_INLINE V grad(V x, V) const { return x > V(0) ? V(1) : negative_slope; }
   FT_INLINE V grad_slope(V, V) const { return V(0); }
   FT_INLINE bool keeps_result() const { return negative_slope >= V(0); }
+  FT_INLINE bool monotone() const { return negative_slope >= V(0); }
 };
 
 // x, or alpha (e^x - 1) for x <= 0. Clevert et al., "Fast and accurate deep network learning by ELUs", 2016.
@@ -100,6 +107,7 @@ struct ELU {
     return x <= V(0) ? slope : V(0);
   }
   FT_INLINE bool keeps_result() const { return alpha >= V(0); }
+  FT_INLINE bool monotone() const { return alpha >= V(0); }
 };
 
 // lambda x, or lambda alpha (e^x - 1) for x <= 0. Klambauer et al., "Self-normalizing neural networks", 2017.
@@ -116,6 +124,7 @@ struct SELU {
   FT_INLINE V grad(V x, V y) const { return x <= V(0) ? y + scaled_alpha : scale; }
   FT_INLINE V grad_slope(V x, V) const { return x <= V(0) ? V(1) : V(0); }
   FT_INLINE bool keeps_result() const { return true; }
+  FT_INLINE bool monotone() const { return true; }
 };
 
 // x P(X <= x), X standard normal. Hendrycks & Gimpel, "Gaussian error linear units", 2016.
@@ -127,6 +136,7 @@ struct GELU {
   FT_INLINE V grad(V x, V) const { return normal_cdf(x) + x * normal_pdf(x); }
   FT_INLINE V grad_slope(V x, V) const { return normal_pdf(x) * (V(2) - x * x); }
   FT_INLINE bool keeps_result() const { return false; }
+  FT_INLINE bool monotone() const { return false; }
 };
 
 // x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, which is x sigmoid(u) with u twice tanh's argument.
@@ -149,6 +159,7 @@ struct GELUTanh {
     return V(2) * s1 * u1 + x * (s2 * u1 * u1 + s1 * u2);
   }
   FT_INLINE bool keeps_result() const { return false; }
+  FT_INLINE bool monotone() const { return false; }
 };
 
 // 1 / (1 + e^-x).
@@ -160,6 +171,7 @@ struct Sigmoid {
   FT_INLINE V grad(V, V y) const { return y * (V(1) - y); }
   FT_INLINE V grad_slope(V, V y) const { return V(1) - V(2) * y; }
   FT_INLINE bool keeps_result() const { return true; }
+  FT_INLINE bool monotone() const { return true; }
 };
 
 template <class V>
@@ -170,6 +182,7 @@ struct Tanh {
   FT_INLINE V grad(V, V y) const { return V(1) - y * y; }
   FT_INLINE V grad_slope(V, V y) const { return V(-2) * y; }
   FT_INLINE bool keeps_result() const { return true; }
+  FT_INLINE bool monotone() const { return true; }
 };
 
 // x sigmoid(x). Elfwing et al., "Sigmoid-weighted linear units", 2017 (swish).
@@ -187,6 +200,7 @@ struct SiLU {
     return s * (V(1) - s) * (V(2) + x * (V(1) - V(2) * s));
   }
   FT_INLINE bool keeps_result() const { return false; }
+  FT_INLINE bool monotone() const { return false; }
 };
 
 // x tanh(log(1 + e^x)). Misra, "Mish", 2019. With e = e^x the hyperbolic tangent is n / (n + 2), n = e (e + 2).
@@ -218,6 +232,7 @@ struct Mish {
     return V(2) * t1 + capped(x) * t2;
   }
   FT_INLINE bool keeps_result() const { return false; }
+  FT_INLINE bool monotone() const { return false; }
 };
 
 // x relu6(x + 3) / 6. Howard et al., "Searching for MobileNetV3", 2019.
@@ -238,6 +253,7 @@ struct Hardswish {
     return x <= V(-3) ? V(0) : inner;
   }
   FT_INLINE bool keeps_result() const { return false; }
+  FT_INLINE bool monotone() const { return false; }
 };
 
 // log(1 + e^(beta x)) / beta, and x itself where beta x > threshold. dy/dx = 1 - e^(-beta y), which cannot be read off
@@ -266,6 +282,8 @@ struct Softplus {
     return is_linear(x, y) ? V(0) : slope;
   }
   FT_INLINE bool keeps_result() const { return threshold >= V(20); }
+  // Where it becomes x, y steps down by log(1 + e^-threshold) / beta: nothing in float, 2e-9 in double.
+  FT_INLINE bool monotone() const { return threshold >= V(20); }
 };
 
 template <class... A>
@@ -300,6 +318,12 @@ struct Activation {
   FT_INLINE bool keeps_result() const {
     bool result = false;
     visit<double>([&](auto act) { result = act.keeps_result(); });
+    return result;
+  }
+
+  FT_INLINE bool monotone() const {
+    bool result = false;
+    visit<double>([&](auto act) { result = act.monotone(); });
     return result;
   }
 

@@ -8,21 +8,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/rsqrt.h>
 
-#include "autograd.h"
+#include "autograd_batch_norm.h"
 
 namespace fusedtricks::autograd {
 namespace {
-
-struct BatchNormAttributes {
-  NamedActivation act;
-  bool training;
-  double eps;
-};
-
-struct Statistics {
-  const OptionalTensor &running_mean, &running_var, &num_batches_tracked;
-  std::optional<double> momentum;
-};
 
 using Results = std::tuple<Tensor, Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -34,7 +23,12 @@ Tensor per_channel(const Tensor& t, const Tensor& x) {
   return t.view(shape);
 }
 
-// weight * (x - mean) * rstd + bias, in differentiable ATen operations.
+}  // namespace
+
+void Statistics::bump_versions() const {
+  for (const auto* t : {&running_mean, &running_var, &num_batches_tracked}) bump_version(or_undefined(*t));
+}
+
 Tensor normalize(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& rstd,
                  bool training, double eps) {
   Tensor xhat;
@@ -51,7 +45,6 @@ Tensor normalize(const Tensor& x, const Tensor& weight, const Tensor& bias, cons
   return xhat;
 }
 
-// gradient(outputs, inputs, grads) where undefined inputs and those that nothing depends on come back undefined.
 variable_list gradients_of(const variable_list& outputs, const variable_list& inputs, const variable_list& grads,
                            bool create_graph) {
   variable_list wanted, used_outputs, used_grads;
@@ -74,11 +67,12 @@ variable_list gradients_of(const variable_list& outputs, const variable_list& in
   return result;
 }
 
-// A variable to take gradients with respect to: they stop there, and leave out what t itself was computed from.
 Tensor as_variable(const Tensor& t) {
   if (!t.defined()) return t;
   return t.requires_grad() ? at::alias(t) : t.detach().requires_grad_();
 }
+
+namespace {
 
 struct BatchNormActBackward : Function<BatchNormActBackward> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
@@ -190,9 +184,9 @@ Results batch_norm_act(const Tensor& input, const OptionalTensor& running_mean, 
                        const OptionalTensor& bias, const OptionalTensor& residual, c10::string_view act,
                        at::ArrayRef<double> act_args, bool training, std::optional<double> momentum, double eps) {
   Results results;
+  const Statistics statistics{running_mean, running_var, num_batches_tracked, momentum};
   if (records(input, weight, bias, residual)) {
-    const auto r = BatchNormAct::apply(input, weight, bias, residual,
-                                       Statistics{running_mean, running_var, num_batches_tracked, momentum},
+    const auto r = BatchNormAct::apply(input, weight, bias, residual, statistics,
                                        BatchNormAttributes{{std::string(act), act_args.vec()}, training, eps});
     results = {r[0], r[1], r[2]};
   } else {
@@ -200,9 +194,7 @@ Results batch_norm_act(const Tensor& input, const OptionalTensor& running_mean, 
     results = ops::batch_norm_act(input, running_mean, running_var, num_batches_tracked, weight, bias, residual, act,
                                   act_args, training, momentum, eps);
   }
-  if (training) {
-    for (const auto* t : {&running_mean, &running_var, &num_batches_tracked}) bump_version(or_undefined(*t));
-  }
+  if (training) statistics.bump_versions();
   return results;
 }
 

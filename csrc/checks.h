@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "activations.h"
+#include "max_pool.h"
 #include "philox.h"
 
 namespace fusedtricks {
@@ -192,6 +193,16 @@ inline void check_batch_norm(const BatchNormArguments& a) {
                     x.sym_sizes());
 }
 
+// RuntimeError unless both hold one float64 value per channel.
+inline void check_saved_statistics(const at::Tensor& input, const at::Tensor& save_mean, const at::Tensor& save_rstd) {
+  for (const at::Tensor* t : {&save_mean, &save_rstd}) {
+    const char* name = t == &save_mean ? "save_mean" : "save_rstd";
+    check_device(*t, input, name);
+    TORCH_CHECK(t->dim() == 1 && t->sym_size(0) == input.sym_size(1) && t->scalar_type() == at::kDouble, name,
+                " takes one float64 value per channel of input");
+  }
+}
+
 // RuntimeError unless a backward's tensors fit the input they belong to.
 inline void check_batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                       const OptionalTensor& weight, const OptionalTensor& bias,
@@ -203,12 +214,117 @@ inline void check_batch_norm_backward(const at::Tensor& grad_output, const at::T
   check_per_channel(bias, input, "bias");
   if (residual) check_like(*residual, input, "residual", "input");
   if (output) check_like(*output, input, "output", "input");
-  for (const at::Tensor* t : {&save_mean, &save_rstd}) {
-    const char* name = t == &save_mean ? "save_mean" : "save_rstd";
-    check_device(*t, input, name);
-    TORCH_CHECK(t->dim() == 1 && t->sym_size(0) == input.sym_size(1) && t->scalar_type() == at::kDouble, name,
-                " takes one float64 value per channel of input");
+  check_saved_statistics(input, save_mean, save_rstd);
+}
+
+// The windows of max-pooling, two numbers each: of rows and of columns.
+struct MaxPoolArguments {
+  at::IntArrayRef kernel_size, stride, padding, dilation;
+  bool ceil_mode;
+};
+
+// How many windows there are along an axis of that size; below 1 where it is too small for one.
+template <class Size>
+Size pooled_size(const Size& size, const MaxPoolArguments& a, int axis) {
+  const int64_t stride = a.stride[axis], padding = a.padding[axis];
+  const Size room = size + 2 * padding - a.dilation[axis] * (a.kernel_size[axis] - 1) - 1;
+  if (room < 0) return Size(0);
+  Size count = (room + (a.ceil_mode ? stride - 1 : 0)) / stride + 1;
+  // The last one has to start inside the image or the padding before it.
+  if (a.ceil_mode && (count - 1) * stride >= size + padding) count = count - 1;
+  return count;
+}
+
+// ValueError unless input is an image; RuntimeError unless it has windows, of as many places as a byte tells apart,
+// each of them with an element.
+inline void check_max_pool(const at::Tensor& input, const MaxPoolArguments& a) {
+  TORCH_CHECK_VALUE(input.dim() == 4, "input has ", input.dim(), " dimensions; it takes 4, (N, C, H, W)");
+  for (int64_t d = 1; d < 4; ++d) {
+    TORCH_CHECK(input.sym_size(d) != 0, "input has shape ", input.sym_sizes(), "; only its first size may be 0");
   }
+  const auto check_pair = [](at::IntArrayRef pair, const char* name, int64_t least) {
+    TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, name, " takes two integers of at least ",
+                least, ", got ", pair);
+  };
+  check_pair(a.kernel_size, "kernel_size", 1);
+  check_pair(a.stride, "stride", 1);
+  check_pair(a.padding, "padding", 0);
+  check_pair(a.dilation, "dilation", 1);
+  for (int axis = 0; axis < 2; ++axis) {
+    TORCH_CHECK(2 * a.padding[axis] <= a.kernel_size[axis], "padding ", a.padding,
+                " takes at most half of kernel_size, ", a.kernel_size);
+    const c10::SymInt size = input.sym_size(2 + axis);
+    TORCH_CHECK(pooled_size(size, a, axis) >= 1, "kernel_size ", a.kernel_size, " with padding ", a.padding,
+                " and dilation ", a.dilation, " does not fit into an input of shape ", input.sym_sizes());
+    TORCH_CHECK(a.padding[axis] == 0 || a.dilation[axis] <= size, "dilation ", a.dilation,
+                " with padding takes at most the size of the image, ", input.sym_sizes());
+  }
+  TORCH_CHECK(a.kernel_size[0] <= kMaxPlaces && a.kernel_size[1] <= kMaxPlaces / a.kernel_size[0], "kernel_size ",
+              a.kernel_size, " takes at most ", kMaxPlaces, " places");
+}
+
+// RuntimeError unless a backward's tensors are those of the outputs that its input has.
+inline void check_max_pool_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& argmax,
+                                    const MaxPoolArguments& a) {
+  check_max_pool(input, a);
+  for (const at::Tensor* t : {&grad_output, &argmax}) {
+    const char* name = t == &grad_output ? "grad_output" : "argmax";
+    check_device(*t, input, name);
+    const auto type = t == &grad_output ? input.scalar_type() : at::kByte;
+    TORCH_CHECK(t->scalar_type() == type, name, " has dtype ", t->scalar_type(), "; it takes ", type);
+    bool fits = t->dim() == 4 && t->sym_size(0) == input.sym_size(0) && t->sym_size(1) == input.sym_size(1);
+    for (int axis = 0; fits && axis < 2; ++axis) {
+      fits = t->sym_size(2 + axis) == pooled_size(input.sym_size(2 + axis), a, axis);
+    }
+    TORCH_CHECK(fits, name, " has shape ", t->sym_sizes(), "; it takes that of the output of an input of shape ",
+                input.sym_sizes());
+  }
+}
+
+inline void check_batch_norm_pool_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                           const OptionalTensor& weight, const OptionalTensor& bias,
+                                           const at::Tensor& argmax, const at::Tensor& save_mean,
+                                           const at::Tensor& save_rstd, const MaxPoolArguments& windows) {
+  check_floating(input, "batch_norm_act_max_pool2d_backward", "input");
+  check_max_pool_backward(grad_output, input, argmax, windows);
+  check_per_channel(weight, input, "weight");
+  check_per_channel(bias, input, "bias");
+  check_saved_statistics(input, save_mean, save_rstd);
+}
+
+// RuntimeError unless matrices that a linear layer multiplies.
+inline void check_dropped_linear(const at::Tensor& input, const at::Tensor& weight, double p) {
+  check_floating(input, "dropped_linear", "input");
+  check_probability(p);
+  check_device(weight, input, "weight");
+  TORCH_CHECK(input.dim() == 2 && weight.dim() == 2 && input.sym_size(1) == weight.sym_size(1), "input has shape ",
+              input.sym_sizes(), ", weight ", weight.sym_sizes(), "; they take two matrices of as many columns");
+  TORCH_CHECK(weight.scalar_type() == input.scalar_type(), "weight has dtype ", weight.scalar_type(),
+              "; it takes that of input, ", input.scalar_type());
+}
+
+// IndexError unless a batch of samples, NotImplementedError for its dtype.
+inline void check_samples(const at::Tensor& t, const char* op, const char* name) {
+  check_floating(t, op, name);
+  TORCH_CHECK_INDEX(t.dim() >= 1, name, " has no dimensions; it takes at least 1, (N, *)");
+}
+
+inline void check_sample_index(const at::Tensor& index, const at::Tensor& input) {
+  check_device(index, input, "index");
+  const auto type = index.scalar_type();
+  TORCH_CHECK(index.dim() == 1 && (type == at::kLong || type == at::kInt), "index has shape ", index.sym_sizes(),
+              " and dtype ", type, "; it takes one dimension of dtype Long or Int");
+}
+
+// RuntimeError unless rows holds a sample like those of input for every element of index.
+inline void check_sample_rows(const at::Tensor& rows, const at::Tensor& index, const at::Tensor& input) {
+  check_device(rows, input, "rows");
+  TORCH_CHECK(rows.dim() == input.dim() && rows.sym_size(0) == index.sym_size(0) &&
+                  rows.sym_sizes().slice(1) == input.sym_sizes().slice(1),
+              "rows has shape ", rows.sym_sizes(), "; with index of length ", index.sym_size(0),
+              " it takes so many samples like those of shape ", input.sym_sizes().slice(1));
+  TORCH_CHECK(rows.scalar_type() == input.scalar_type(), "rows has dtype ", rows.scalar_type(),
+              "; it takes that of input, ", input.scalar_type());
 }
 
 }  // namespace fusedtricks

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "fractional_max_pool_checks.h"
 #include "tensor_layout.h"
 
 TORCH_LIBRARY(fusedtricks, m) {
@@ -17,6 +18,18 @@ TORCH_LIBRARY(fusedtricks, m) {
       "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
       "Tensor? output, Tensor save_mean, Tensor save_rstd, str act, float[] act_args, bool training, float eps, "
       "bool[4] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+  // max_pool2d(act(batch_norm(input))), the place of each maximum in its window, and the statistics as above.
+  m.def(
+      "batch_norm_act_max_pool2d(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? num_batches_tracked, Tensor? weight, Tensor? bias, str act, float[] act_args, int[2] kernel_size, "
+      "int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, bool training, float? momentum, float eps) -> "
+      "(Tensor output, Tensor argmax, Tensor save_mean, Tensor save_rstd)");
+  // Its gradients.
+  m.def(
+      "batch_norm_act_max_pool2d_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor argmax, Tensor save_mean, Tensor save_rstd, str act, float[] act_args, int[2] kernel_size, "
+      "int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, bool training, float eps, bool[3] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   // act(input).
   m.def("activation(Tensor input, str act, float[] act_args) -> Tensor");
   // The same, written over input.
@@ -54,6 +67,47 @@ TORCH_LIBRARY(fusedtricks, m) {
   // grad_output * the same mask.
   m.def(
       "feature_dropout_backward(Tensor grad_output, Tensor rng_state, int mask_dims, float p, str scaling) -> Tensor");
+  // act(fractional_max_pool(input)) over the 2 or 3 dimensions of kernel_size, where in its window each maximum is (one
+  // byte, two or four), and what the windows follow from where no samples say: seed and offset.
+  m.def(
+      "fractional_max_pool(Tensor input, int[] kernel_size, SymInt[] output_size, Tensor? samples, int? seed, str act, "
+      "float[] act_args) -> (Tensor output, Tensor argmax, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // The gradient of input, whose pooled dimensions are input_size. output is not needed for the identity.
+  m.def(
+      "fractional_max_pool_backward(Tensor grad_output, Tensor? output, Tensor argmax, Tensor? samples, "
+      "Tensor rng_state, SymInt[] input_size, int[] kernel_size, bool channels_last, str act, float[] act_args) -> "
+      "Tensor");
+  // The position in its plane of each maximum, as stock's indices.
+  m.def(
+      "fractional_max_pool_indices(Tensor argmax, Tensor? samples, Tensor rng_state, SymInt[] input_size, "
+      "int[] kernel_size) -> Tensor");
+  // linear(input, dropout(weight), bias), and what the mask follows from.
+  m.def(
+      "drop_connect_linear(Tensor input, Tensor weight, Tensor? bias, float p, int? seed) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // The same for matrices, with a kernel of its own where dropping the weight takes a good part of the time.
+  m.def(
+      "dropped_linear(Tensor input, Tensor weight, Tensor? bias, float p, int? seed) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  m.def(
+      "dropped_linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor rng_state, float p) "
+      "-> (Tensor grad_input, Tensor grad_weight)");
+  // convolution(input, dropout(weight), bias, …), and the same.
+  m.def(
+      "drop_connect_convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] dilation, int groups, float p, int? seed) -> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // input, with scale * rows[j] added to its sample index[j].
+  m.def("add_samples(Tensor input, Tensor rows, Tensor index, float scale) -> Tensor");
+  // scale * input[index].
+  m.def("select_samples(Tensor input, Tensor index, float scale) -> Tensor");
+  // As many samples of zeros, with scale * rows[j] in place of sample index[j].
+  m.def("place_samples(Tensor rows, Tensor index, SymInt samples, float scale) -> Tensor");
+  // input[index], and input itself; backward adds the gradient of the one to that of the other in one pass.
+  m.def("branch_samples(Tensor(a) input, Tensor index) -> (Tensor rows, Tensor(a) skip)");
   // The instruction set that the CPU kernels were compiled for: default, avx2 or avx512.
   m.def("cpu_capability() -> str");
 }
@@ -79,18 +133,51 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_meta(const Tensor& input, cons
           at::empty_symint({input.sym_size(1)}, statistics)};
 }
 
+// A parameter's gradient.
+Tensor empty_per_channel(const Tensor& input, const OptionalTensor& parameter, bool wanted) {
+  return wanted ? at::empty_symint({input.sym_size(1)}, parameter ? parameter->options() : input.options()) : Tensor();
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_meta(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const OptionalTensor& residual, const OptionalTensor& output, const Tensor& save_mean, const Tensor& save_rstd,
     Strings act, at::ArrayRef<double> act_args, bool, double, std::array<bool, 4> output_mask) {
   check_activation(act, act_args);
   check_batch_norm_backward(grad_output, input, weight, bias, residual, output, save_mean, save_rstd);
-  const auto per_channel = [&](const OptionalTensor& parameter, bool wanted) {
-    return wanted ? at::empty_symint({input.sym_size(1)}, parameter ? parameter->options() : input.options())
-                  : Tensor();
-  };
-  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), per_channel(weight, output_mask[1]),
-          per_channel(bias, output_mask[2]), output_mask[3] ? empty_in_kernel_layout(input) : Tensor()};
+  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), empty_per_channel(input, weight, output_mask[1]),
+          empty_per_channel(input, bias, output_mask[2]), output_mask[3] ? empty_in_kernel_layout(input) : Tensor()};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_meta(
+    const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked, const OptionalTensor& weight, const OptionalTensor& bias, Strings act,
+    at::ArrayRef<double> act_args, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, bool ceil_mode, bool training, std::optional<double> momentum, double eps) {
+  check_activation(act, act_args);
+  const MaxPoolArguments windows{kernel_size, stride, padding, dilation, ceil_mode};
+  const OptionalTensor none;
+  check_max_pool(input, windows);
+  check_batch_norm(
+      {input, running_mean, running_var, num_batches_tracked, weight, bias, none, training, momentum, eps});
+  const std::vector<c10::SymInt> sizes{input.sym_size(0), input.sym_size(1), pooled_size(input.sym_size(2), windows, 0),
+                                       pooled_size(input.sym_size(3), windows, 1)};
+  const auto format = image_format(input);
+  const auto statistics = input.options().dtype(at::kDouble);
+  return {at::empty_symint(sizes, input.options().memory_format(format)),
+          at::empty_symint(sizes, input.options().dtype(at::kByte).memory_format(format)),
+          at::empty_symint({input.sym_size(1)}, statistics), at::empty_symint({input.sym_size(1)}, statistics)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_backward_meta(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const Tensor& argmax, const Tensor& save_mean, const Tensor& save_rstd, Strings act, at::ArrayRef<double> act_args,
+    at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    bool ceil_mode, bool, double, std::array<bool, 3> output_mask) {
+  check_activation(act, act_args);
+  check_batch_norm_pool_backward(grad_output, input, weight, bias, argmax, save_mean, save_rstd,
+                                 {kernel_size, stride, padding, dilation, ceil_mode});
+  return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), empty_per_channel(input, weight, output_mask[1]),
+          empty_per_channel(input, bias, output_mask[2])};
 }
 
 Tensor activation_meta(const Tensor& input, Strings act, at::ArrayRef<double> act_args) {
@@ -169,6 +256,70 @@ Tensor feature_dropout_backward_meta(const Tensor& grad_output, const Tensor& rn
   return empty_in_kernel_layout(grad_output);
 }
 
+std::tuple<Tensor, Tensor, Tensor> fractional_max_pool_meta(const Tensor& input, at::IntArrayRef kernel_size,
+                                                            c10::SymIntArrayRef output_size,
+                                                            const OptionalTensor& samples, std::optional<int64_t>,
+                                                            Strings act, at::ArrayRef<double> act_args) {
+  check_monotone(act, act_args);
+  check_fractional_max_pool(input, kernel_size, output_size, samples);
+  const auto shape = with_batch_and_channels(input, output_size);
+  const auto format = pool_format(input);
+  return {at::empty_symint(shape, input.options(), format),
+          at::empty_symint(shape, input.options().dtype(place_dtype(kernel_size)), format),
+          at::empty({2}, input.options().dtype(at::kLong))};
+}
+
+Tensor fractional_max_pool_backward_meta(const Tensor& grad_output, const OptionalTensor& output, const Tensor& argmax,
+                                         const OptionalTensor& samples, const Tensor& rng_state,
+                                         c10::SymIntArrayRef input_size, at::IntArrayRef kernel_size,
+                                         bool channels_last, Strings act, at::ArrayRef<double> act_args) {
+  const Activation activation = check_monotone(act, act_args);
+  check_pool_kept(argmax, samples, rng_state, input_size, kernel_size);
+  check_pool_backward(grad_output, output, argmax, activation);
+  return at::empty_symint(with_batch_and_channels(argmax, input_size), grad_output.options(),
+                          pool_format(channels_last, argmax.dim()));
+}
+
+Tensor fractional_max_pool_indices_meta(const Tensor& argmax, const OptionalTensor& samples, const Tensor& rng_state,
+                                        c10::SymIntArrayRef input_size, at::IntArrayRef kernel_size) {
+  check_pool_kept(argmax, samples, rng_state, input_size, kernel_size);
+  return at::empty_symint(argmax.sym_sizes(), argmax.options().dtype(at::kLong), pool_format(argmax));
+}
+
+std::tuple<Tensor, Tensor> dropped_linear_meta(const Tensor& input, const Tensor& weight, const OptionalTensor&,
+                                               double p, std::optional<int64_t>) {
+  check_dropped_linear(input, weight, p);
+  return {at::empty_symint({input.sym_size(0), weight.sym_size(0)}, input.options()),
+          at::empty({2}, input.options().dtype(at::kLong))};
+}
+
+std::tuple<Tensor, Tensor> dropped_linear_backward_meta(const Tensor& grad_output, const Tensor& input,
+                                                        const Tensor& weight, const Tensor& rng_state, double p) {
+  check_dropped_linear(input, weight, p);
+  check_rng_state(rng_state, grad_output);
+  return {at::empty_symint(input.sym_sizes(), input.options()), at::empty_symint(weight.sym_sizes(), weight.options())};
+}
+
+Tensor add_samples_meta(const Tensor& input, const Tensor& rows, const Tensor& index, double) {
+  check_samples(input, "add_samples", "input");
+  check_sample_index(index, input);
+  check_sample_rows(rows, index, input);
+  return empty_in_kernel_layout(input);
+}
+
+Tensor select_samples_meta(const Tensor& input, const Tensor& index, double) {
+  check_samples(input, "select_samples", "input");
+  check_sample_index(index, input);
+  return empty_samples_like(input, index.sym_size(0));
+}
+
+Tensor place_samples_meta(const Tensor& rows, const Tensor& index, c10::SymInt samples, double) {
+  check_samples(rows, "place_samples", "rows");
+  check_sample_index(index, rows);
+  check_sample_rows(rows, index, rows);
+  return empty_samples_like(rows, std::move(samples));
+}
+
 // Every backend without a kernel of its own.
 void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (const auto& value : *stack) {
@@ -186,6 +337,8 @@ void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack)
 TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("batch_norm_act", batch_norm_act_meta);
   m.impl("batch_norm_act_backward", batch_norm_act_backward_meta);
+  m.impl("batch_norm_act_max_pool2d", batch_norm_act_max_pool2d_meta);
+  m.impl("batch_norm_act_max_pool2d_backward", batch_norm_act_max_pool2d_backward_meta);
   m.impl("activation", activation_meta);
   m.impl("activation_", activation_inplace_meta);
   m.impl("activation_backward", activation_backward_meta);
@@ -198,13 +351,39 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("feature_dropout", feature_dropout_meta);
   m.impl("feature_dropout_", feature_dropout_inplace_meta);
   m.impl("feature_dropout_backward", feature_dropout_backward_meta);
+  m.impl("fractional_max_pool", fractional_max_pool_meta);
+  m.impl("fractional_max_pool_backward", fractional_max_pool_backward_meta);
+  m.impl("fractional_max_pool_indices", fractional_max_pool_indices_meta);
+  m.impl("dropped_linear", dropped_linear_meta);
+  m.impl("dropped_linear_backward", dropped_linear_backward_meta);
+  m.impl("add_samples", add_samples_meta);
+  m.impl("select_samples", select_samples_meta);
+  m.impl("place_samples", place_samples_meta);
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
-  for (const char* op :
-       {"batch_norm_act", "batch_norm_act_backward", "activation", "activation_", "activation_backward",
-        "activation_backward_slope", "dropout", "dropout_", "dropout_backward", "act_dropout", "act_dropout_backward",
-        "feature_dropout", "feature_dropout_", "feature_dropout_backward"}) {
+  for (const char* op : {"batch_norm_act",
+                         "batch_norm_act_backward",
+                         "batch_norm_act_max_pool2d",
+                         "batch_norm_act_max_pool2d_backward",
+                         "activation",
+                         "activation_",
+                         "activation_backward",
+                         "activation_backward_slope",
+                         "dropout",
+                         "dropout_",
+                         "dropout_backward",
+                         "act_dropout",
+                         "act_dropout_backward",
+                         "feature_dropout",
+                         "feature_dropout_",
+                         "feature_dropout_backward",
+                         "fractional_max_pool",
+                         "fractional_max_pool_backward",
+                         "fractional_max_pool_indices",
+                         "add_samples",
+                         "select_samples",
+                         "place_samples"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <algorithm>
+
 #include "layout.h"
 #include "philox.h"
 
@@ -40,6 +42,30 @@ inline at::Tensor laid_out_like(const at::Tensor& t, const at::Tensor& model) {
 // Room for a mask's seed and offset, of no elements where all is kept.
 inline at::Tensor empty_rng_state(const at::Tensor& input, const DropRate& rate) {
   return at::empty({rate.keeps_all() ? 0 : 2}, input.options().dtype(at::kLong));
+}
+
+// Whether what an operator makes of t has the channels innermost.
+inline bool wants_channels_innermost(const at::Tensor& t) {
+  if (t.is_contiguous()) return false;
+  return is_channels_innermost(t) || t.suggest_memory_format() != at::MemoryFormat::Contiguous;
+}
+
+// An uninitialised tensor of so many samples like those of t, in t's layout where the kernels take that.
+inline at::Tensor empty_samples_like(const at::Tensor& t, c10::SymInt samples) {
+  auto sizes = t.sym_sizes().vec();
+  sizes[0] = std::move(samples);
+  if (!wants_channels_innermost(t)) return at::empty_symint(sizes, t.options());
+  std::rotate(sizes.begin() + 1, sizes.begin() + 2, sizes.end());
+  return at::empty_symint(sizes, t.options()).movedim(-1, 1);
+}
+
+// How an image tensor of four dimensions is taken, and what is pooled of it laid out.
+inline at::MemoryFormat image_format(const at::Tensor& t) {
+  if (!is_kernel_layout(t)) return image_format(empty_in_kernel_layout(t));
+  const bool last = t.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const bool either = last && t.is_contiguous();
+  const auto of_strides = either ? t.suggest_memory_format() : at::MemoryFormat::ChannelsLast;
+  return last && of_strides == at::MemoryFormat::ChannelsLast ? of_strides : at::MemoryFormat::Contiguous;
 }
 
 inline Layout layout_of(const at::Tensor& dense) {

@@ -6,7 +6,8 @@ base of the tests' reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,17 @@ def batch_norm_act(
     if residual is not None:
         z = z + residual
     return activation(z, act, **(act_kwargs or {}))
+
+
+def batch_norm_act_max_pool2d(
+    input: Tensor,
+    *tensors: Tensor | None,
+    windows: tuple[list[int], list[int], list[int], list[int], bool],
+    **settings: Any,
+) -> Tensor:
+    """max_pool2d(act(batch_norm(input))): tensors and settings of `batch_norm_act`, windows in stock's order."""
+    statistics_and_parameters: Any = tensors
+    return F.max_pool2d(batch_norm_act(input, *statistics_and_parameters, **settings), *windows)
 
 
 def philox(seed: int, offset: int, counter: Tensor) -> Tensor:
@@ -153,3 +165,74 @@ def _mask(input: Tensor, p: float, seed: int | None) -> Tensor:
 def _dropped(input: Tensor, mask: Tensor, p: float, mode: str) -> Tensor:
     scale, shift, fill = _affine(p, mode)
     return torch.where(mask, input * scale + shift, fill)
+
+
+def pool_samples(planes: int, rank: int, seed: int, device: torch.device) -> Tensor:
+    """The random numbers of the planes in [0, 1), float64 (planes, rank): the words of the Philox stream over 2^32."""
+    blocks = (planes * rank + 3) // 4
+    words = philox(seed, 0, torch.arange(blocks, device=device)).flatten()[: planes * rank]
+    return words.view(planes, rank).double() / 2**32
+
+
+def fractional_max_pool(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    output_size: Sequence[int],
+    *,
+    samples: Tensor | None = None,
+    seed: int | None = None,
+    act: str = "identity",
+    act_kwargs: Mapping[str, float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """act(F.fractional_max_pool2d(input)) or 3d, with a batch, and the indices.
+
+    Windows that follow from a seed are computed in float64, whatever the dtype; without a seed they are stock's.
+    """
+    rank = len(kernel_size)
+    pool = F.fractional_max_pool2d_with_indices if rank == 2 else F.fractional_max_pool3d_with_indices
+    searched = input.detach()
+    if samples is None and seed is not None:
+        samples = pool_samples(input.shape[0] * input.shape[1], rank, seed, input.device)
+        samples = samples.view(*input.shape[:2], rank)
+        searched = searched.double()
+    _, indices = pool(searched, tuple(kernel_size), tuple(output_size), _random_samples=samples)
+    maxima = input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    return activation(maxima, act, **(act_kwargs or {})), indices
+
+
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of spatial dimensions."""
+
+
+def drop_connect_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5, *, seed: int | None = None
+) -> Tensor:
+    """The training form of a linear layer with dropped weights."""
+    return F.linear(input, dropout(weight, p, seed=seed), bias)
+
+
+def drop_connect_convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    p: float = 0.5,
+    *,
+    seed: int | None = None,
+) -> Tensor:
+    """The training form of a convolution with dropped weights, of as many dimensions as the weight has."""
+    convolution = CONVOLUTIONS[weight.dim() - 2]
+    return convolution(input, dropout(weight, p, seed=seed), bias, stride, padding, dilation, groups)
+
+
+def add_samples(input: Tensor, rows: Tensor, index: Tensor, scale: float = 1.0) -> Tensor:
+    """input with scale * rows added to the samples of those numbers."""
+    return input.index_add(0, index, rows, alpha=scale)
+
+
+def select_samples(input: Tensor, index: Tensor) -> Tensor:
+    """The samples of those numbers."""
+    return input.index_select(0, index)

@@ -12,7 +12,7 @@ from cases import LAYOUTS, channels_last
 from rounding import HALF_TYPES, ROUNDINGS, assert_rounds_to
 from torch import Tensor
 
-from fusedtricks.functional import activation, dropout
+from fusedtricks.functional import activation, dropout, fractional_max_pool2d
 
 CUDA = torch.device("cuda")
 PATH = "FUSEDTRICKS_CUDA_PATH"
@@ -40,6 +40,11 @@ def elementwise(
     return partial(forward_and_backward, function, x, dy)
 
 
+def pooling(layout: Callable[[Tensor], Tensor]) -> Callable[[], Results]:
+    x, dy = layout(random(5, 24, 33, 35).to(CUDA)), layout(random(5, 24, 20, 21, seed=1).to(CUDA))
+    return partial(forward_and_backward, lambda x: fractional_max_pool2d(x, 3, (20, 21), act="elu", seed=1), x, dy)
+
+
 def batch_norm(*shape: int, **options) -> Callable[[], Results]:
     return partial(fused, make_case(shape, act="silu", device=CUDA, **options))
 
@@ -60,6 +65,8 @@ OPS: dict[str, Callable[[], Callable[[], Results]]] = {
     "dropout": lambda: elementwise(lambda x: dropout(x, 0.3, seed=1)),
     "dropout_in_place": lambda: elementwise(lambda x: dropout(x * 1, 0.3, inplace=True, seed=1)),
     "dropout_channels_last": lambda: elementwise(lambda x: dropout(x, 0.3, seed=1), (9, 24, 33, 35), channels_last),
+    "fractional_max_pool": lambda: pooling(Tensor.contiguous),
+    "fractional_max_pool_channels_last": lambda: pooling(channels_last),
 }
 each_op = pytest.mark.parametrize("prepare", OPS.values(), ids=OPS)
 

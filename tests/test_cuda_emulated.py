@@ -32,9 +32,17 @@ PATHS = list(MULTIPROCESSORS)
 # Schedule, path, files, what the names of the tests contain.
 SUITES = [
     ("in_order", "two", ["batch_norm_act", "activations", "dropout", "determinism", "modules"], ""),
+    ("in_order", "two", ["fractional_max_pool"], ""),
+    ("in_order", "two", ["stochastic_depth"], "not compile and not numbers_of_samples"),
+    ("reversed", "two", ["stochastic_depth"], "add_samples or branch_samples or dtype"),
+    ("shuffled", "two", ["stochastic_depth"], "add_samples or branch_samples or dtype"),
+    ("in_order", "two", ["batch_norm_pool"], ""),
+    ("reversed", "two", ["batch_norm_pool"], "shape or layout or windows"),
+    ("shuffled", "two", ["batch_norm_pool"], "shape or layout or windows"),
     ("in_order", "hold", ["batch_norm_act", "determinism"], ""),
     ("reversed", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
     ("reversed", "hold", ["batch_norm_act"], "shape or layout or residual"),
+    ("shuffled", "two", ["fractional_max_pool"], "layout or dtype or activation"),
     ("shuffled", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
     ("shuffled", "hold", ["batch_norm_act"], "shape or layout or residual"),
 ]

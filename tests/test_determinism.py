@@ -11,7 +11,7 @@ from batch_norm_case import fused, make_case
 from cases import channels_last
 from torch import Tensor
 
-from fusedtricks.functional import activation, dropout
+from fusedtricks.functional import activation, dropout, fractional_max_pool2d
 
 THREADS = (1, 2, 3, 7)
 
@@ -38,6 +38,9 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Tensor]]] = {
     "rows_streamed": lambda d: fused(make_case((9, 96, 64, 64), layout=channels_last, act="silu", device=d)),
     "activation": lambda d: elementwise(lambda x: activation(x, "gelu"), 1001, 403, device=d),
     "dropout": lambda d: elementwise(lambda x: dropout(x, 0.3, seed=1), 1001, 403, device=d),
+    "fractional_max_pool": lambda d: elementwise(
+        lambda x: fractional_max_pool2d(x, 3, output_ratio=0.5, act="elu", seed=1), 5, 7, 90, 91, device=d
+    ),
 }
 
 

@@ -51,8 +51,50 @@ def batch_norm_backward_arguments(keeps_output: bool, **options: Any) -> tuple[A
     return (dy, x, weight, bias, *kept, mean, rstd, act, act_args, training, eps, mask)
 
 
+STEM = ([3, 3], [2, 2], [1, 1], [1, 1], False)
+
+
+def batch_norm_pool_arguments(windows: tuple[Any, ...] = STEM, **options: Any) -> tuple[Any, ...]:
+    *tensors, _, act, act_args, training, momentum, eps = batch_norm_arguments(**options)
+    return (*tensors, act, act_args, *windows, training, momentum, eps)
+
+
+def batch_norm_pool_backward_arguments(windows: tuple[Any, ...] = STEM, **options: Any) -> tuple[Any, ...]:
+    arguments = batch_norm_pool_arguments(windows, **options)
+    x, _, _, _, weight, bias, act, act_args = arguments[:8]
+    with torch.no_grad():
+        output, argmax, mean, rstd = ops.batch_norm_act_max_pool2d(*arguments)
+    dy, mask = torch.randn_like(output).requires_grad_(), [True, weight is not None, bias is not None]
+    return (dy, x, weight, bias, argmax, mean, rstd, act, act_args, *windows, arguments[-3], arguments[-1], mask)
+
+
 def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape).requires_grad_()
+
+
+def pool_arguments(
+    *kernel: int,
+    layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
+    samples: bool = False,
+    act: str = "identity",
+) -> tuple[Any, ...]:
+    x = layout(torch.randn(2, 3, *[7] * len(kernel))).requires_grad_()
+    return x, list(kernel), [4] * len(kernel), torch.rand(2, 3, len(kernel)) if samples else None, 5, act, []
+
+
+def pool_backward_arguments(*kernel: int, **options: Any) -> tuple[Any, ...]:
+    arguments = pool_arguments(*kernel, **options)
+    x, _, _, samples, _, act, act_args = arguments
+    with torch.no_grad():
+        output, argmax, rng_state = ops.fractional_max_pool(*arguments)
+    kept = None if act == "identity" else output.requires_grad_()
+    sizes = (list(x.shape[2:]), list(kernel), not x.is_contiguous())
+    return (torch.randn_like(output).requires_grad_(), kept, argmax, samples, rng_state, *sizes, act, act_args)
+
+
+def pool_indices_arguments(*kernel: int, **options: Any) -> tuple[Any, ...]:
+    _, _, argmax, samples, rng_state, input_size, kernel_size, *_ = pool_backward_arguments(*kernel, **options)
+    return argmax, samples, rng_state, input_size, kernel_size
 
 
 OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
@@ -66,6 +108,17 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: batch_norm_backward_arguments(False, act="gelu"),
         lambda: batch_norm_backward_arguments(False, act="mish", residual=True, layout=channels_last),
         lambda: batch_norm_backward_arguments(True, act="sigmoid", residual=True, training=False),
+    ],
+    "batch_norm_act_max_pool2d": [
+        lambda: batch_norm_pool_arguments(),
+        lambda: batch_norm_pool_arguments(layout=channels_last, momentum=None, act="silu"),
+        lambda: batch_norm_pool_arguments(([2, 3], [1, 2], [1, 0], [2, 1], True), training=False, affine=False),
+        lambda: batch_norm_pool_arguments(layout=sliced, dtype=torch.bfloat16),
+    ],
+    "batch_norm_act_max_pool2d_backward": [
+        lambda: batch_norm_pool_backward_arguments(act="gelu"),
+        lambda: batch_norm_pool_backward_arguments(layout=channels_last, act="mish", training=False),
+        lambda: batch_norm_pool_backward_arguments(([2, 3], [1, 2], [1, 0], [2, 1], True), affine=False),
     ],
     "activation": [lambda: (leaf(3, 5), "gelu", []), lambda: (leaf(2, 3, 4).transpose(0, 2), "elu", [0.5])],
     "activation_": [lambda: (torch.randn(3, 5), "silu", []), lambda: (leaf(3, 5) * 1, "leaky_relu", [0.2])],
@@ -99,6 +152,45 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     ],
     "feature_dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 1, 0.5, "inverted")],
     "dropout_backward": [lambda: (leaf(3, 5), torch.tensor([5, 0]), 0.5, "inverted")],
+    "fractional_max_pool": [
+        lambda: pool_arguments(2, 3, act="tanh"),
+        lambda: pool_arguments(3, 2, layout=channels_last, samples=True),
+        lambda: pool_arguments(2, 2, 2, layout=sliced),
+    ],
+    "fractional_max_pool_backward": [
+        lambda: pool_backward_arguments(2, 3, act="tanh"),
+        lambda: pool_backward_arguments(2, 2, 2, layout=channels_last, samples=True),
+    ],
+    "fractional_max_pool_indices": [
+        lambda: pool_indices_arguments(2, 3),
+        lambda: pool_indices_arguments(2, 2, 2, layout=channels_last, samples=True),
+    ],
+    "drop_connect_linear": [
+        lambda: (leaf(3, 5), leaf(4, 5), leaf(4), 0.5, 5),
+        lambda: (leaf(2, 3, 5), leaf(4, 5), None, 0.3, 5),
+    ],
+    "dropped_linear": [lambda: (torch.randn(3, 5), torch.randn(4, 5), torch.randn(4), 0.5, 5)],
+    "dropped_linear_backward": [
+        lambda: (torch.randn(3, 4), torch.randn(3, 5), torch.randn(4, 5), torch.tensor([5, 0]), 0.5)
+    ],
+    "drop_connect_convolution": [
+        lambda: (leaf(2, 3, 7), leaf(4, 3, 2), leaf(4), [2], [1], [1], 1, 0.5, 5),
+        lambda: (channels_last(torch.randn(2, 4, 5, 6)), leaf(4, 2, 3, 3), None, [1, 1], [1, 0], [1, 2], 2, 0.3, 5),
+    ],
+    "add_samples": [
+        lambda: (leaf(4, 3, 5), leaf(2, 3, 5), torch.tensor([3, 1]), 1.5),
+        lambda: (channels_last(torch.randn(4, 3, 5, 6)).requires_grad_(), leaf(1, 3, 5, 6), torch.tensor([2]), 1.0),
+    ],
+    "select_samples": [
+        lambda: (leaf(4, 3, 5), torch.tensor([3, 1]), 1.5),
+        lambda: (channels_last(torch.randn(4, 3, 5, 6)).requires_grad_(), torch.tensor([2, 0], dtype=torch.int32), 1.0),
+        lambda: (sliced(channels_last(torch.randn(4, 3, 5, 6))).requires_grad_(), torch.tensor([2, 0]), 1.0),
+    ],
+    "place_samples": [
+        lambda: (leaf(2, 3, 5), torch.tensor([3, 1]), 4, 1.5),
+        lambda: (channels_last(torch.randn(2, 3, 5)).requires_grad_(), torch.tensor([2, 0]), 3, 1.0),
+    ],
+    "branch_samples": [lambda: (leaf(4, 3, 5), torch.tensor([3, 1]))],
 }
 NO_TENSORS = {"cpu_capability"}
 

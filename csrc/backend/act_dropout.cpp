@@ -34,16 +34,16 @@ Tensor in_layout_of(const Tensor& input, const Tensor& result) {
 TailLayout tail_of(const Tensor& dense, const OptionalTensor& bias, bool has_mask) {
   const Layout layout = dense.dim() >= 2 ? layout_of(dense) : Layout{1, 1, dense.numel(), false};
   BiasPlaces places;
-  if (bias) {
+  if (bias && dense.numel()) {
     const bool innermost = is_of_last_dimension(*bias) || !dense.is_contiguous();
     places = {bias->numel(), innermost ? 1 : layout.positions};
   }
   return {layout, dense.is_contiguous() || !has_mask, places, dense.scalar_type()};
 }
 
-// In the type that the kernels compute in.
+// In the type that the kernels compute in; undefined where nothing is to be computed.
 Tensor computable(const OptionalTensor& bias, const Tensor& input) {
-  return bias ? bias->to(at::toOpMathType(input.scalar_type())).contiguous() : Tensor();
+  return bias && input.numel() ? bias->to(at::toOpMathType(input.scalar_type())).contiguous() : Tensor();
 }
 
 const void* data_or_null(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }

@@ -1,13 +1,11 @@
 // batch_norm_act for the tensors of one backend: checks, outputs and memory layout; the arithmetic is in the backend's
 // kernels.
-#include "../batch_norm.h"
+#include "batch_norm.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include "../checks.h"
 #include "../tensor_layout.h"
 
 namespace fusedtricks {
@@ -15,23 +13,11 @@ namespace {
 
 using at::Tensor;
 
-ChannelValues channel_values(const Tensor& t) {
-  if (!t.defined()) return {};
-  return {t.data_ptr(), t.scalar_type(), t.stride(0)};
-}
-
-ChannelValues channel_values(const OptionalTensor& t) { return t ? channel_values(*t) : ChannelValues{}; }
-
 const void* data_or_null(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
 // t laid out like model, undefined where there is none.
 Tensor optional_laid_out_like(const OptionalTensor& t, const Tensor& model) {
   return t ? laid_out_like(*t, model) : Tensor();
-}
-
-// Memory for the backend's own use; an undefined tensor where it needs none.
-Tensor workspace(int64_t bytes, const Tensor& like) {
-  return bytes ? at::empty({bytes}, like.options().dtype(at::kByte)) : Tensor();
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& input, const OptionalTensor& running_mean,

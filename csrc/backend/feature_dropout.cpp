@@ -17,6 +17,7 @@ using at::Tensor;
 
 // Of a dense tensor in kernel layout, with a word for each index of its first mask_dims dimensions.
 MaskGroups groups_of(const Tensor& t, int64_t mask_dims) {
+  if (!t.numel()) return {1, 1};
   if (mask_dims == 2 && !t.is_contiguous()) {
     const Layout layout = layout_of(t);
     return {layout.channels * layout.positions, layout.channels};

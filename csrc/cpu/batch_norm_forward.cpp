@@ -1,19 +1,9 @@
 // batch_norm_act forward: one sweep for the statistics, one for y = act((x - mean) * rstd * weight + bias [+
 // residual]).
-#include "batch_norm_planes.h"
-#include "batch_norm_rows.h"
+#include "batch_norm_statistics.h"
 
 namespace fusedtricks::cpu {
 namespace {
-
-// From a channel's moments (in evaluation: its running statistics) to what the second sweep and the backward need.
-template <class V>
-void finish_channel(const BatchNormForward& a, int64_t c, double mean, double m2, Coefficients<V>& coefficients) {
-  const ChannelStatistics s =
-      a.training ? ChannelStatistics{mean, m2 / double(a.layout.per_channel())} : a.running_statistics(c);
-  a.record(c, s);
-  coefficients.set_forward(c, s.mean, a.rstd[c], a.weight.get_or(c, 1), a.bias.get_or(c, 0));
-}
 
 template <class T>
 void forward_planes(const BatchNormForward& a) {
@@ -24,30 +14,14 @@ void forward_planes(const BatchNormForward& a) {
   T* y = static_cast<T*>(a.y);
   const PlanesPlan plan(a.layout);
   const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
-  Coefficients<V> coefficients(a.layout.channels);
-  std::vector<Moments> partials(plan.slots());
-
-  for_planes(
-      plan,
-      [&](int64_t task) {
-        if (a.training) plane_moments(plan, x, task, &partials[plan.slot(task)]);
-      },
-      [&](int64_t c) {
-        Moments m;
-        for (int64_t part = 0; part < plan.parts; ++part) {
-          const Moments& p = partials[plan.slot_of(c, part)];
-          m.merge(p.count, p.mean, p.m2);
-        }
-        finish_channel(a, c, m.mean, m.m2, coefficients);
-      },
-      [&](int64_t task) {
-        const auto with = [&](auto span_of) {
-          return [&, span_of](T* to, int64_t i, RowSpan span, auto channels) {
-            span_of(x + i, residual ? residual + i : nullptr, to, span, channels, a.act);
-          };
-        };
-        write_planes(plan, y, task, stream, coefficients, {x, residual}, with(one), with(many));
-      });
+  for_normalized_planes<T>(a, plan, [&](int64_t task, const Coefficients<V>& coefficients) {
+    const auto with = [&](auto span_of) {
+      return [&, span_of](T* to, int64_t i, RowSpan span, auto channels) {
+        span_of(x + i, residual ? residual + i : nullptr, to, span, channels, a.act);
+      };
+    };
+    write_planes(plan, y, task, stream, coefficients, {x, residual}, with(one), with(many));
+  });
 }
 
 template <class T>
@@ -57,26 +31,7 @@ void forward_rows(const BatchNormForward& a) {
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   T* y = static_cast<T*>(a.y);
   const RowsPlan plan(a.layout, sizeof(T));
-  Coefficients<V> coefficients(plan.channels);
-  RowPartials partials(plan);
-
-  if (a.training) {
-    for_blocks(plan, false, [&](const Block& b) {
-      touch_block(plan, x, b);
-      for (int64_t c = b.c0; c < b.c1; c += ManyChannels<V>::lanes) {
-        add_tile_moments(x + b.r0 * plan.channels + c, b.r1 - b.r0, plan.channels,
-                         int(std::min<int64_t>(ManyChannels<V>::lanes, b.c1 - c)), partials.first(b.chunk) + c,
-                         partials.second(b.chunk) + c, b.done);
-      }
-    });
-  }
-  for_channels(plan, [&](int64_t c) {
-    Moments m;
-    for (int64_t i = 0; a.training && i < plan.row_chunks; ++i) {
-      m.merge(double(plan.first_row(i + 1) - plan.first_row(i)), partials.first(i)[c], partials.second(i)[c]);
-    }
-    finish_channel(a, c, m.mean, m.m2, coefficients);
-  });
+  const Coefficients<V> coefficients = row_coefficients<T>(a, plan);
   for_blocks(plan, true, [&](const Block& b) {
     touch_block(plan, x, b);
     if (residual) touch_block(plan, residual, b);

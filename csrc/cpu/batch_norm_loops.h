@@ -205,8 +205,9 @@ void add_gradients(const T* dy, const T* x, Runs runs, Channels channels, const 
 }
 
 // dx = dz * scale + (x - shift) * rstd * slope + constant, with dz as above.
-template <class T, class Channels, class Act>
-void differentiate(const T* dy, const T* x, T* dx, RowSpan span, Channels channels, const Activation& activation) {
+template <class T, class Channels, class Act, class Gradient = T>
+void differentiate(const Gradient* dy, const T* x, T* dx, RowSpan span, Channels channels,
+                   const Activation& activation) {
   using V = Compute<T>;
   const Act act(activation.parameters);
 #pragma omp simd

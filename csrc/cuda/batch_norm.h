@@ -12,6 +12,8 @@ struct BatchNormKernels {
   static int64_t backward_workspace(const BatchNormBackward& a);
   static void forward(const BatchNormForward& a, Path path);
   static void backward(const BatchNormBackward& a, Path path);
+  // The first half of the forward: what it normalises with, recorded. Takes the forward's workspace.
+  static void statistics(const BatchNormForward& a);
 };
 
 }  // namespace fusedtricks::cuda

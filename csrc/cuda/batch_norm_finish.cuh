@@ -74,10 +74,9 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
   __syncthreads();
 }
 
-// Sets the table of a block's channels from the statistics that the forward saved.
-template <class V, class Walk>
-__device__ void set_forward(const BatchNormBackward& a, const typename Walk::Plan& plan, const Walk& walk,
-                            const Table<V>& table) {
+// Sets the table of a block's channels from the statistics that the forward saved: of either direction's call.
+template <class V, class Walk, class Call>
+__device__ void set_forward(const Call& a, const typename Walk::Plan& plan, const Walk& walk, const Table<V>& table) {
   const int64_t number = walk.block_channel + threadIdx.x;
   if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
     const int64_t channel = unfolded(number, a.layout.channels);

@@ -46,6 +46,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   leave_moments(x, moments, pivots, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
+// Records every channel, where no kernel that normalises does: a block for each group of channels.
+template <class T, class Walk>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    record_statistics(BatchNormForward a, typename Walk::Plan plan, Workspace<Compute<T>> partial) {
+  using V = Compute<T>;
+  const Walk walk(plan, /*chunk=*/0, blockIdx.x, /*reversed=*/false);
+  const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
+  finish_statistics(a, plan, walk, partial, /*records=*/true, table, dynamic_shared<char>());
+}
+
 // y = act((x - shift) * scale + offset [+ residual]).
 template <class T, class Walk, class Act, bool has_residual>
 __global__ void __launch_bounds__(kThreads, kBlocks)

@@ -32,14 +32,20 @@ void with_activation_for(const Activation& activation, const F& f) {
 }
 
 template <class T, class Walk>
+void launch_statistics(const BatchNormForward& a, const typename Walk::Plan& plan,
+                       const Workspace<Compute<T>>& workspace) {
+  using V = Compute<T>;
+  if (!a.training) return;
+  const size_t bytes = pivot_bytes<V>(plan) + merge_bytes<Moments<V>>(kThreads, Walk::channels);
+  launch(statistics<T, Walk>, parts(plan), kThreads, bytes, a, plan, workspace);
+}
+
+template <class T, class Walk>
 void launch_forward_in_two(const BatchNormForward& a) {
   using V = Compute<T>;
   const auto plan = plan_for<Walk>(a.layout);
   const Workspace<V> workspace(a.workspace, plan.partials(), a.layout.channels);
-  if (a.training) {
-    const size_t bytes = pivot_bytes<V>(plan) + merge_bytes<Moments<V>>(kThreads, Walk::channels);
-    launch(statistics<T, Walk>, parts(plan), kThreads, bytes, a, plan, workspace);
-  }
+  launch_statistics<T, Walk>(a, plan, workspace);
   with_activation_for<T, Walk>(a.act, [&](auto act) {
     using Act = decltype(act);
     launch(a.residual ? normalize<T, Walk, Act, true> : normalize<T, Walk, Act, false>, parts(plan), kThreads,
@@ -214,6 +220,17 @@ template <class T>
 void BatchNormKernels<T>::forward(const BatchNormForward& a, Path path) {
   with_walk<T>(a.layout, {a.x, a.y, a.residual},
                [&](auto walk) { launch_forward<T, typename decltype(walk)::type>(a, path); });
+}
+
+template <class T>
+void BatchNormKernels<T>::statistics(const BatchNormForward& a) {
+  with_walk<T>(a.layout, {a.x, a.y, a.residual}, [&](auto type) {
+    using Walk = typename decltype(type)::type;
+    const auto plan = plan_for<Walk>(a.layout);
+    const Workspace<Compute<T>> workspace(a.workspace, plan.partials(), a.layout.channels);
+    launch_statistics<T, Walk>(a, plan, workspace);
+    launch(record_statistics<T, Walk>, plan.groups, kThreads, shared_bytes<Walk>(plan, 0), a, plan, workspace);
+  });
 }
 
 template <class T>

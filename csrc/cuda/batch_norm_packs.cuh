@@ -66,13 +66,12 @@ __device__ __forceinline__ Pack<T, Walk::pack> add_gradients(const Piece<Walk::p
 // dx = dz * scale + (x - shift) * rstd * slope + constant, dz being dy times the derivative at z.
 template <class T, class Walk, class Act>
 __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk::pack>& x,
-                                                              const Pack<T, Walk::pack>& dy,
+                                                              Compute<T> (&dz)[Walk::pack],
                                                               const Own<Compute<T>, Walk, kCoefficients>& own,
                                                               const Act& act) {
   constexpr int n = Walk::pack;
-  Compute<T> d[n], z[n], dz[n];
+  Compute<T> d[n], z[n];
   unpack(x, d);
-  unpack(dy, dz);
 #pragma unroll
   for (int e = 0; e < n; ++e) {
     d[e] -= own.get(kShift, e);
@@ -85,6 +84,16 @@ __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk
                                              d[e] * own.get(kRstd, e), own.get(kSlope, e), own.get(kConstant, e));
   }
   return rounded_pack<T>(dz);
+}
+
+template <class T, class Walk, class Act>
+__device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk::pack>& x,
+                                                              const Pack<T, Walk::pack>& dy,
+                                                              const Own<Compute<T>, Walk, kCoefficients>& own,
+                                                              const Act& act) {
+  Compute<T> dz[Walk::pack];
+  unpack(dy, dz);
+  return differentiated<T, Walk>(x, dz, own, act);
 }
 
 }  // namespace fusedtricks::cuda

@@ -23,7 +23,15 @@ from ._activation import (
     tanh,
 )
 from ._batch_norm import batch_norm_act
+from ._batch_norm_pool import batch_norm_act_max_pool2d
 from ._calls import ACTIVATIONS
+from ._drop_connect import (
+    drop_connect_conv1d,
+    drop_connect_conv2d,
+    drop_connect_conv3d,
+    drop_connect_linear,
+    drop_connect_moments,
+)
 from ._dropout import dropout
 from ._feature_dropout import (
     alpha_dropout,
@@ -33,13 +41,23 @@ from ._feature_dropout import (
     dropout3d,
     feature_alpha_dropout,
 )
+from ._fractional_max_pool import fractional_max_pool2d, fractional_max_pool3d
+from ._samples import add_samples, branch_samples, select_samples
 
 __all__ = [
     "ACTIVATIONS",
     "act_dropout",
     "activation",
+    "add_samples",
     "alpha_dropout",
     "batch_norm_act",
+    "batch_norm_act_max_pool2d",
+    "branch_samples",
+    "drop_connect_conv1d",
+    "drop_connect_conv2d",
+    "drop_connect_conv3d",
+    "drop_connect_linear",
+    "drop_connect_moments",
     "drop_path",
     "dropout",
     "dropout1d",
@@ -47,12 +65,15 @@ __all__ = [
     "dropout3d",
     "elu",
     "feature_alpha_dropout",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gelu",
     "hardswish",
     "leaky_relu",
     "mish",
     "relu",
     "relu6",
+    "select_samples",
     "selu",
     "sigmoid",
     "silu",

@@ -25,8 +25,12 @@ from .batchnorm import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
+from .batchnorm_pool import BatchNormActMaxPool2d
+from .drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from .dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, FeatureAlphaDropout
-from .sync import SyncBatchNormAct, convert_sync_batchnorm
+from .pooling import FractionalMaxPool2d, FractionalMaxPool3d
+from .stochastic_depth import StochasticDepth
+from .sync import SyncBatchNormAct, SyncBatchNormActMaxPool2d, convert_sync_batchnorm
 
 __all__ = [
     "ELU",
@@ -37,15 +41,22 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BatchNormActMaxPool2d",
     "BatchNormReLU1d",
     "BatchNormReLU2d",
     "BatchNormReLU3d",
+    "DropConnectConv1d",
+    "DropConnectConv2d",
+    "DropConnectConv3d",
+    "DropConnectLinear",
     "DropPath",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
     "Hardswish",
     "Identity",
     "LeakyReLU",
@@ -56,7 +67,9 @@ __all__ = [
     "SiLU",
     "Sigmoid",
     "Softplus",
+    "StochasticDepth",
     "SyncBatchNormAct",
+    "SyncBatchNormActMaxPool2d",
     "Tanh",
     "convert_sync_batchnorm",
 ]

@@ -70,15 +70,19 @@ class _BatchNormAct(_BatchNorm):
         """act(batch_norm(input) + residual); residual of the input's shape and dtype, or None."""
         return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs)
 
+    def _beyond_norm(self) -> str:
+        """What a stock BatchNorm in its place would lack, in words; "" for nothing."""
+        return f"the activation of {type(self).__name__} ({self.act})" if self.act != "identity" else ""
+
     @property
     def qconfig(self) -> Any:
         """What quantization sets. `SyncBatchNorm.convert_sync_batchnorm` asks for it, and would drop the activation."""
         if "qconfig" in self.__dict__:
             return self.__dict__["qconfig"]
-        if self.act != "identity" and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+        if (lost := self._beyond_norm()) and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
             raise RuntimeError(
-                f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the activation of {type(self).__name__} "
-                f"({self.act}): use fusedtricks.nn.convert_sync_batchnorm instead."
+                f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop {lost}: "
+                "use fusedtricks.nn.convert_sync_batchnorm instead."
             )
         raise AttributeError("qconfig")
 

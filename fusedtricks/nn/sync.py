@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._calls import activation_arguments
 from .batchnorm import _BatchNormAct
+from .batchnorm_pool import WINDOWS, BatchNormActMaxPool2d
 
 
 class SyncBatchNormAct(nn.SyncBatchNorm):
@@ -38,8 +41,31 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
         return f"{super().extra_repr()}, act={self.act}{arguments}"
 
 
+class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
+    """Equivalent to `torch.nn.SyncBatchNorm`, then the activation, then `torch.nn.MaxPool2d`: three passes.
+
+    What `convert_sync_batchnorm` makes of a `BatchNormActMaxPool2d`.
+
+    Args:
+        *args: those of `SyncBatchNormAct`.
+        windows: the arguments of `torch.nn.MaxPool2d`, by name.
+        **kwargs: those of `SyncBatchNormAct`.
+    """
+
+    def __init__(self, *args: Any, windows: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.windows = dict(windows)
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """max_pool2d(act(sync_batch_norm(input)))."""
+        return torch.nn.functional.max_pool2d(super().forward(input), **self.windows)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + "".join(f", {name}={value}" for name, value in self.windows.items())
+
+
 def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
-    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms, which keep their activation.
+    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms: activation and pooling are kept.
 
     Models that `fusedtricks.fuse` returned may be converted by either.
 
@@ -60,7 +86,11 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
 
 
 def _converted(module: _BatchNormAct, process_group: Any) -> SyncBatchNormAct:
-    converted = SyncBatchNormAct(
+    kind: type[SyncBatchNormAct] = SyncBatchNormAct
+    more: dict[str, Any] = {}
+    if isinstance(module, BatchNormActMaxPool2d):
+        kind, more = SyncBatchNormActMaxPool2d, {"windows": {name: getattr(module, name) for name in WINDOWS}}
+    converted = kind(
         module.num_features,
         module.eps,
         module.momentum,
@@ -69,6 +99,7 @@ def _converted(module: _BatchNormAct, process_group: Any) -> SyncBatchNormAct:
         process_group,
         act=module.act,
         act_kwargs=module.act_kwargs,
+        **more,
     )
     converted.weight, converted.bias = module.weight, module.bias
     for name, buffer in module.named_buffers(recurse=False):

@@ -1,0 +1,107 @@
+// Whole samples of a batch, taken out and added: every element of the result is written once, whether it is copied or
+// added to, in spans of equal length however long a sample is.
+#include "../samples.h"
+
+#include <c10/util/Exception.h>
+
+#include <vector>
+
+#include "../element.h"
+#include "dispatch.h"
+#include "memory.h"
+
+namespace fusedtricks::cpu {
+namespace {
+
+constexpr int64_t kSpan = 16384;  // elements of a task
+constexpr int64_t kAbsent = -1;
+
+// table[i] = j where index[j] is i, else kAbsent. IndexError beyond the batch, ValueError for a sample chosen twice.
+void fill_table(const SamplesCall& call, int64_t* table) {
+  std::fill_n(table, call.samples, kAbsent);
+  for (int64_t j = 0; j < call.rows; ++j) {
+    const int64_t i = call.index[j];
+    TORCH_CHECK_INDEX(0 <= i && i < call.samples, "index[", j, "] is ", i, "; it takes numbers from 0 to ",
+                      call.samples - 1);
+    TORCH_CHECK_VALUE(table[i] == kAbsent, "index names sample ", i, " twice; its numbers have to be different");
+    table[i] = j;
+  }
+}
+
+// to = base + scale * row. No base stands for zeros.
+template <class T>
+void add_span(const T* base, const T* row, Compute<T> scale, T* to, int64_t n) {
+  if (base) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = store<T>(load(base[i]) + scale * load(row[i]));
+  } else if (scale == 1) {
+    std::memcpy(to, row, n * sizeof(T));
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = store<T>(scale * load(row[i]));
+  }
+}
+
+template <class T>
+void copy_span(const T* base, T* to, int64_t n) {
+  if (base)
+    std::memcpy(to, base, n * sizeof(T));
+  else
+    std::fill_n(to, n, T(0));
+}
+
+// Has part(sample, first, to, count) write the elements from `first` on of each of so many samples of out.
+template <class T, class Part>
+void for_parts(T* out, int64_t samples, int64_t elements, const Part& part) {
+  const int64_t n = samples * elements;
+  const bool stream = worth_streaming(n, sizeof(T));
+  parallel_tasks((n + kSpan - 1) / kSpan, [&](int64_t task) {
+    const int64_t start = task * kSpan;
+    emit(out + start, std::min(kSpan, n - start), stream, [&](T* to, int64_t i, int64_t left) {
+      int64_t sample = (start + i) / elements, first = (start + i) % elements;
+      for (; left > 0; ++sample, first = 0) {
+        const int64_t count = std::min(left, elements - first);
+        part(sample, first, to, count);
+        to += count, left -= count;
+      }
+    });
+    if (stream) stream_fence();
+  });
+}
+
+}  // namespace
+}  // namespace fusedtricks::cpu
+
+namespace fusedtricks::backend {
+
+void add_samples(const SamplesCall& call, const void* base, const void* rows, int64_t* table, void* out) {
+  cpu::fill_table(call, table);
+  visit_dtype(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const T *x = static_cast<const T*>(base), *row = static_cast<const T*>(rows);
+    const auto scale = Compute<T>(call.scale);
+    cpu::for_parts(static_cast<T*>(out), call.samples, call.elements,
+                   [&](int64_t sample, int64_t first, T* to, int64_t count) {
+                     const T* from = x ? x + sample * call.elements + first : nullptr;
+                     const int64_t j = table[sample];
+                     if (j == cpu::kAbsent) return cpu::copy_span(from, to, count);
+                     cpu::add_span(from, row + j * call.elements + first, scale, to, count);
+                   });
+  });
+}
+
+void select_samples(const SamplesCall& call, const void* x, void* out) {
+  std::vector<int64_t> table(call.samples);
+  cpu::fill_table(call, table.data());
+  visit_dtype(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const T* from = static_cast<const T*>(x);
+    const auto scale = Compute<T>(call.scale);
+    cpu::for_parts(static_cast<T*>(out), call.rows, call.elements, [&](int64_t j, int64_t first, T* to, int64_t count) {
+      const T* row = from + call.index[j] * call.elements + first;
+      cpu::add_span<T>(nullptr, row, scale, to, count);
+    });
+  });
+}
+
+}  // namespace fusedtricks::backend

@@ -1,0 +1,140 @@
+// Whole samples of a batch, taken out and added: every element of the result is written once, whether it is copied or
+// added to.
+#include "../samples.h"
+
+#include "../dtypes.h"
+#include "flat.cuh"
+
+namespace fusedtricks::cuda {
+namespace {
+
+// Which row is added to a sample: row j says so in table[index[j]]. What no row has written there is whatever memory
+// holds, and shows as no number of a row or as that of one for another sample.
+struct Table {
+  const int64_t *table, *index;
+  int64_t rows;
+
+  __device__ __forceinline__ bool find(int64_t sample, int64_t& row) const {
+    row = table[sample];
+    return 0 <= row && row < rows && index[row] == sample;
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    fill_table(const int64_t* index, int64_t rows, int64_t samples, int64_t* table) {
+  const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (row < rows && 0 <= index[row] && index[row] < samples) table[index[row]] = row;
+}
+
+template <class T, int n>
+__global__ void __launch_bounds__(kThreads)
+    add(const T* base, const T* rows, T* out, int64_t samples, int64_t elements, Table table, Compute<T> scale) {
+  const int64_t count = samples * elements, numel = table.rows * elements;
+  Piece<n> pieces[kFlatUnroll], added[kFlatUnroll];
+  Pack<T, n> packs[kFlatUnroll], terms[kFlatUnroll];
+  flat_pieces(count, pieces);
+#pragma unroll
+  for (int u = 0; u < kFlatUnroll; ++u) {
+    packs[u] = load_piece<Read::kOnce>(base, Piece<n>{pieces[u].index, 0, base ? pieces[u].last : 0}, count);
+  }
+#pragma unroll
+  for (int u = 0; u < kFlatUnroll; ++u) {
+    const int64_t sample = pieces[u].index / elements;
+    int64_t row = 0;
+    const bool found = !pieces[u].empty() && table.find(sample, row);
+    added[u] = {row * elements + pieces[u].index - sample * elements, 0, found ? n : 0};
+  }
+#pragma unroll
+  for (int u = 0; u < kFlatUnroll; ++u) terms[u] = load_piece<Read::kOnce>(rows, added[u], numel);
+#pragma unroll
+  for (int u = 0; u < kFlatUnroll; ++u) {
+    if (!added[u].empty()) {
+      Compute<T> sum[n], term[n];
+      unpack(packs[u], sum);
+      unpack(terms[u], term);
+#pragma unroll
+      for (int e = 0; e < n; ++e) sum[e] = base ? sum[e] + scale * term[e] : scale * term[e];
+      packs[u] = rounded_pack<T>(sum);
+    }
+    store_piece(out, pieces[u], packs[u]);
+  }
+}
+
+// NaN where the index is none of a sample: to check it here costs nothing, and the host would have to wait.
+template <class T, int n>
+__global__ void __launch_bounds__(kThreads) select(const T* x, T* out, int64_t samples, int64_t elements, int64_t rows,
+                                                   const int64_t* index, Compute<T> scale) {
+  const int64_t count = rows * elements, numel = samples * elements;
+  Piece<n> pieces[kFlatUnroll], taken[kFlatUnroll];
+  Pack<T, n> packs[kFlatUnroll];
+  flat_pieces(count, pieces);
+#pragma unroll
+  for (int u = 0; u < kFlatUnroll; ++u) {
+    const int64_t row = pieces[u].index / elements, sample = pieces[u].empty() ? 0 : index[row];
+    const bool exists = !pieces[u].empty() && 0 <= sample && sample < samples;
+    taken[u] = {sample * elements + pieces[u].index - row * elements, 0, exists ? n : 0};
+  }
+#pragma unroll
+  for (int u = 0; u < kFlatUnroll; ++u) packs[u] = load_piece<Read::kOnce>(x, taken[u], numel);
+#pragma unroll
+  for (int u = 0; u < kFlatUnroll; ++u) {
+    Compute<T> values[n];
+    unpack(packs[u], values);
+#pragma unroll
+    for (int e = 0; e < n; ++e) values[e] = taken[u].empty() ? canonical<Compute<T>>(NAN) : scale * values[e];
+    store_piece(out, pieces[u], rounded_pack<T>(values));
+  }
+}
+
+// Calls f(Type<T>, n) for the dtype and the largest pack of n elements that all tensors begin with, and a sample is
+// whole packs of.
+template <int n, class T, class F>
+void with_pack(bool aligned, int64_t elements, const F& f) {
+  if constexpr (n > 1) {
+    if (!aligned || elements % n) return with_pack<n / 2, T>(aligned, elements, f);
+  }
+  f(Type<T>{}, std::integral_constant<int, n>());
+}
+
+template <class F>
+void with_pack_of_sample(const SamplesCall& call, std::initializer_list<const void*> tensors, const F& f) {
+  const bool aligned = std::all_of(tensors.begin(), tensors.end(), is_pack_aligned);
+  visit_dtype(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    with_pack<kPack<T>, T>(aligned, call.elements, f);
+  });
+}
+
+}  // namespace
+}  // namespace fusedtricks::cuda
+
+namespace fusedtricks::backend {
+
+void add_samples(const SamplesCall& call, const void* base, const void* rows, int64_t* table, void* out) {
+  const int64_t count = call.samples * call.elements;
+  if (!count) return;
+  if (call.rows) {
+    cuda::launch(cuda::fill_table, cuda::ceil_div(call.rows, cuda::kThreads), cuda::kThreads, 0, call.index, call.rows,
+                 call.samples, table);
+  }
+  cuda::with_pack_of_sample(call, {base, rows, out}, [&](auto type, auto pack) {
+    using T = typename decltype(type)::type;
+    constexpr int n = decltype(pack)::value;
+    cuda::launch(cuda::add<T, n>, cuda::flat_blocks(count, n), cuda::kThreads, 0, static_cast<const T*>(base),
+                 static_cast<const T*>(rows), static_cast<T*>(out), call.samples, call.elements,
+                 cuda::Table{table, call.index, call.rows}, Compute<T>(call.scale));
+  });
+}
+
+void select_samples(const SamplesCall& call, const void* x, void* out) {
+  const int64_t count = call.rows * call.elements;
+  if (!count) return;
+  cuda::with_pack_of_sample(call, {x, out}, [&](auto type, auto pack) {
+    using T = typename decltype(type)::type;
+    constexpr int n = decltype(pack)::value;
+    cuda::launch(cuda::select<T, n>, cuda::flat_blocks(count, n), cuda::kThreads, 0, static_cast<const T*>(x),
+                 static_cast<T*>(out), call.samples, call.elements, call.rows, call.index, Compute<T>(call.scale));
+  });
+}
+
+}  // namespace fusedtricks::backend

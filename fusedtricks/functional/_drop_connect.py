@@ -1,0 +1,266 @@
+"""DropConnect: linear layers and convolutions whose weights are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from .. import _C, eager
+from ._calls import check_types, needs_composition, ops, signed_seed
+from ._dropout import check_dropout
+
+Sizes = int | Sequence[int]
+
+
+def drop_connect_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+) -> Tensor:
+    r"""Equivalent to `F.linear(input, dropout(weight, p, training, seed=seed), bias)`, with `dropout` of this package.
+
+    DropConnect (Wan et al., 2013): in training, weights are zeroed with probability `p` and the others divided by
+    1 - p; in evaluation the weights are as they are. One mask is drawn for the mini-batch, that of `dropout`, bit for
+    bit; the paper draws one for each example, which makes a matrix product of every example. The bias is not dropped.
+
+    For backward the input and the weight itself are kept, and a seed: neither the mask nor the dropped weight, which
+    backward computes again.
+
+    Args:
+        input: (\*, in_features); float32, float64, bfloat16 or float16.
+        weight: (out_features, in_features).
+        bias: (out_features,), or None.
+        p: probability of *dropping* a weight, in [0, 1].
+        training: drop; else the linear layer alone.
+        seed: 64-bit seed of the mask. None draws one from torch's generator, which `torch.manual_seed` governs.
+
+    Returns:
+        (\*, out_features), of `input`'s dtype; under autocast of autocast's, as `F.linear`.
+
+    Raises:
+        ValueError: `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
+        TypeError: `input` or `weight` is not a tensor.
+        NotImplementedError: a tensor of another dtype, or on a device without a backend.
+        RuntimeError: tensors whose shape, dtype or device do not fit each other.
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            drop_connect_linear, (input, weight, bias), input, weight, bias, p, training, seed=seed
+        )
+    check_dropout(p, "inverted")
+    if not training or p == 0:
+        return F.linear(input, weight, bias)
+    seed = signed_seed(seed)
+    if torch.compiler.is_compiling():
+        return ops.drop_connect_linear(input, weight, bias, p, seed)[0]
+    if needs_composition():
+        return eager.drop_connect_linear(input, weight, bias, p, seed=seed)
+    try:
+        return _C.drop_connect_linear(input, weight, bias, p, seed)
+    except TypeError:
+        check_types("drop_connect_linear", {"input": input}, {})
+        check_types("drop_connect_linear", {"weight": weight, "bias": bias}, {})
+        raise
+
+
+def drop_connect_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: str | Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+) -> Tensor:
+    """Equivalent to `F.conv1d(input, dropout(weight, p, training, seed=seed), bias, …)`; see `drop_connect_linear`.
+
+    The mask is one of the filters: all positions and samples share it. Arguments before `p` are those of `F.conv1d`.
+
+    Args:
+        input: (N, C, L) or (C, L); float32, float64, bfloat16 or float16.
+        weight: (out_channels, C / groups, kernel_size).
+        bias: (out_channels,), or None.
+        stride: of the filters.
+        padding: zeros added on both sides, "valid" for none, or "same" for an output of the input's length.
+        dilation: distance of a filter's elements.
+        groups: of channels that are convolved apart.
+        p: probability of *dropping* a weight, in [0, 1].
+        training: drop; else the convolution alone.
+        seed: 64-bit seed of the mask, or None.
+
+    Raises:
+        As `drop_connect_linear`. RuntimeError also for `padding="same"` with a stride.
+    """
+    return _drop_connect_conv(
+        drop_connect_conv1d, input, weight, bias, (stride, padding, dilation, groups), p, training, seed
+    )
+
+
+def drop_connect_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: str | Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+) -> Tensor:
+    """Equivalent to `F.conv2d(input, dropout(weight, p, training, seed=seed), bias, …)`; see `drop_connect_conv1d`."""
+    return _drop_connect_conv(
+        drop_connect_conv2d, input, weight, bias, (stride, padding, dilation, groups), p, training, seed
+    )
+
+
+def drop_connect_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: str | Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+) -> Tensor:
+    """Equivalent to `F.conv3d(input, dropout(weight, p, training, seed=seed), bias, …)`; see `drop_connect_conv1d`."""
+    return _drop_connect_conv(
+        drop_connect_conv3d, input, weight, bias, (stride, padding, dilation, groups), p, training, seed
+    )
+
+
+_DIMENSIONS: dict[Callable[..., Tensor], int] = {drop_connect_conv1d: 1, drop_connect_conv2d: 2, drop_connect_conv3d: 3}
+
+
+def _drop_connect_conv(
+    function: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: tuple[Sizes, str | Sizes, Sizes, int],
+    p: float,
+    training: bool,
+    seed: int | None,
+) -> Tensor:
+    """The public function of that name; geometry: stride, padding, dilation, groups."""
+    tensors = (input, weight, bias)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(function, tensors, *tensors, *geometry, p, training, seed=seed)
+    check_dropout(p, "inverted")
+    n = _DIMENSIONS[function]
+    if not training or p == 0:
+        return eager.CONVOLUTIONS[n](input, weight, bias, *geometry)
+    seed = signed_seed(seed)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and needs_composition():
+        return eager.drop_connect_convolution(input, weight, bias, *geometry, p, seed=seed)
+    name = f"drop_connect_conv{n}d"
+    check_types(name, {"input": input}, {})
+    check_types(name, {"weight": weight, "bias": bias}, {})
+    if input.dim() not in (n + 1, n + 2) or weight.dim() != n + 2:
+        raise RuntimeError(
+            f"{name}: input has shape {list(input.shape)}, weight {list(weight.shape)}; "
+            f"they take {n + 2} dimensions, input also {n + 1} (unbatched)"
+        )
+    stride, padding, dilation, groups = geometry
+    strides, dilations = _expanded(stride, n), _expanded(dilation, n)
+    if isinstance(padding, str):
+        input, paddings = _padded(input, padding, weight.shape[2:], strides, dilations)
+    else:
+        paddings = _expanded(padding, n)
+    batch = input if input.dim() == n + 2 else input.unsqueeze(0)
+    arguments = (batch, weight, bias, strides, paddings, dilations, groups, p, seed)
+    result = ops.drop_connect_convolution(*arguments)[0] if compiling else _C.drop_connect_convolution(*arguments)
+    return result if batch is input else result.squeeze(0)
+
+
+def _expanded(sizes: Sizes, n: int) -> list[int]:
+    if isinstance(sizes, int):
+        return [sizes] * n
+    return [*sizes] * (n if len(sizes) == 1 else 1)
+
+
+def _padded(
+    input: Tensor, padding: str, kernel: Sequence[int], strides: list[int], dilations: list[int]
+) -> tuple[Tensor, list[int]]:
+    """The input and the padding of both sides that stand for "valid" or "same"; an odd zero goes behind, as stock's."""
+    if padding == "valid":
+        return input, [0] * len(kernel)
+    if padding != "same":
+        raise RuntimeError(f"padding has to be 'valid', 'same' or numbers, but got {padding!r}")
+    if any(stride != 1 for stride in strides):
+        raise RuntimeError("padding='same' is not supported for strided convolutions")
+    totals = [dilation * (k - 1) for dilation, k in zip(dilations, kernel, strict=True)]
+    if any(total % 2 for total in totals):
+        input = F.pad(input, [side for total in reversed(totals) for side in (0, total % 2)])
+    return input, [total // 2 for total in totals]
+
+
+def drop_connect_moments(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    r"""Mean and variance of `drop_connect_linear(input, weight, bias, p)` over the masks.
+
+    Equivalent to `F.linear(x, w, bias), p / (1 - p) * F.linear(x * x, w * w)`. A unit is a sum of independent terms, so
+    that it is nearly Gaussian: what the paper's inference draws from (Wan et al., 2013, section 3.2; there without the
+    scale 1 / (1 - p), which training has here). Differentiable.
+
+    Args:
+        input: (\*, in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,), or None.
+        p: probability of *dropping* a weight, in [0, 1).
+
+    Returns:
+        Both (\*, out_features). The mean in the dtype of `F.linear`; the variance in float32 for bfloat16 and float16,
+        also under autocast: squares leave their range.
+
+    Raises:
+        ValueError: `p` outside [0, 1).
+        RuntimeError: tensors whose shape, dtype or device do not fit each other.
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(drop_connect_moments, (input, weight, bias), input, weight, bias, p)
+    return moments(F.linear, input, weight, bias, p)
+
+
+def check_moments(p: float) -> None:
+    """ValueError unless 0 <= p < 1."""
+    check_dropout(p, "inverted")
+    if p == 1:
+        raise ValueError("p has to be below 1 for the moments: with every weight dropped there are none")
+
+
+def moments(
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    p: float,
+) -> tuple[Tensor, Tensor]:
+    """The same for any product that is linear in input and in weight, such as a convolution."""
+    check_moments(p)
+    mean = product(input, weight, bias)
+    dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
+    device = input.device.type
+    with torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext():
+        variance = product(input.to(dtype).square(), weight.to(dtype).square(), None) * (p / (1 - p))
+    return mean, variance
