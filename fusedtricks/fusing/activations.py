@@ -65,7 +65,7 @@ def never_decreases(name: str, parameters: Mapping[str, float] | None) -> bool:
         try:
             _C.check_monotone(name, activation_arguments(name, parameters))
             _NEVER_DECREASES[key] = True
-        except (ValueError, AttributeError):
+        except ValueError:
             _NEVER_DECREASES[key] = False
     return _NEVER_DECREASES.get(key, False)
 

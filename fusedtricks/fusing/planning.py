@@ -126,12 +126,10 @@ class _Borders:
         return bool(state) and self._goes_on(node, state, self._modules)
 
     def _goes_on(self, node: Node, state: str, modules: Modules) -> bool:
-        if len(node.users) != 1:
+        user = _only_user(node, modules)
+        if user is None:
             return False
-        user = next(iter(node.users))
         kind = kind_of(user, modules)
-        if kind == IDENTITY:
-            return self._goes_on(user, state, modules)
         if kind == ADDITION and any(kind_of(other, modules) == NORM for other in operands(user) or ()):
             return False  # the chain is that one's
         return self._takes(state, kind) or self._begins_with_more(user, state, modules)
@@ -173,11 +171,9 @@ class _Borders:
         graph = self._graph(inside)
         members = _members(inside)
         for value in graph.nodes if graph else ():
-            user = next(iter(value.users), None)
-            if value.op != "placeholder" or len(value.users) != 1 or user is None:
-                continue
-            if self._takes(state, kind_of(user, members)) or self._begins_with_more(user, state, members):
-                return True
+            if value.op == "placeholder" and (first := _only_user(value, members)) is not None:
+                if self._takes(state, kind_of(first, members)) or self._begins_with_more(first, state, members):
+                    return True
         return False
 
     def _graph(self, module: nn.Module) -> Graph | None:
@@ -187,6 +183,14 @@ class _Borders:
             except NotTraceable:
                 self._graphs[module] = None
         return self._graphs[module]
+
+
+def _only_user(node: Node, modules: Modules) -> Node | None:
+    """The one user of a value, behind identities."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return _only_user(user, modules) if kind_of(user, modules) == IDENTITY else user
 
 
 def _members(module: nn.Module) -> Modules:

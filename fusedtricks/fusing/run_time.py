@@ -21,6 +21,8 @@ from .members import PLAIN, Activation, Addition, Dropout, act_of, activate, add
 stock = torch.nn.functional
 Norm = nn.Module | Mapping[str, Any]
 Pool = nn.Module | tuple[Any, ...]
+_Tensor = Tensor | None
+_State = tuple[tuple[_Tensor, _Tensor, _Tensor, _Tensor], dict[str, Any]]
 _WINDOWS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
@@ -40,8 +42,8 @@ def norm_act(
         return masks.drop(activate(add(_normalised(norm, input), residual, adds), act, act_kwargs), dropout)
     tensors, settings = state
     together = drops.p if settings["training"] and masks.are_ours() else 0.0
-    more: dict[str, Any] = {"p": together} if together else {}
-    y = F.batch_norm_act(input, *tensors, residual, act=acts.name, act_kwargs=acts.parameters, **settings, **more)
+    settings |= {"p": together} if together else {}
+    y = F.batch_norm_act(input, *tensors, residual, act=acts.name, act_kwargs=acts.parameters, **settings)
     return masks.dropout(y, drops.p) if drops.p and not together else y
 
 
@@ -54,16 +56,14 @@ def norm_act_pool(
     if acts is None or windows is None or state is None:
         return _pooled(norm_act(norm, input, None, act, act_kwargs), pool)
     tensors, settings = state
-    return F.batch_norm_act_max_pool2d(
-        input, *tensors, **windows, act=acts.name, act_kwargs=acts.parameters, **settings
-    )
+    return F.batch_norm_act_max_pool2d(input, *tensors, act=acts.name, act_kwargs=acts.parameters, **windows | settings)
 
 
-def _state(norm: Norm, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _state(norm: Norm, input: Tensor) -> _State | None:
     """The tensors and the settings of a BatchNorm for the operator; None where only stock takes it as it is."""
     if not isinstance(norm, nn.Module):
-        tensors = tuple(norm.get(name) for name in ("running_mean", "running_var", "weight", "bias"))
-        settings = {"training": False, "momentum": 0.1, "eps": 1e-5}
+        tensors = (norm.get("running_mean"), norm.get("running_var"), norm.get("weight"), norm.get("bias"))
+        settings: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
         settings.update({name: norm[name] for name in settings if name in norm})
         return (tensors, settings) if 0 <= settings["momentum"] <= 1 else None
     is_plain = members.is_batch_norm(norm) and not members.has_hooks(norm) and not members.any_global_hooks()
