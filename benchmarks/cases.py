@@ -19,7 +19,7 @@ from .families import CLASSES, classifier
 from .masks import ALPHA_DROPOUT, DROP_PATH, act_dropout, channel_dropout
 from .models import DropoutMLP, MobileNetV2, ResNet50
 from .weights_and_depth import DROP_CONNECT, STOCHASTIC_DEPTH
-from .workload import Op, build_op, check_dropout, check_pool
+from .workload import Op, build_op, check_batch_norm_dropout, check_dropout, check_pool
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -123,6 +123,36 @@ def stem(training: bool = True) -> Op:
     # Besides x and dx, tensors of a quarter of their size.
     name = "batch_norm_relu_max_pool" + "_eval" * (not training)
     return Op(name, make, forward_tensors=1, backward_tensors=2, training=training, output_shape=halved)
+
+
+class StockNormActDropout1d(StockNormAct1d):
+    """Stock BatchNorm and activation, then stock dropout."""
+
+    def __init__(self, num_features: int, act: str, p: float) -> None:
+        super().__init__(num_features, act=act)
+        self.dropout = nn.Dropout(p)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.dropout(super().forward(x, residual))
+
+
+class StockNormActDropout2d(StockNormActDropout1d, StockNormAct2d):
+    """The same for images."""
+
+
+def batch_norm_dropout(act: str, p: float = 0.5) -> Op:
+    """dropout(activation(BatchNorm(x))), of stock layers and of the fused."""
+
+    def make(shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        flat = len(shape) == 2
+        stock = (StockNormActDropout1d if flat else StockNormActDropout2d)(shape[1], act, p)
+        fused = (fused_nn.BatchNormAct1d if flat else fused_nn.BatchNormAct2d)(shape[1], act=act, p=p)
+        nn.init.uniform_(stock.weight, 0.5, 1.5)
+        nn.init.normal_(stock.bias, std=0.1)
+        fused.load_state_dict(stock.state_dict())
+        return stock, fused
+
+    return Op(f"batch_norm_{act}_dropout", make, check=check_batch_norm_dropout)
 
 
 def activation(name: str, inplace: bool = False) -> Op:
@@ -236,6 +266,7 @@ def _cases() -> list[Case]:
     cases += op_cases(batch_norm("identity"), PROJECTED_SHAPES | TYPICAL_SHAPES)
     for act in ("leaky_relu", "silu", "gelu"):
         cases += op_cases(batch_norm(act), TYPICAL_SHAPES)
+    cases += op_cases(batch_norm_dropout("relu"), MLP_SHAPES | TYPICAL_SHAPES)
     cases += op_cases(batch_norm("relu", training=False), TYPICAL_SHAPES | TINY_SHAPES)
     cases += op_cases(stem(), STEM_SHAPES)
     cases += op_cases(stem(training=False), STEM_SHAPES, dtypes=(torch.float32,))
@@ -275,6 +306,7 @@ QUICK = (
     "leaky_relu/*32x64x56x56/*/float32/*",
     "leaky_relu_inplace/mlp-1024x4096/*/float32/*",
     "gelu/mlp-1024x4096/*/float32/*",
+    "batch_norm_relu_dropout/mlp-256x4096/*/float32/*",
     "dropout/mlp-256x4096/*/float32/*",
     "dropout/tiny*/*/float32/*",
     "fractional_max_pool2d_relu/cifar*/forward+backward/float32/*",

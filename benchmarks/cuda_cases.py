@@ -9,7 +9,7 @@ import torch
 from fusedtricks import functional as fused_functional
 
 from .case import Case, shape_text
-from .cases import DROPOUT, NETWORKS, Shapes, activation, batch_norm, network_case, op_cases
+from .cases import DROPOUT, NETWORKS, Shapes, activation, batch_norm, batch_norm_dropout, network_case, op_cases
 from .workload import Op
 
 BATCH = 256
@@ -93,6 +93,7 @@ def _op_cases() -> Iterator[Case]:
     yield from cases(batch_norm("relu", training=False), TYPICAL_SHAPES | TINY_SHAPES)
     yield from cases(batch_norm("silu"), TYPICAL_SHAPES, (CHANNELS_LAST,), torch.bfloat16)
     yield from cases(DROPOUT, SMALL_SHAPES | ODD_SHAPES | FLAT_SHAPES | TINY_SHAPES)
+    yield from cases(batch_norm_dropout("relu"), TYPICAL_SHAPES | FLAT_SHAPES)
     yield from cases(activation(leaky_relu, inplace=True), LARGE_SHAPES)
     yield from cases(activation(leaky_relu), FLAT_SHAPES | TINY_SHAPES)
     for act in fused_functional.ACTIVATIONS:

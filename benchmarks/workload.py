@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fusedtricks import nn as fused_nn
 from fusedtricks.demo.layers import bytes_kept_for_backward
 
 from .case import Case
@@ -242,3 +243,22 @@ def check_pool(
     if grad_output is not None:
         name = "gradient of input 0"
         _compare(name, actual[name], expected[name].double(), TOLERANCES[x.dtype])
+
+
+def check_batch_norm_dropout(
+    fused: Callable[..., Tensor],
+    eager: Callable[..., Tensor],
+    inputs: list[Tensor],
+    grad_output: Tensor | None,
+) -> None:
+    """As `check_values`, with our mask in the eager code too, and one seed."""
+
+    def seed(*_: object) -> None:
+        torch.manual_seed(0)
+
+    fused, eager = copy.deepcopy(fused), copy.deepcopy(eager)
+    assert isinstance(fused, nn.Module) and isinstance(eager, nn.Module)
+    eager.dropout = fused_nn.Dropout(cast("nn.Dropout", eager.dropout).p)
+    for module in (fused, eager):
+        module.register_forward_pre_hook(seed)
+    check_values(fused, eager, inputs, grad_output)

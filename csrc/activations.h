@@ -328,6 +328,9 @@ struct Activation {
   }
 
   bool is_identity() const { return index == 0; }
+
+  // Whether the derivative is 1 where the result is positive, else 0: told by the result also after a dropout.
+  bool is_relu() const { return info().name == std::string_view(ReLU<double>::info.name); }
 };
 
 // Index of the activation of that name, or -1.

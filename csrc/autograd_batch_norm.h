@@ -9,6 +9,7 @@ struct BatchNormAttributes {
   NamedActivation act;
   bool training;
   double eps;
+  std::optional<double> p{};  // of dropout, where there is one
 };
 
 struct Statistics {

@@ -3,9 +3,12 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <optional>
+
 #include "activations.h"
 #include "element.h"
 #include "layout.h"
+#include "philox.h"
 
 namespace fusedtricks {
 
@@ -67,7 +70,12 @@ struct BatchNormForward {
   double momentum;  // below 0: the cumulative average
   double eps;
   void* workspace;  // of batch_norm_forward_workspace bytes
+  // Dropout of the result, with a mask of this seed, or of torch's generator; none where rng_state is null.
+  DropRate rate{};
+  std::optional<int64_t> seed{};
+  int64_t* rng_state = nullptr;  // out: what the mask follows from
 
+  bool drops() const { return rng_state; }
   FT_INLINE ChannelStatistics running_statistics(int64_t c) const {
     return {running_mean.get(c), running_var.get_or(c, 1)};
   }
@@ -91,6 +99,9 @@ struct BatchNormForward {
 
 // dx, dz, dweight and dbias may be absent. With z = batch_norm(x) + residual the activation's derivative is taken from
 // output or, where that is null, at z; dz, the residual's gradient, is then written and must be there.
+//
+// With dropout behind the activation, dy is masked and scaled first. The output tells the derivative where its sign
+// alone says it, and then also what was kept. With the identity there is nothing to tell, and output is dy.
 struct BatchNormBackward {
   Layout layout;
   c10::ScalarType dtype;
@@ -101,7 +112,11 @@ struct BatchNormBackward {
   const double *mean, *rstd;
   bool training;
   void* workspace;  // of batch_norm_backward_workspace bytes
+  DropRate rate{};
+  const int64_t* rng_state = nullptr;  // of the forward's dropout, null where there was none
 
+  FT_INLINE bool drops() const { return rng_state; }
+  bool needs_mask() const { return drops() && (!output || act.is_identity()); }
   FT_INLINE bool after_residual() const { return output || residual; }
   FT_INLINE bool needs_sums() const { return (training && dx) || dweight || dbias; }
 };

@@ -32,6 +32,15 @@ Tensor batch_norm_act_max_pool2d(const Tensor& input, const OptionalTensor& runn
                                                     training, momentum, eps));
 }
 
+Tensor batch_norm_act_dropout(const Tensor& input, const OptionalTensor& running_mean,
+                              const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+                              const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
+                              const std::string& act, const std::vector<double>& act_args, bool training,
+                              std::optional<double> momentum, double eps, double p, std::optional<int64_t> seed) {
+  return std::get<0>(ops::batch_norm_act_dropout(input, running_mean, running_var, num_batches_tracked, weight, bias,
+                                                 residual, act, act_args, training, momentum, eps, p, seed));
+}
+
 Tensor activation(const Tensor& input, const std::string& act, const std::vector<double>& act_args, bool inplace) {
   if (!inplace) return ops::activation(input, act, act_args);
   ops::activation_(input, act, act_args);
@@ -108,6 +117,7 @@ PYBIND11_MODULE(_C, m) {
   const py::call_guard<py::gil_scoped_release> without_gil;
   m.def("batch_norm_act", &batch_norm_act, without_gil);
   m.def("batch_norm_act_max_pool2d", &batch_norm_act_max_pool2d, without_gil);
+  m.def("batch_norm_act_dropout", &batch_norm_act_dropout, without_gil);
   m.def("activation", &activation, without_gil);
   m.def("dropout", &dropout, without_gil);
   m.def("act_dropout", &act_dropout, without_gil);

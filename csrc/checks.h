@@ -281,6 +281,12 @@ inline void check_max_pool_backward(const at::Tensor& grad_output, const at::Ten
   }
 }
 
+// ValueError where a result behind dropout was kept that does not tell the activation's derivative.
+inline void check_kept_behind_dropout(const Activation& act, const OptionalTensor& output) {
+  TORCH_CHECK_VALUE(!output || act.is_relu(), "output: after dropout that of ", act.info().name,
+                    " does not tell its derivative; it takes none, and the residual");
+}
+
 inline void check_batch_norm_pool_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                            const OptionalTensor& weight, const OptionalTensor& bias,
                                            const at::Tensor& argmax, const at::Tensor& save_mean,

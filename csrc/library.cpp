@@ -30,6 +30,20 @@ TORCH_LIBRARY(fusedtricks, m) {
       "Tensor argmax, Tensor save_mean, Tensor save_rstd, str act, float[] act_args, int[2] kernel_size, "
       "int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, bool training, float eps, bool[3] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  // dropout(batch_norm_act(…)), and the two int64 that its mask follows from, as those of dropout.
+  m.def(
+      "batch_norm_act_dropout(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? num_batches_tracked, Tensor? weight, Tensor? bias, Tensor? residual, str act, float[] act_args, "
+      "bool training, float? momentum, float eps, float p, int? seed) -> (Tensor output, Tensor save_mean, "
+      "Tensor save_rstd, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  // Its gradients. With a residual, the derivative of relu is read off output, and z of others recomputed from
+  // residual.
+  m.def(
+      "batch_norm_act_dropout_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor? residual, Tensor? output, Tensor save_mean, Tensor save_rstd, Tensor rng_state, str act, "
+      "float[] act_args, bool training, float eps, float p, bool[4] output_mask) -> (Tensor grad_input, "
+      "Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
   // act(input).
   m.def("activation(Tensor input, str act, float[] act_args) -> Tensor");
   // The same, written over input.
@@ -178,6 +192,29 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_max_pool2d_backward_meta(
                                  {kernel_size, stride, padding, dilation, ceil_mode});
   return {output_mask[0] ? empty_in_kernel_layout(input) : Tensor(), empty_per_channel(input, weight, output_mask[1]),
           empty_per_channel(input, bias, output_mask[2])};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_dropout_meta(
+    const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& residual, Strings act, at::ArrayRef<double> act_args, bool training,
+    std::optional<double> momentum, double eps, double p, std::optional<int64_t>) {
+  check_probability(p);
+  const auto [output, mean, rstd] = batch_norm_act_meta(input, running_mean, running_var, num_batches_tracked, weight,
+                                                        bias, residual, act, act_args, training, momentum, eps);
+  return {output, mean, rstd, at::empty({2}, input.options().dtype(at::kLong))};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_dropout_backward_meta(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& residual, const OptionalTensor& output, const Tensor& save_mean, const Tensor& save_rstd,
+    const Tensor& rng_state, Strings act, at::ArrayRef<double> act_args, bool training, double eps, double p,
+    std::array<bool, 4> output_mask) {
+  check_probability(p);
+  check_rng_state(rng_state, grad_output);
+  check_kept_behind_dropout(check_activation(act, act_args), output);
+  return batch_norm_act_backward_meta(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, act,
+                                      act_args, training, eps, output_mask);
 }
 
 Tensor activation_meta(const Tensor& input, Strings act, at::ArrayRef<double> act_args) {
@@ -332,6 +369,33 @@ void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   }
 }
 
+constexpr const char* kWithKernels[] = {
+    "batch_norm_act",
+    "batch_norm_act_backward",
+    "batch_norm_act_dropout",
+    "batch_norm_act_dropout_backward",
+    "batch_norm_act_max_pool2d",
+    "batch_norm_act_max_pool2d_backward",
+    "activation",
+    "activation_",
+    "activation_backward",
+    "activation_backward_slope",
+    "dropout",
+    "dropout_",
+    "dropout_backward",
+    "act_dropout",
+    "act_dropout_backward",
+    "feature_dropout",
+    "feature_dropout_",
+    "feature_dropout_backward",
+    "fractional_max_pool",
+    "fractional_max_pool_backward",
+    "fractional_max_pool_indices",
+    "add_samples",
+    "select_samples",
+    "place_samples",
+};
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
@@ -339,6 +403,8 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
   m.impl("batch_norm_act_backward", batch_norm_act_backward_meta);
   m.impl("batch_norm_act_max_pool2d", batch_norm_act_max_pool2d_meta);
   m.impl("batch_norm_act_max_pool2d_backward", batch_norm_act_max_pool2d_backward_meta);
+  m.impl("batch_norm_act_dropout", batch_norm_act_dropout_meta);
+  m.impl("batch_norm_act_dropout_backward", batch_norm_act_dropout_backward_meta);
   m.impl("activation", activation_meta);
   m.impl("activation_", activation_inplace_meta);
   m.impl("activation_backward", activation_backward_meta);
@@ -362,28 +428,7 @@ TORCH_LIBRARY_IMPL(fusedtricks, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedtricks, CompositeExplicitAutograd, m) {
-  for (const char* op : {"batch_norm_act",
-                         "batch_norm_act_backward",
-                         "batch_norm_act_max_pool2d",
-                         "batch_norm_act_max_pool2d_backward",
-                         "activation",
-                         "activation_",
-                         "activation_backward",
-                         "activation_backward_slope",
-                         "dropout",
-                         "dropout_",
-                         "dropout_backward",
-                         "act_dropout",
-                         "act_dropout_backward",
-                         "feature_dropout",
-                         "feature_dropout_",
-                         "feature_dropout_backward",
-                         "fractional_max_pool",
-                         "fractional_max_pool_backward",
-                         "fractional_max_pool_indices",
-                         "add_samples",
-                         "select_samples",
-                         "place_samples"}) {
+  for (const char* op : kWithKernels) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
   }
 }

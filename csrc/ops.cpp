@@ -56,6 +56,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_max_pool2d_backwar
                  padding, dilation, ceil_mode, training, eps, output_mask);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_dropout(
+    const at::Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& residual, c10::string_view act, Doubles act_args, bool training,
+    std::optional<double> momentum, double eps, double p, std::optional<int64_t> seed) {
+  FUSEDTRICKS_OPERATOR(batch_norm_act_dropout);
+  return op.call(input, running_mean, running_var, num_batches_tracked, weight, bias, residual, act, act_args, training,
+                 momentum, eps, p, seed);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_dropout_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& residual, const OptionalTensor& output, const at::Tensor& save_mean,
+    const at::Tensor& save_rstd, const at::Tensor& rng_state, c10::string_view act, Doubles act_args, bool training,
+    double eps, double p, std::array<bool, 4> output_mask) {
+  FUSEDTRICKS_OPERATOR(batch_norm_act_dropout_backward);
+  return op.call(grad_output, input, weight, bias, residual, output, save_mean, save_rstd, rng_state, act, act_args,
+                 training, eps, p, output_mask);
+}
+
 at::Tensor activation(const at::Tensor& input, c10::string_view act, Doubles act_args) {
   FUSEDTRICKS_OPERATOR(activation);
   return op.call(input, act, act_args);

@@ -39,6 +39,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_max_pool2d_backwar
     Doubles act_args, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, bool ceil_mode, bool training, double eps, std::array<bool, 3> output_mask);
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_dropout(
+    const at::Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& residual, c10::string_view act, Doubles act_args, bool training,
+    std::optional<double> momentum, double eps, double p, std::optional<int64_t> seed);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_dropout_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& residual, const OptionalTensor& output, const at::Tensor& save_mean,
+    const at::Tensor& save_rstd, const at::Tensor& rng_state, c10::string_view act, Doubles act_args, bool training,
+    double eps, double p, std::array<bool, 4> output_mask);
+
 at::Tensor activation(const at::Tensor& input, c10::string_view act, Doubles act_args);
 void activation_(const at::Tensor& input, c10::string_view act, Doubles act_args);
 at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& saved, c10::string_view act,

@@ -17,6 +17,23 @@ def batch_norm_act(
     eps: float,
     /,
 ) -> Tensor: ...
+def batch_norm_act_dropout(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    act_args: list[float],
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    p: float,
+    seed: int | None,
+    /,
+) -> Tensor: ...
 def batch_norm_act_max_pool2d(
     input: Tensor,
     running_mean: Tensor | None,

@@ -51,8 +51,10 @@ def batch_norm_act(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     num_batches_tracked: Tensor | None = None,
+    p: float = 0.0,
+    seed: int | None = None,
 ) -> Tensor:
-    """act(batch_norm(input) + residual), with the arguments of `fusedtricks.functional.batch_norm_act`."""
+    """dropout(act(batch_norm(input) + residual)), with the arguments of `fusedtricks.functional.batch_norm_act`."""
     if training and running_mean is not None and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
         momentum = 1.0 / float(num_batches_tracked) if momentum is None else momentum
@@ -60,7 +62,8 @@ def batch_norm_act(
     z = F.batch_norm(input, running_mean, running_var, weight, bias, training, factor, eps)
     if residual is not None:
         z = z + residual
-    return activation(z, act, **(act_kwargs or {}))
+    y = activation(z, act, **(act_kwargs or {}))
+    return dropout(y, p, seed=seed) if training and p > 0 else y
 
 
 def batch_norm_act_max_pool2d(

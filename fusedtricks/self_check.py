@@ -46,14 +46,18 @@ def _error(fused: Callable[..., Tensor], stock: Callable[..., Tensor], inputs: l
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
-def _batch_norm_act(device: str) -> float:
+def _batch_norm_act(device: str, **options: float) -> float:
     shape = (4, 3, 7, 5)
     inputs = [_random(*shape, seed=1), _random(3, seed=2), _random(3, seed=3), _random(*shape, seed=4)]
 
     def call(module: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-        return module.batch_norm_act(x, None, None, weight, bias, residual, act="silu", training=True)
+        return module.batch_norm_act(x, None, None, weight, bias, residual, act="silu", training=True, **options)
 
     return _error(lambda *a: call(functional, *a), lambda *a: call(eager, *a), inputs, device)
+
+
+def _batch_norm_act_dropout(device: str) -> float:
+    return _batch_norm_act(device, p=0.5, seed=20)
 
 
 def _activation(device: str) -> float:
@@ -76,7 +80,12 @@ def _dropout(device: str) -> float:
     return _error(lambda x: functional.dropout(x, p, seed=seed), lambda x: x * mask / (1 - p), [ones.cpu()], device)
 
 
-CHECKS = {"batch_norm_act": _batch_norm_act, "activation": _activation, "dropout": _dropout}
+CHECKS = {
+    "batch_norm_act": _batch_norm_act,
+    "batch_norm_act_dropout": _batch_norm_act_dropout,
+    "activation": _activation,
+    "dropout": _dropout,
+}
 
 
 def _run_check(backend: str, check: str) -> Result:

@@ -34,9 +34,11 @@ class BatchNormCase:
     training: bool = True
     momentum: float | None = 0.1
     eps: float = 1e-5
+    p: float = 0.0
+    seed: int | None = None
 
     def options(self) -> dict[str, Any]:
-        names = ("act", "act_kwargs", "training", "momentum", "eps")
+        names = ("act", "act_kwargs", "training", "momentum", "eps", "p", "seed")
         return {name: getattr(self, name) for name in names}
 
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -98,7 +100,8 @@ def make_case(
 
 
 def pre_activation(case: BatchNormCase) -> Tensor:
-    return evaluate(reference_batch_norm_act, replace(case.in_double(), act="identity", act_kwargs={}), [])["output"]
+    case = replace(case.in_double(), act="identity", act_kwargs={}, p=0.0)
+    return evaluate(reference_batch_norm_act, case, [])["output"]
 
 
 def evaluate(
@@ -141,6 +144,7 @@ def magnitudes(case: BatchNormCase) -> dict[str, float]:
     rstd = (var + case.eps).rsqrt().max().item()
     weight = 1.0 if case.weight is None else case.weight.abs().max().item()
     dy = case.grad_output.abs().max().item() * max(1.0, *(abs(v) for v in case.act_kwargs.values()), 1.76)
+    dy /= 1 - case.p
     terms = max(x.numel() // x.shape[1], 1) ** 0.5
     return {
         "running_mean": x.abs().max().item(),

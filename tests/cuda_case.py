@@ -59,6 +59,8 @@ OPS: dict[str, Callable[[], Callable[[], Results]]] = {
     "batch_norm_of_strides": lambda: batch_norm(8, 6, 20, 20, layout=LAYOUTS["sliced"], residual=True),
     "batch_norm_cumulative": lambda: batch_norm(8, 16, 9, 9, momentum=None),
     "batch_norm_evaluation": lambda: batch_norm(8, 16, 9, 9, training=False, residual=True),
+    "batch_norm_dropout": lambda: batch_norm(8, 16, 40, 40, p=0.3, seed=1),
+    "batch_norm_dropout_channels_last": lambda: batch_norm(8, 16, 39, 41, p=0.3, seed=1, layout=channels_last),
     "batch_norm_empty": lambda: batch_norm(0, 16, 9, 9),
     "activation": lambda: elementwise(lambda x: activation(x, "gelu")),
     "activation_in_place": lambda: elementwise(lambda x: activation(x * 1, "leaky_relu", inplace=True)),

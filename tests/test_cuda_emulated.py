@@ -32,18 +32,17 @@ PATHS = list(MULTIPROCESSORS)
 # Schedule, path, files, what the names of the tests contain.
 SUITES = [
     ("in_order", "two", ["batch_norm_act", "activations", "dropout", "determinism", "modules"], ""),
-    ("in_order", "two", ["fractional_max_pool"], ""),
-    ("in_order", "two", ["stochastic_depth"], "not compile and not numbers_of_samples"),
-    ("reversed", "two", ["stochastic_depth"], "add_samples or branch_samples or dtype"),
-    ("shuffled", "two", ["stochastic_depth"], "add_samples or branch_samples or dtype"),
-    ("in_order", "two", ["batch_norm_pool"], ""),
-    ("reversed", "two", ["batch_norm_pool"], "shape or layout or windows"),
-    ("shuffled", "two", ["batch_norm_pool"], "shape or layout or windows"),
+    ("in_order", "two", ["batch_norm_dropout", "batch_norm_pool"], "not compile and not export"),
+    ("in_order", "two", ["fractional_max_pool", "stochastic_depth"], "not compile and not numbers_of_samples"),
+    ("in_order", "two", ["act_dropout", "feature_dropout"], "not larger and not compile and not threads"),
     ("in_order", "hold", ["batch_norm_act", "determinism"], ""),
     ("reversed", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
+    ("reversed", "two", ["batch_norm_pool", "stochastic_depth"], "shape or layout or windows or add_samples"),
     ("reversed", "hold", ["batch_norm_act"], "shape or layout or residual"),
-    ("shuffled", "two", ["fractional_max_pool"], "layout or dtype or activation"),
     ("shuffled", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
+    ("shuffled", "two", ["batch_norm_dropout", "batch_norm_pool"], "shape or layout or residual or windows"),
+    ("shuffled", "two", ["fractional_max_pool", "stochastic_depth"], "layout or dtype or activation or samples"),
+    ("shuffled", "two", ["act_dropout", "feature_dropout"], "every_layout or every_dtype or every_shape"),
     ("shuffled", "hold", ["batch_norm_act"], "shape or layout or residual"),
 ]
 

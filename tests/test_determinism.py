@@ -25,6 +25,7 @@ def elementwise(function: Callable[[Tensor], Tensor], *shape: int, device: torch
 
 
 CPU = torch.device("cpu")
+DROP = {"p": 0.3, "seed": 1}
 CALLS: dict[str, Callable[[torch.device], dict[str, Tensor]]] = {
     # More blocks of work than seven threads, in numbers that seven does not divide.
     "planes": lambda d: fused(make_case((8, 16, 40, 40), act="silu", residual=True, device=d)),
@@ -36,6 +37,9 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Tensor]]] = {
     "matrix_of_few_rows": lambda d: fused(make_case((5, 20_011), act="silu", device=d)),
     "planes_streamed": lambda d: fused(make_case((9, 96, 64, 64), act="silu", device=d)),
     "rows_streamed": lambda d: fused(make_case((9, 96, 64, 64), layout=channels_last, act="silu", device=d)),
+    "planes_dropped": lambda d: fused(make_case((8, 16, 40, 40), act="silu", device=d, **DROP)),
+    "rows_dropped": lambda d: fused(make_case((8, 16, 40, 40), layout=channels_last, residual=True, device=d, **DROP)),
+    "matrix_dropped": lambda d: fused(make_case((4099, 67), act="silu", device=d, **DROP)),
     "activation": lambda d: elementwise(lambda x: activation(x, "gelu"), 1001, 403, device=d),
     "dropout": lambda d: elementwise(lambda x: dropout(x, 0.3, seed=1), 1001, 403, device=d),
     "fractional_max_pool": lambda d: elementwise(

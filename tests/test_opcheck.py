@@ -68,6 +68,16 @@ def batch_norm_pool_backward_arguments(windows: tuple[Any, ...] = STEM, **option
     return (dy, x, weight, bias, argmax, mean, rstd, act, act_args, *windows, arguments[-3], arguments[-1], mask)
 
 
+def batch_norm_dropout_arguments(**options: Any) -> tuple[Any, ...]:
+    return (*batch_norm_arguments(**options), 0.4, 5)
+
+
+def batch_norm_dropout_backward_arguments(keeps_output: bool, **options: Any) -> tuple[Any, ...]:
+    arguments = batch_norm_backward_arguments(keeps_output, **options)
+    *_, eps, mask = arguments
+    return (*arguments[:8], torch.tensor([5, 0]), *arguments[8:-2], eps, 0.4, mask)
+
+
 def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape).requires_grad_()
 
@@ -119,6 +129,16 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: batch_norm_pool_backward_arguments(act="gelu"),
         lambda: batch_norm_pool_backward_arguments(layout=channels_last, act="mish", training=False),
         lambda: batch_norm_pool_backward_arguments(([2, 3], [1, 2], [1, 0], [2, 1], True), affine=False),
+    ],
+    "batch_norm_act_dropout": [
+        lambda: batch_norm_dropout_arguments(),
+        lambda: batch_norm_dropout_arguments(layout=channels_last, residual=True, momentum=None, act="silu"),
+        lambda: batch_norm_dropout_arguments(residual=True, act="identity", training=False),
+    ],
+    "batch_norm_act_dropout_backward": [
+        lambda: batch_norm_dropout_backward_arguments(False, act="gelu"),
+        lambda: batch_norm_dropout_backward_arguments(False, act="tanh", residual=True, layout=channels_last),
+        lambda: batch_norm_dropout_backward_arguments(True, act="relu", residual=True),
     ],
     "activation": [lambda: (leaf(3, 5), "gelu", []), lambda: (leaf(2, 3, 4).transpose(0, 2), "elu", [0.5])],
     "activation_": [lambda: (torch.randn(3, 5), "silu", []), lambda: (leaf(3, 5) * 1, "leaky_relu", [0.2])],

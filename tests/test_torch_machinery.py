@@ -57,7 +57,7 @@ def model_of_everything(device: torch.device) -> nn.Sequential:
         ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.3}, momentum=0.2),
         ftnn.LeakyReLU(0.2),
         ftnn.Dropout(0.25, mode="classic"),
-        ftnn.BatchNormReLU2d(4),
+        ftnn.BatchNormReLU2d(4, p=0.25),
         ftnn.Softplus(2, 3),
     ).to(device)
     model(torch.randn(3, 4, 5, 6, device=device))
@@ -99,7 +99,7 @@ def test_meta_construction_and_to_empty(device):
             ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.3}, momentum=0.2),
             ftnn.LeakyReLU(0.2),
             ftnn.Dropout(0.25, mode="classic"),
-            ftnn.BatchNormReLU2d(4),
+            ftnn.BatchNormReLU2d(4, p=0.25),
             ftnn.Softplus(2, 3),
         )
         y = model(channels_last(torch.empty(3, 4, 5, 6)))

@@ -40,6 +40,7 @@ def test_func_vmap_of_per_sample_gradients(device):
 
 FUNCTIONS = {
     "batch_norm_act": lambda x: batch_norm_act(x, None, None, residual=x.sin(), act="silu", training=True),
+    "batch_norm_act_dropout": lambda x: batch_norm_act(x, None, None, act="silu", training=True, p=0.4, seed=5),
     "activation": lambda x: activation(x, "leaky_relu", negative_slope=0.2),
     "activation_in_place": lambda x: activation(x * 1, "elu", inplace=True),
     "dropout": lambda x: dropout(x, 0.4, seed=5),

@@ -1,5 +1,8 @@
 // batch_norm_act backward: one sweep for the two sums a channel, one for dx. With a residual the first sweep also
-// writes dz, the residual's gradient, and both go on from dz as it was rounded.
+// writes dz, the residual's gradient, and both go on from dz as it was rounded. With dropout the first sweep masks dy,
+// into dx's memory, and both go on from there: its scale multiplies the sums, and dx in its loop, so that nothing is
+// rounded twice.
+#include "batch_norm_dropout.h"
 #include "batch_norm_planes.h"
 #include "batch_norm_rows.h"
 
@@ -10,8 +13,20 @@ struct Sums {
   double dz = 0, dz_xhat = 0;
 };
 
-// What the sweeps have to do; `dz` is what they start from, and `act` what leads from there to z: dy and the
-// activation, or dz itself and the identity.
+// The mask of the forward's dropout; any where there was none.
+Mask recorded_mask(const BatchNormBackward& a) {
+  constexpr int64_t none[] = {0, 0};
+  return {a.drops() ? a.rng_state : none, a.rate};
+}
+
+template <class From, class To>
+void scale_span(const From* x, To* y, int64_t n, Compute<To> scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = store<To>(load(x[i]) * scale);
+}
+
+// What the sweeps have to do; `dz` is what they start from, and `act` what leads from there to z: dy, masked behind
+// dropout, and the activation, or dz itself and the identity.
 template <class T>
 struct Pass {
   using V = Compute<T>;
@@ -19,12 +34,17 @@ struct Pass {
   const BatchNormBackward& a;
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
   const T *output = static_cast<const T*>(a.output), *residual = static_cast<const T*>(a.residual);
-  T *dx = static_cast<T*>(a.dx), *dz_out = static_cast<T*>(a.dz);
-  const T* dz = a.after_residual() ? dz_out : dy;
+  T *dx = static_cast<T*>(a.dx), *masked_dy = dx ? dx : static_cast<T*>(a.workspace);
+  T* dz_out = a.after_residual() ? static_cast<T*>(a.dz) : a.drops() ? masked_dy : nullptr;
+  const T* dz = dz_out ? dz_out : dy;
   const Activation act = a.after_residual() ? Activation{0, {}} : a.act;
   const bool needs_sums = a.needs_sums();
   DerivativeSpan<T, T> derivative_of_output = derivative_span<T, T>(a.act);
   DerivativeSpan<T, V> derivative_at_z = derivative_span<T, V>(a.act);
+  DerivativeSpan<V, V> derivative_of_tile = derivative_span<V, V>(a.act);
+  ActivationSpan<V> activate = activation_span<V>(a.act);
+  const Mask mask = recorded_mask(a);
+  const double scale_of_dz = a.drops() && !a.after_residual() ? a.rate.scale : 1;
   Coefficients<V> coefficients{a.layout.channels};
 
   explicit Pass(const BatchNormBackward& arguments) : a(arguments) {
@@ -33,18 +53,23 @@ struct Pass {
     }
   }
 
-  bool sweeps_first() const { return needs_sums || a.after_residual(); }
+  bool sweeps_first() const { return needs_sums || dz_out; }
+  // Whether dx is written over what it is computed from.
+  bool is_in_place() const { return dx && dx == dz_out; }
 
   void finish_channel(int64_t c, Sums s) {
+    s.dz *= scale_of_dz;
+    s.dz_xhat *= scale_of_dz;
     const double dweight = coefficients.set_backward(c, s.dz, s.dz_xhat, a.mean[c], a.rstd[c], a.weight.get_or(c, 1),
                                                      double(a.layout.per_channel()), a.training);
     if (a.dweight) a.dweight.set(c, dweight);
     if (a.dbias) a.dbias.set(c, s.dz);
   }
 
-  // Whether dz is written while it is summed; else, with a residual, write_dz comes first.
-  bool writes_dz_in_sums() const { return output && needs_sums; }
-  bool writes_dz_before_sums() const { return a.after_residual() && !writes_dz_in_sums(); }
+  // Whether dz is written while it is summed; else, with a residual, write_dz comes first, or with dropout
+  // write_dropped.
+  bool writes_dz_in_sums() const { return output && needs_sums && !a.drops(); }
+  bool writes_dz_before_sums() const { return a.after_residual() && !writes_dz_in_sums() && !a.drops(); }
 
   // Adds the runs that begin at an index.
   template <class Channels>
@@ -67,7 +92,47 @@ struct Pass {
       derivative_at_z(dy + at, z, dz_out + at, count, a.act);
     }
   }
+
+  // The same behind dropout; without a residual dy is masked alone.
+  template <class Channels, class Dropper>
+  void write_dropped(int64_t first, int64_t n, Channels channels, Dropper& dropper) const {
+    if (!a.after_residual()) return dropper.drop(dy + first, dz_out + first, n, first, V(1));
+    for (int64_t i = 0; i < n; i += kTile) {
+      V gradient[kTile], kept[kTile];
+      const int64_t count = std::min(kTile, n - i), at = first + i;
+      if (a.needs_mask())
+        dropper.drop(dy + at, gradient, count, at, V(a.rate.scale));
+      else
+        scale_span(dy + at, gradient, count, V(a.rate.scale));
+      fill_with_kept(at, count, channels.from(i), kept);
+      derivative_of_tile(gradient, kept, gradient, count, a.act);
+      scale_span(gradient, dz_out + at, count, V(1));
+    }
+  }
+
+  // What the activation's derivative is computed from: the output, or else z, or the result computed once more.
+  template <class Channels>
+  void fill_with_kept(int64_t at, int64_t count, Channels channels, V* kept) const {
+    if (output) return scale_span(output + at, kept, count, V(1));
+    normalize<T, V, Channels, Identity<V>, true>(x + at, residual + at, kept, RowSpan{count, 0, 0}, channels, act);
+    if (a.act.keeps_result()) activate(kept, kept, count, a.act);
+  }
 };
+
+// Writes what the sums start from behind dropout: all channels of a sample, whose words are one piece.
+template <class T>
+void write_dropped_planes(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, const Chunk& k) {
+  const int64_t c0 = plan.first_channel(task);
+  OrderedDropper dropper(pass.mask, 4096 / int64_t(sizeof(T)));
+  for (int64_t n = k.n0; n < k.n1; ++n) {
+    const int64_t next = plan.index(n + 1, c0, k.s0), row = plan.channel_count(task) * (k.s1 - k.s0);
+    prefetch(pass.dy + next, row);
+    prefetch(pass.dz_out + next, row);
+    for (int64_t c = c0; c < c0 + plan.channel_count(task); ++c) {
+      pass.write_dropped(plan.index(n, c, k.s0), k.s1 - k.s0, pass.coefficients.one(c), dropper);
+    }
+  }
+}
 
 // Adds up a task's chunks.
 template <class T>
@@ -77,6 +142,7 @@ void plane_sums(const PlanesPlan& plan, const Pass<T>& pass, int64_t task, Sums*
   const int64_t c0 = plan.first_channel(task);
   for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
     const Chunk k = plan.chunk(i);
+    if (pass.a.drops()) write_dropped_planes(plan, pass, task, k);
     for (int64_t c = 0; c < plan.channel_count(task); ++c) {
       const Channel channel = pass.coefficients.one(c0 + c);
       for (int64_t n = k.n0; pass.writes_dz_before_sums() && n < k.n1; ++n) {
@@ -96,7 +162,8 @@ void backward_planes(Pass<T>& pass) {
   const PlanesPlan plan(pass.a.layout);
   const BackwardSpans<T, OneChannel<V>> one(pass.act, pass.a.act);
   const BackwardSpans<T, ManyChannels<V>> many(pass.act, pass.a.act);
-  const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
+  const bool stream =
+      !pass.is_in_place() && worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
   std::vector<Sums> partials(plan.slots());
 
   for_planes(
@@ -117,7 +184,7 @@ void backward_planes(Pass<T>& pass) {
         if (!pass.dx) return;
         const auto with = [&](const auto& spans) {
           return [&](T* to, int64_t i, RowSpan span, auto channels) {
-            spans.differentiate(pass.dz + i, pass.x + i, to, span, channels, pass.act);
+            spans.differentiate(pass.dz + i, pass.x + i, to, span, channels, V(pass.scale_of_dz), pass.act);
           };
         };
         write_planes(plan, pass.dx, task, stream, pass.coefficients, {pass.x, pass.dz}, with(one), with(many));
@@ -135,6 +202,14 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
   if (pass.output) touch_block(plan, pass.output, b);
   if (pass.residual) touch_block(plan, pass.residual, b);
   touch_block(plan, pass.x, b);
+  if (pass.a.drops()) {
+    RowsDropper dropper(pass.mask, pass.a.layout, true);
+    dropper.for_parts(b, [&](const Block& part) {
+      for (int64_t r = part.r0; r < part.r1; ++r) {
+        pass.write_dropped(r * plan.channels + part.c0, part.c1 - part.c0, channels.from(part.c0), dropper);
+      }
+    });
+  }
   for (int64_t r = b.r0; pass.writes_dz_before_sums() && r < b.r1; ++r) {
     pass.write_dz(r * plan.channels + b.c0, b.c1 - b.c0, channels.from(b.c0));
   }
@@ -152,7 +227,8 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
 template <class T>
 void backward_rows(Pass<T>& pass) {
   using Channels = ManyChannels<Compute<T>>;
-  const RowsPlan plan(pass.a.layout, sizeof(T));
+  RowsPlan plan(pass.a.layout, sizeof(T));
+  if (pass.is_in_place()) plan.streams = false;
   const BackwardSpans<T, Channels> spans(pass.act, pass.a.act);
   RowPartials partials(plan);
   if (pass.sweeps_first()) {
@@ -168,7 +244,8 @@ void backward_rows(Pass<T>& pass) {
     touch_block(plan, pass.x, b);
     touch_block(plan, pass.dz, b);
     write_block(plan, pass.dx, b, [&](T* to, int64_t i, int64_t c, RowSpan span) {
-      spans.differentiate(pass.dz + i, pass.x + i, to, span, pass.coefficients.many().from(c), pass.act);
+      spans.differentiate(pass.dz + i, pass.x + i, to, span, pass.coefficients.many().from(c),
+                          Compute<T>(pass.scale_of_dz), pass.act);
     });
   });
 }
@@ -176,7 +253,11 @@ void backward_rows(Pass<T>& pass) {
 }  // namespace
 }  // namespace fusedtricks::cpu
 
-int64_t fusedtricks::backend::batch_norm_backward_workspace(const BatchNormBackward&) { return 0; }
+// Of dy's size where it is masked, and there is no dx to hold it.
+int64_t fusedtricks::backend::batch_norm_backward_workspace(const BatchNormBackward& a) {
+  const bool is_wanted = a.drops() && !a.after_residual() && !a.dx;
+  return is_wanted ? a.layout.per_channel() * a.layout.channels * int64_t(c10::elementSize(a.dtype)) : 0;
+}
 
 void fusedtricks::backend::batch_norm_backward(const BatchNormBackward& a) {
   visit_dtype(a.dtype, [&](auto type) {

@@ -65,7 +65,8 @@ void add_tile_moments(const T* x, int64_t rows, int64_t stride, int width, doubl
 }
 
 // Calls write(destination, index, span) for groups of `rows` rows of n <= kSegment elements, `stride` apart in memory,
-// where span covers four rows, or one row four times.
+// where span covers four rows, or one row four times: that goes by way of a tile, for it may be computed from what it
+// is written over.
 template <class T, class Write>
 void write_rows(T* out, int64_t rows, int64_t stride, int64_t n, bool stream, const Write& write) {
   constexpr int64_t kRows = 4;
@@ -73,11 +74,15 @@ void write_rows(T* out, int64_t rows, int64_t stride, int64_t n, bool stream, co
   for (int64_t r = 0, group; r < rows; r += group) {
     group = rows - r >= kRows ? kRows : 1;
     const int64_t first = r * stride, in_stride = group == 1 ? 0 : stride;
-    if (!stream) {
+    if (!stream && group > 1) {
       write(out + first, first, RowSpan{n, in_stride, in_stride});
       continue;
     }
     write(tile, first, RowSpan{n, in_stride, group == 1 ? 0 : kSegment});
+    if (!stream) {
+      std::copy_n(tile, n, out + first);
+      continue;
+    }
     for (int64_t q = 0; q < group; ++q) stream_copy(out + first + q * stride, tile + q * kSegment, n * sizeof(T));
   }
   if (stream) stream_fence();

@@ -204,9 +204,9 @@ void add_gradients(const T* dy, const T* x, Runs runs, Channels channels, const 
   });
 }
 
-// dx = dz * scale + (x - shift) * rstd * slope + constant, with dz as above.
+// dx = dz * scale + (x - shift) * rstd * slope + constant, with dz as above times dz_scale.
 template <class T, class Channels, class Act, class Gradient = T>
-void differentiate(const Gradient* dy, const T* x, T* dx, RowSpan span, Channels channels,
+void differentiate(const Gradient* dy, const T* x, T* dx, RowSpan span, Channels channels, Compute<T> dz_scale,
                    const Activation& activation) {
   using V = Compute<T>;
   const Act act(activation.parameters);
@@ -214,13 +214,14 @@ void differentiate(const Gradient* dy, const T* x, T* dx, RowSpan span, Channels
   for (int64_t i = 0; i < span.n; ++i) {
     const V shift = channels.template get<kShift>(i), scale = channels.template get<kScale>(i),
             offset = channels.template get<kOffset>(i), rstd = channels.template get<kRstd>(i),
-            slope = channels.template get<kSlope>(i), constant = channels.template get<kConstant>(i);
+            slope = channels.template get<kSlope>(i), constant = channels.template get<kConstant>(i),
+            scale_of_dz = scale * dz_scale;
 #pragma GCC unroll 4
     for (int r = 0; r < Channels::rows; ++r) {
       const V d = load(x[r * span.in_stride + i]) - shift, z = d * scale + offset;
       const V dz = load(dy[r * span.in_stride + i]) * act.grad(z, act.forward(z));
       dx[r * span.out_stride + i] =
-          store<T>(dz * scale + BackwardCoefficients<V>::of_statistics(d * rstd, slope, constant));
+          store<T>(dz * scale_of_dz + BackwardCoefficients<V>::of_statistics(d * rstd, slope, constant));
     }
   }
 }
@@ -244,7 +245,7 @@ struct BackwardSpans {
   void (*add_gradients)(const T*, const T*, Runs, Channels, const Activation&, Lanes<Channels>&) = nullptr;
   void (*add_residual_gradients)(const T*, const T*, const T*, T*, Runs, Channels, const Activation&,
                                  Lanes<Channels>&) = nullptr;
-  void (*differentiate)(const T*, const T*, T*, RowSpan, Channels, const Activation&) = nullptr;
+  void (*differentiate)(const T*, const T*, T*, RowSpan, Channels, Compute<T>, const Activation&) = nullptr;
 
   // For what leads from dz to z, and for what came after the residual: the identity and an activation, or one twice.
   BackwardSpans(const Activation& before, const Activation& after, bool streams_dz = false) {

@@ -14,7 +14,7 @@ struct PoolSpans {
   using V = Compute<T>;
 
   void (*add_gradients)(const V*, const V*, Runs, Channels, const Activation&, Lanes<Channels>&) = nullptr;
-  void (*differentiate)(const V*, const T*, T*, RowSpan, Channels, const Activation&) = nullptr;
+  void (*differentiate)(const V*, const T*, T*, RowSpan, Channels, V, const Activation&) = nullptr;
 
   explicit PoolSpans(const Activation& activation) {
     activation.visit<V>([&](auto act) {
@@ -197,7 +197,7 @@ class Unpooling {
 
   void write(int64_t at, int64_t count, const OneChannel<V>& channel) {
     emit(pass_.dx + at, count * pass_.image.row(), pass_.stream, [&](T* to, int64_t i, int64_t n) {
-      one_.differentiate(first() + i, pass_.x + at + i, to, RowSpan{n, 0, 0}, channel, pass_.a.norm.act);
+      one_.differentiate(first() + i, pass_.x + at + i, to, RowSpan{n, 0, 0}, channel, V(1), pass_.a.norm.act);
     });
   }
 
@@ -206,7 +206,7 @@ class Unpooling {
     for (int64_t c = 0; c < C; c += kSegment) {
       write_rows(pass_.dx + at + c, positions, C, std::min(kSegment, C - c), pass_.stream,
                  [&](T* to, int64_t i, RowSpan span) {
-                   many_.differentiate(first() + c + i, pass_.x + at + c + i, to, span, channels.from(c),
+                   many_.differentiate(first() + c + i, pass_.x + at + c + i, to, span, channels.from(c), V(1),
                                        pass_.a.norm.act);
                  });
     }

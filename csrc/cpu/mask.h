@@ -8,6 +8,8 @@
 
 namespace fusedtricks::cpu {
 
+typedef int64_t SignedWords __attribute__((vector_size(FT_VECTOR_BYTES)));
+
 struct Mask {
   uint64_t seed, offset;
   DropRate rate;
@@ -25,10 +27,10 @@ FT_INLINE V masked(V x, uint32_t word, uint32_t threshold) {
 }
 
 // x * scale where kept; in place where y is x.
-template <class T>
-void drop_span(const T* x, T* y, int64_t n, const uint32_t* word, uint32_t threshold, Compute<T> scale) {
+template <class From, class To>
+void drop_span(const From* x, To* y, int64_t n, const uint32_t* word, uint32_t threshold, Compute<To> scale) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = store<T>(masked(load(x[i]) * scale, word[i], threshold));
+  for (int64_t i = 0; i < n; ++i) y[i] = store<To>(masked(load(x[i]) * scale, word[i], threshold));
 }
 
 // The same for any rate: dropped values become its `fill`.
@@ -61,6 +63,94 @@ struct OrderedWords {
     PhiloxLanes([&](int v) { return lane + (counter + v * kLanesOfVector); }, mask.seed, mask.offset)
         .store_interleaved(word);
     return word + index % 4;
+  }
+};
+
+// Dropout of spans in logical order: the words that one leaves over are there for the next, where that follows it.
+class OrderedDropper {
+ public:
+  // ahead: how many elements lie between what is read and written and what is to be asked for by then; 0 asks for none.
+  OrderedDropper(const Mask& mask, int64_t ahead) : mask_(mask), ahead_(ahead) {}
+
+  // y = x * scale where kept, for n elements from that logical index on; in place where y is x.
+  template <class From, class To>
+  void drop(const From* x, To* y, int64_t n, int64_t index, Compute<To> scale) {
+    if (mask_.rate.drops_all()) return void(std::fill_n(y, n, To(0)));
+    for (int64_t i = 0, count; i < n; i += count) {
+      const int64_t at = index + i;
+      if (at < first_ || at >= first_ + there_) {
+        if (ahead_) prefetch(x + i + ahead_, y + i + ahead_);
+        draw(at);
+      }
+      count = std::min(n - i, first_ + there_ - at);
+      drop_span(x + i, y + i, count, words_.word + (at - first_), uint32_t(mask_.rate.threshold), scale);
+    }
+  }
+
+ private:
+  const Mask mask_;
+  const int64_t ahead_;
+  int64_t first_ = 0, there_ = 0;
+  OrderedWords words_;
+
+  // While words are drawn nothing else is asked for.
+  template <class From, class To>
+  static void prefetch(const From* x, To* y) {
+    for (int64_t i = 0; i < OrderedWords::count; i += kCacheLine / int64_t(sizeof(From))) __builtin_prefetch(x + i);
+    for (int64_t i = 0; i < OrderedWords::count; i += kCacheLine / int64_t(sizeof(To))) __builtin_prefetch(y + i, 1);
+  }
+
+  void draw(int64_t index) {
+    first_ = index / 4 * 4;
+    there_ = OrderedWords::count;
+    words_.fill(mask_, uint64_t(first_));
+  }
+};
+
+// Whether elements are kept, a bit for each of up to 32 positions of some channels of rows.
+struct KeptBits {
+  static constexpr int positions = 32, channels = 1024;
+
+  alignas(kCacheLine) uint32_t bits[channels];
+
+  // Channels: `count`, the first of which has logical index `first` at the first position.
+  void fill(int64_t first, int count, int64_t channel_stride, int position_count, const Mask& mask) {
+    if (mask.rate.drops_all()) return void(std::fill_n(bits, count, 0));
+    const Words low = Words{} + 0xffffffffu;
+    const SignedWords threshold = SignedWords{} + int64_t(mask.rate.threshold);
+    for (int c = 0; c < count; c += kCountersAtOnce) {
+      Words index[kVectors] = {}, kept[kVectors] = {};
+      for (int v = 0; v < kVectors; ++v) {
+        for (int j = 0; j < kLanesOfVector; ++j) {
+          index[v][j] = uint64_t(first + (c + v * kLanesOfVector + j) * channel_stride);
+        }
+      }
+      // A channel's first position may lie inside a block.
+      const bool aligned = first % 4 == 0 && channel_stride % 4 == 0;
+      const int blocks = (position_count + (aligned ? 0 : 3) + 3) / 4;
+      for (int block = 0; block < blocks; ++block) {
+        const PhiloxLanes lanes([&](int v) { return (index[v] >> 2) + uint64_t(block); }, mask.seed, mask.offset);
+        for (int v = 0; v < kVectors; ++v) {
+          for (int w = 0; w < 4; ++w) {
+            const Words is_kept = Words(SignedWords(lanes.word[v][w] & low) >= threshold);
+            kept[v] |= is_kept & (Words{} + (uint64_t(1) << (4 * block + w)));
+          }
+        }
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        const Words from_first = kept[v] >> (index[v] & 3);
+        for (int j = 0; j < kLanesOfVector && c + v * kLanesOfVector + j < count; ++j) {
+          bits[c + v * kLanesOfVector + j] = uint32_t(from_first[j]);
+        }
+      }
+    }
+  }
+
+  // y = x * scale where kept at one position, for the channels that the n bits belong to; in place where y is x.
+  template <class From, class To>
+  static void drop(const From* x, To* y, int64_t n, const uint32_t* bits, int position, Compute<To> scale) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = store<To>(masked(load(x[i]) * scale, bits[i] >> position & 1, 1));
   }
 };
 

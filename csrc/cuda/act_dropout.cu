@@ -112,22 +112,6 @@ struct WriteGradient {
   }
 };
 
-// Which elements of a pack of rows are kept: the word of each is in a block of its own.
-template <int n>
-__device__ __forceinline__ void draw_of_rows(const Mask& mask, const Layout& layout, int64_t index, bool (&keep)[n]) {
-  const int64_t C = layout.channels, S = layout.positions;
-  int64_t channel = index % C, position = index / C % S, sample = index / C / S;
-#pragma unroll
-  for (int e = 0; e < n; ++e) {
-    const uint64_t i = uint64_t((sample * C + channel) * S + position);
-    keep[e] = mask.keeps(word_at(philox_block(mask.seed, mask.offset, i / 4), int(i % 4)));
-    if (++channel == C) {
-      channel = 0;
-      if (++position == S) position = 0, ++sample;
-    }
-  }
-}
-
 // dx, and the sums over every chunk of it.
 template <class T, class Walk>
 __global__ void __launch_bounds__(kThreads)
@@ -146,13 +130,12 @@ __global__ void __launch_bounds__(kThreads)
     for (int u = 0; u < count; ++u) packs[u] = write.load(pieces[u]);
 #pragma unroll
     for (int u = 0; u < count; ++u) {
+      const uint32_t kept = !source.is_drawn() ? ~0u
+                            : in_order         ? kept_in_order<n>(mask, pieces[u].index)
+                                               : kept_of_row<n>(mask, layout, pieces[u].index);
       bool keep[n];
-      if (!source.is_drawn())
-        keep_all(keep);
-      else if (in_order)
-        draw_in_order(mask, uint64_t(pieces[u].index), keep);
-      else
-        draw_of_rows(mask, layout, pieces[u].index, keep);
+#pragma unroll
+      for (int e = 0; e < n; ++e) keep[e] = kept >> e & 1;
       V g[n];
       write.differentiate(pieces[u], packs[u], keep, g);
       if (write.dx) store_piece(write.dx, pieces[u], rounded_pack<T>(g));

@@ -16,9 +16,9 @@ constexpr int kBlocks = 2;
 // How many packs of each of `tensors` tensors a thread asks for at once: as many as the registers leave room for beside
 // the sums or coefficients of its channels. 32 to 64 KB are then on their way to each multiprocessor; the memory of an
 // H200 wants 48.
-template <class Walk, class Act>
+template <class Walk, class Act, class Dropout = NoDropout>
 constexpr int packs_at_once(int tensors) {
-  const int packs = Walk::channels <= 4 ? 8 : Act::is_fixed ? 6 : 4;
+  const int packs = (Walk::channels <= 4 ? 8 : Act::is_fixed ? 6 : 4) / (Dropout::drops ? 2 : 1);
   return (packs + tensors - 1) / tensors;
 }
 
@@ -56,17 +56,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   finish_statistics(a, plan, walk, partial, /*records=*/true, table, dynamic_shared<char>());
 }
 
-// y = act((x - shift) * scale + offset [+ residual]).
-template <class T, class Walk, class Act, bool has_residual>
+// y = act((x - shift) * scale + offset [+ residual]), and its dropout.
+template <class T, class Walk, class Act, bool has_residual, class Dropout>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    normalize(BatchNormForward a, typename Walk::Plan plan, Workspace<Compute<T>> partial, Act act) {
+    normalize(BatchNormForward a, typename Walk::Plan plan, Workspace<Compute<T>> partial, Act act, Dropout dropout) {
   using V = Compute<T>;
-  constexpr int n = Walk::pack, unroll = has_residual ? 4 : 8;
+  constexpr int n = Walk::pack, unroll = (has_residual ? 4 : 8) / (Dropout::drops ? 2 : 1);
   const Part part(plan, /*reversed=*/true);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/true);
   const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
   finish_statistics(a, plan, walk, partial, part.chunk == 0, table, dynamic_shared<char>());
   const Own<V, Walk, kForwardKinds> own(table, walk);
+  const auto drop = dropout.begin();
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
     constexpr int count = kCount<decltype(pieces)>;
@@ -78,25 +79,28 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
 #pragma unroll
     for (int u = 0; u < count; ++u) {
-      store_piece(static_cast<T*>(a.y), pieces[u], normalized<has_residual, T, Walk>(packs[u], residuals[u], own, act));
+      const auto finish = [&](auto& values) { drop(pieces[u], values); };
+      const auto y = normalized<has_residual, T, Walk>(packs[u], residuals[u], own, act, finish);
+      store_piece(static_cast<T*>(a.y), pieces[u], y);
     }
   });
 }
 
 // The sums over every chunk of dz and dz * (x - shift) * rstd. After a residual dz is written too.
-template <class T, class Walk, class Act, Derivative derivative>
+template <class T, class Walk, class Act, Derivative derivative, class Dropout>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    sum_gradients(BatchNormBackward a, typename Walk::Plan plan, Workspace<Compute<T>> out, Act act) {
+    sum_gradients(BatchNormBackward a, typename Walk::Plan plan, Workspace<Compute<T>> out, Act act, Dropout dropout) {
   using V = Compute<T>;
   constexpr bool writes = derivative != Derivative::kAtInput;
   constexpr int tensors = !writes ? 2 : derivative == Derivative::kOfOutput ? 3 : 4;
-  constexpr int n = Walk::pack, unroll = packs_at_once<Walk, Act>(tensors);
+  constexpr int n = Walk::pack, unroll = packs_at_once<Walk, Act, Dropout>(tensors);
   const Part part(plan, /*reversed=*/false);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/false);
   const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
   set_forward(a, plan, walk, table);
   const Own<V, Walk, kSumKinds> own(table, walk);
   __syncthreads();  // leave_sums takes the table's memory
+  const auto drop = dropout.begin();
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
   const T* other = static_cast<const T*>(derivative == Derivative::kOfOutput ? a.output : a.residual);
   Sums<V> sums[Walk::channels];
@@ -111,19 +115,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
 #pragma unroll
     for (int u = 0; u < count; ++u) {
-      const auto dz = add_gradients<derivative, T, Walk>(pieces[u], packs[u], gradients[u], others[u], own, act, sums);
+      const auto prepare = [&](auto& values) { drop(pieces[u], values); };
+      const auto dz =
+          add_gradients<derivative, T, Walk>(pieces[u], packs[u], gradients[u], others[u], own, act, sums, prepare);
       if (writes) store_piece<Write::kReadNext>(static_cast<T*>(a.dz), pieces[u], dz);
     }
   });
   leave_sums(sums, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
-// dx, and the parameters' gradients; without dx these alone. After a residual it starts from dz, with the identity.
-template <class T, class Walk, class Act>
+// dx, and the parameters' gradients; without dx these alone. After a residual it starts from dz, with the identity and
+// without dropout.
+template <class T, class Walk, class Act, class Dropout>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    differentiate(BatchNormBackward a, typename Walk::Plan plan, Workspace<Compute<T>> partial, Act act) {
+    differentiate(BatchNormBackward a, typename Walk::Plan plan, Workspace<Compute<T>> partial, Act act,
+                  Dropout dropout) {
   using V = Compute<T>;
-  constexpr int n = Walk::pack, unroll = packs_at_once<Walk, Act>(2);
+  constexpr int n = Walk::pack, unroll = packs_at_once<Walk, Act, Dropout>(2);
   const Part part(plan, /*reversed=*/true);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/true);
   char* memory = dynamic_shared<char>();
@@ -132,6 +140,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   finish_sums(a, plan, walk, partial, part.chunk == 0, table, memory);
   if (!a.dx) return;
   const Own<V, Walk, kCoefficients> own(table, walk);
+  const auto drop = dropout.begin();
   const T *x = static_cast<const T*>(a.x), *gradient = static_cast<const T*>(a.after_residual() ? a.dz : a.dy);
   for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
     constexpr int count = kCount<decltype(pieces)>;
@@ -143,7 +152,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
 #pragma unroll
     for (int u = 0; u < count; ++u) {
-      store_piece(static_cast<T*>(a.dx), pieces[u], differentiated<T, Walk>(packs[u], gradients[u], own, act));
+      const auto prepare = [&](auto& values) { drop(pieces[u], values); };
+      store_piece(static_cast<T*>(a.dx), pieces[u], differentiated<T, Walk>(packs[u], gradients[u], own, act, prepare));
     }
   });
 }

@@ -31,6 +31,26 @@ void with_activation_for(const Activation& activation, const F& f) {
   with_activation<Compute<T>, (Walk::pack > 1)>(activation, f);
 }
 
+// Calls f(activation, dropout). Kernels that drop serve any activation: they are too many to have one for each.
+template <class T, class Walk, class Call, class F>
+void with_activation_and_dropout(const Call& a, const Activation& activation, const MaskSource& source, bool masks,
+                                 const F& f) {
+  using V = Compute<T>;
+  if (a.drops()) return f(AnyActivation<V>{activation}, Dropout<V>{source, a.layout, V(a.rate.scale), masks});
+  with_activation_for<T, Walk>(activation, [&](auto act) { f(act, NoDropout()); });
+}
+
+// Draws the mask of a call's dropout, where there is one.
+inline MaskSource mask_source(const BatchNormForward& a) {
+  if (!a.drops()) return {};
+  const RandomSource source = a.seed ? RandomSource{uint64_t(*a.seed), 0} : draw_random_source();
+  return {source, nullptr, a.rng_state, uint32_t(a.rate.threshold), a.rate.drops_all()};
+}
+
+inline MaskSource mask_source(const BatchNormBackward& a) {
+  return {{}, a.rng_state, nullptr, uint32_t(a.rate.threshold), a.rate.drops_all()};
+}
+
 template <class T, class Walk>
 void launch_statistics(const BatchNormForward& a, const typename Walk::Plan& plan,
                        const Workspace<Compute<T>>& workspace) {
@@ -46,10 +66,11 @@ void launch_forward_in_two(const BatchNormForward& a) {
   const auto plan = plan_for<Walk>(a.layout);
   const Workspace<V> workspace(a.workspace, plan.partials(), a.layout.channels);
   launch_statistics<T, Walk>(a, plan, workspace);
-  with_activation_for<T, Walk>(a.act, [&](auto act) {
+  with_activation_and_dropout<T, Walk>(a, a.act, mask_source(a), true, [&](auto act, auto dropout) {
     using Act = decltype(act);
-    launch(a.residual ? normalize<T, Walk, Act, true> : normalize<T, Walk, Act, false>, parts(plan), kThreads,
-           shared_bytes<Walk>(plan, 0), a, plan, workspace, act);
+    using Dropout = decltype(dropout);
+    launch(a.residual ? normalize<T, Walk, Act, true, Dropout> : normalize<T, Walk, Act, false, Dropout>, parts(plan),
+           kThreads, shared_bytes<Walk>(plan, 0), a, plan, workspace, act, dropout);
   });
 }
 
@@ -58,24 +79,40 @@ void launch_backward_in_two(const BatchNormBackward& a) {
   using V = Compute<T>;
   const auto plan = plan_for<Walk>(a.layout);
   const Workspace<V> workspace(a.workspace, plan.partials(), a.layout.channels);
-  const auto add = [&](auto* kernel, auto act) {
+  const auto add = [&](auto* kernel, auto act, auto dropout) {
     launch(kernel, parts(plan), kThreads, shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(kThreads, Walk::channels)), a,
-           plan, workspace, act);
+           plan, workspace, act, dropout);
+  };
+  const auto with_dropout = [&](const auto& f) {
+    with_activation_and_dropout<T, Walk>(a, a.act, mask_source(a), a.needs_mask(), f);
   };
   if (a.output) {
-    with_activation_for<T, Walk>(
-        a.act, [&](auto act) { add(sum_gradients<T, Walk, decltype(act), Derivative::kOfOutput>, act); });
+    with_dropout([&](auto act, auto dropout) {
+      add(sum_gradients<T, Walk, decltype(act), Derivative::kOfOutput, decltype(dropout)>, act, dropout);
+    });
   } else if (a.residual) {
     const AnyActivation<V> act{a.act};
-    add(sum_gradients<T, Walk, AnyActivation<V>, Derivative::kAtResidual>, act);
+    const auto add_at_residual = [&](auto dropout) {
+      add(sum_gradients<T, Walk, AnyActivation<V>, Derivative::kAtResidual, decltype(dropout)>, act, dropout);
+    };
+    if (a.drops())
+      add_at_residual(Dropout<V>{mask_source(a), a.layout, V(a.rate.scale), true});
+    else
+      add_at_residual(NoDropout());
   } else if (a.needs_sums()) {
-    with_activation_for<T, Walk>(
-        a.act, [&](auto act) { add(sum_gradients<T, Walk, decltype(act), Derivative::kAtInput>, act); });
+    with_dropout([&](auto act, auto dropout) {
+      add(sum_gradients<T, Walk, decltype(act), Derivative::kAtInput, decltype(dropout)>, act, dropout);
+    });
   }
-  with_activation_for<T, Walk>(a.after_residual() ? Activation{0, {}} : a.act, [&](auto act) {
-    launch(differentiate<T, Walk, decltype(act)>, parts(plan), kThreads, shared_bytes<Walk>(plan, 0), a, plan,
-           workspace, act);
-  });
+  const auto differentiate_with = [&](auto act, auto dropout) {
+    launch(differentiate<T, Walk, decltype(act), decltype(dropout)>, parts(plan), kThreads, shared_bytes<Walk>(plan, 0),
+           a, plan, workspace, act, dropout);
+  };
+  if (a.after_residual()) {
+    with_activation_for<T, Walk>(Activation{0, {}}, [&](auto act) { differentiate_with(act, NoDropout()); });
+  } else {
+    with_dropout(differentiate_with);
+  }
 }
 
 // How the groups of a layout are held with `tensors` tensors of a group in shared memory; no slots where it cannot be.
@@ -147,11 +184,12 @@ HoldPlan<Walk> backward_hold(const Layout& layout) {
   return HoldPlan<Walk>(layout, 2, merge_bytes<Sums<Compute<T>>>(kHoldThreads, Walk::channels));
 }
 
-// Whether a call is launched as one kernel. Not with a cumulative average: the batch is counted in the same kernel.
+// Whether a call is launched as one kernel. Not with dropout, which would double the kernels; nor with a cumulative
+// average: the batch is counted in the same kernel.
 template <class T, class Walk>
 bool launch_forward_held(const BatchNormForward& a, Path path) {
   using V = Compute<T>;
-  if (!a.training || (a.momentum < 0 && a.running_mean)) return false;
+  if (!a.training || a.drops() || (a.momentum < 0 && a.running_mean)) return false;
   const auto held = forward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
   const Workspace<V> workspace(a.workspace, held.plan.partials(), a.layout.channels);
@@ -166,7 +204,7 @@ bool launch_forward_held(const BatchNormForward& a, Path path) {
 template <class T, class Walk>
 bool launch_backward_held(const BatchNormBackward& a, Path path) {
   using V = Compute<T>;
-  if (!a.training || !a.dx || a.residual) return false;
+  if (!a.training || a.drops() || !a.dx || a.residual) return false;
   const auto held = backward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
   const Workspace<V> workspace(a.workspace, held.plan.partials(), a.layout.channels);

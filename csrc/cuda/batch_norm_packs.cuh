@@ -2,16 +2,17 @@
 #pragma once
 
 #include "activation.cuh"
+#include "batch_norm_dropout.cuh"
 #include "batch_norm_finish.cuh"
 
 namespace fusedtricks::cuda {
 
-// act((x - shift) * scale + offset [+ residual]).
-template <bool has_residual, class T, class Walk, class Act>
+// act((x - shift) * scale + offset [+ residual]), and then what finish(values) makes of it.
+template <bool has_residual, class T, class Walk, class Act, class Finish = AsTheyAre>
 __device__ __forceinline__ Pack<T, Walk::pack> normalized(const Pack<T, Walk::pack>& x,
                                                           const Pack<T, Walk::pack>& residual,
                                                           const Own<Compute<T>, Walk, kForwardKinds>& own,
-                                                          const Act& act) {
+                                                          const Act& act, const Finish& finish = {}) {
   Compute<T> z[Walk::pack];
   unpack(x, z);
 #pragma unroll
@@ -20,6 +21,7 @@ __device__ __forceinline__ Pack<T, Walk::pack> normalized(const Pack<T, Walk::pa
     if (has_residual) z[e] += load(residual.value[e]);
   }
   activate(act, z);
+  finish(z);
   return rounded_pack<T>(z);
 }
 
@@ -27,18 +29,18 @@ __device__ __forceinline__ Pack<T, Walk::pack> normalized(const Pack<T, Walk::pa
 enum class Derivative { kAtInput, kOfOutput, kAtResidual };
 
 // Adds dz and dz * (x - shift) * rstd of a piece to the sums, dz being dy times the derivative; `other` is the output
-// or the residual. Gives dz, which after a residual is summed as it is rounded there.
-template <Derivative derivative, class T, class Walk, class Act>
-__device__ __forceinline__ Pack<T, Walk::pack> add_gradients(const Piece<Walk::pack>& piece,
-                                                             const Pack<T, Walk::pack>& x,
-                                                             const Pack<T, Walk::pack>& dy,
-                                                             const Pack<T, Walk::pack>& other,
-                                                             const Own<Compute<T>, Walk, kSumKinds>& own,
-                                                             const Act& act, Sums<Compute<T>> (&sums)[Walk::channels]) {
+// or the residual. Gives dz, which after a residual is summed as it is rounded there. dy is what prepare(values) makes
+// of it.
+template <Derivative derivative, class T, class Walk, class Act, class Prepare = AsTheyAre>
+__device__ __forceinline__ Pack<T, Walk::pack> add_gradients(
+    const Piece<Walk::pack>& piece, const Pack<T, Walk::pack>& x, const Pack<T, Walk::pack>& dy,
+    const Pack<T, Walk::pack>& other, const Own<Compute<T>, Walk, kSumKinds>& own, const Act& act,
+    Sums<Compute<T>> (&sums)[Walk::channels], const Prepare& prepare = {}) {
   constexpr int n = Walk::pack;
   Compute<T> d[n], z[n], dz[n];
-  unpack(x, d);
   unpack(dy, dz);
+  prepare(dz);
+  unpack(x, d);
 #pragma unroll
   for (int e = 0; e < n; ++e) {
     d[e] -= own.get(kShift, e);
@@ -63,7 +65,7 @@ __device__ __forceinline__ Pack<T, Walk::pack> add_gradients(const Piece<Walk::p
   return result;
 }
 
-// dx = dz * scale + (x - shift) * rstd * slope + constant, dz being dy times the derivative at z.
+// dx = dz * scale + (x - shift) * rstd * slope + constant, dz being what is given times the derivative at z.
 template <class T, class Walk, class Act>
 __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk::pack>& x,
                                                               Compute<T> (&dz)[Walk::pack],
@@ -86,13 +88,15 @@ __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk
   return rounded_pack<T>(dz);
 }
 
-template <class T, class Walk, class Act>
+// The same from dy, prepared.
+template <class T, class Walk, class Act, class Prepare = AsTheyAre>
 __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk::pack>& x,
                                                               const Pack<T, Walk::pack>& dy,
                                                               const Own<Compute<T>, Walk, kCoefficients>& own,
-                                                              const Act& act) {
+                                                              const Act& act, const Prepare& prepare = {}) {
   Compute<T> dz[Walk::pack];
   unpack(dy, dz);
+  prepare(dz);
   return differentiated<T, Walk>(x, dz, own, act);
 }
 

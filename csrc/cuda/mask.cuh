@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "../element.h"
+#include "../layout.h"
 #include "../philox.h"
 #include "platform.cuh"
 #include "random.h"
@@ -70,6 +71,41 @@ struct Drop {
 // A word whose number is not known before the kernel runs, without an array in memory.
 __device__ __forceinline__ uint32_t word_at(const PhiloxBlock& block, int number) {
   return number < 2 ? (number == 0 ? block.word[0] : block.word[1]) : (number == 2 ? block.word[2] : block.word[3]);
+}
+
+// Bit e: whether element e of the pack at an index, a multiple of n, is kept. Memory is in logical order.
+template <int n>
+__device__ __forceinline__ uint32_t kept_in_order(const Mask& mask, int64_t index) {
+  constexpr int run = n < 4 ? n : 4;  // elements of a pack that have one block of words
+  uint32_t kept = 0;
+#pragma unroll
+  for (int first = 0; first < n; first += run) {
+    const uint64_t i = uint64_t(index + first);
+    const PhiloxBlock block = philox_block(mask.seed, mask.offset, i / 4);
+#pragma unroll
+    for (int e = 0; e < run; ++e) {
+      kept |= uint32_t(mask.keeps(word_at(block, run == 4 ? e : int(i % 4) + e))) << (first + e);
+    }
+  }
+  return kept;
+}
+
+// The same where channels are innermost: each has a block of its own.
+template <int n>
+__device__ __forceinline__ uint32_t kept_of_row(const Mask& mask, const Layout& layout, int64_t index) {
+  const int64_t C = layout.channels, S = layout.positions;
+  int64_t row = index / C, channel = index - row * C, sample = row / S, position = row - sample * S;
+  uint32_t kept = 0;
+#pragma unroll 1  // or the registers do not do
+  for (int e = 0; e < n; ++e) {
+    const uint64_t i = uint64_t((sample * C + channel) * S + position);
+    kept |= uint32_t(mask.keeps(word_at(philox_block(mask.seed, mask.offset, i / 4), int(i % 4)))) << e;
+    // A pack may reach into the next row.
+    if (++channel < C) continue;
+    channel = 0;
+    if (++position == S) position = 0, ++sample;
+  }
+  return kept;
 }
 
 }  // namespace fusedtricks::cuda

@@ -1,4 +1,4 @@
-"""Batch normalisation, a residual and an activation."""
+"""Batch normalisation, a residual, an activation and dropout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._calls import activation_arguments, check_types, is_exporting, needs_composition, ops
+from ._calls import activation_arguments, check_types, is_exporting, needs_composition, ops, signed_seed
+from ._dropout import check_dropout
 
 
 def batch_norm_act(
@@ -26,12 +27,18 @@ def batch_norm_act(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     num_batches_tracked: Tensor | None = None,
+    p: float = 0.0,
+    seed: int | None = None,
 ) -> Tensor:
-    r"""Equivalent to `act(F.batch_norm(input, running_mean, running_var, weight, bias, training, …) + residual)`.
+    r"""Equivalent to `F.dropout(act(F.batch_norm(input, running_mean, …, training) + residual), p, training)`.
 
     Batch normalisation (Ioffe & Szegedy, 2015), an optional residual and an activation, in one sweep over memory after
     the one for the statistics. For backward the input is kept, and two values per channel; with a residual also the
     output (which the next layer keeps anyway), or the residual where the activation cannot be read off the output.
+
+    The last stage is dropout (Srivastava et al., 2014), as in wide residual networks (Zagoruyko & Komodakis, 2016),
+    in the same sweep: its mask is that of `functional.dropout` for a tensor of this shape and that seed. It needs
+    nothing more for backward but the seed; with a residual, all activations but relu then keep the residual.
 
     Args:
         input: (N, C) or (N, C, \*), float32, float64, bfloat16 or float16. Contiguous and channels-last memory are both
@@ -44,17 +51,20 @@ def batch_norm_act(
         residual: of `input`'s shape, dtype and device, added before the activation, or None.
         act: one of `ACTIVATIONS`.
         act_kwargs: its parameters, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
-        training: normalise with the statistics of this batch, else with the running ones.
+        training: normalise with the statistics of this batch, and drop; else with the running ones, and do not.
         momentum: weight of the batch in the running statistics (the lecture's α), or None for a cumulative average.
         eps: added to the variance.
         num_batches_tracked: int64 scalar that counts the batches in training, or None. `momentum=None` needs it.
+        p: probability of *dropping* a value of the result, in [0, 1]; the others are divided by 1 - p. A layer without
+            running statistics, which normalises with those of the batch in evaluation too, has to pass 0 there.
+        seed: 64-bit seed of the mask. None draws one from torch's generator, where anything is dropped.
 
     Returns:
         A tensor of `input`'s shape, dtype and memory format.
 
     Raises:
         ValueError: unknown `act`; `eps` not positive, one value per channel, running statistics given by half, or
-            `momentum` outside [0, 1], in training.
+            `momentum` outside [0, 1], in training; `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
         TypeError: `input` is not a tensor; `act_kwargs` that the activation does not take.
         NotImplementedError: `input` of another dtype, or on a device without a backend.
         IndexError: `input` of fewer than 2 dimensions.
@@ -76,12 +86,20 @@ def batch_norm_act(
             momentum=momentum,
             eps=eps,
             num_batches_tracked=num_batches_tracked,
+            p=p,
+            seed=seed,
         )
-    arguments = activation_arguments(act, act_kwargs)
+    act_args = activation_arguments(act, act_kwargs)
+    if p != 0:
+        check_dropout(p, "inverted")
+    drops = training and p > 0
     buffers = (running_mean, running_var, num_batches_tracked)
+    arguments = (input, *buffers, weight, bias, residual, act, act_args, training, momentum, eps)
     exported = not training and is_exporting()
     if torch.compiler.is_compiling() and not exported:
-        return ops.batch_norm_act(input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps)[0]
+        if drops:
+            return ops.batch_norm_act_dropout(*arguments, p, signed_seed(seed))[0]
+        return ops.batch_norm_act(*arguments)[0]
     if exported or needs_composition():
         return eager.batch_norm_act(
             input,
@@ -96,9 +114,13 @@ def batch_norm_act(
             momentum=momentum,
             eps=eps,
             num_batches_tracked=num_batches_tracked,
+            p=p,
+            seed=signed_seed(seed),
         )
     try:
-        return _C.batch_norm_act(input, *buffers, weight, bias, residual, act, arguments, training, momentum, eps)
+        if drops:
+            return _C.batch_norm_act_dropout(*arguments, p, signed_seed(seed))
+        return _C.batch_norm_act(*arguments)
     except TypeError:
         tensors = {
             "input": input,

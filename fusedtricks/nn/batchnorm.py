@@ -1,4 +1,4 @@
-"""Batch normalisation with an activation: stock BatchNorm's arguments, parameters, buffers, state_dict and errors."""
+"""Batch normalisation with activation and dropout: stock BatchNorm's arguments, parameters, state_dict and errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F
 from ..functional._calls import activation_arguments
+from ..functional._dropout import check_dropout
 
 
 def batch_norm_act_of(
-    norm: Any, input: Tensor, residual: Tensor | None, act: str, act_kwargs: Mapping[str, float] | None
+    norm: Any, input: Tensor, residual: Tensor | None, act: str, act_kwargs: Mapping[str, float] | None, p: float = 0.0
 ) -> Tensor:
-    """The fused operator with a BatchNorm's state, used as stock's own forward uses it."""
+    """The fused operator with a BatchNorm's state, used as stock's own forward uses it; it drops in training."""
     tensors, settings = norm_state(norm, input)
-    return F.batch_norm_act(input, *tensors, residual, act=act, act_kwargs=act_kwargs, **settings)
+    p = p if norm.training else 0.0
+    return F.batch_norm_act(input, *tensors, residual, act=act, act_kwargs=act_kwargs, p=p, **settings)
 
 
 def norm_state(
@@ -42,8 +44,16 @@ def norm_state(
     }
 
 
+def act_repr(module: Any) -> str:
+    """What follows BatchNorm, as text: the activation with its parameters, and dropout where there is one."""
+    arguments = "".join(f", {name}={value}" for name, value in module.act_kwargs.items())
+    return f", act={module.act}{arguments}" + (f", p={module.p}" if module.p else "")
+
+
 class _BatchNormAct(_BatchNorm):
-    """What the modules of every rank share. `act` and `act_kwargs` are not in the state_dict."""
+    """What the modules of every rank share. `act`, `act_kwargs` and `p` are not in the state_dict."""
+
+    p: float = 0.0  # of modules that were saved before they had it
 
     def __init__(
         self,
@@ -58,25 +68,31 @@ class _BatchNormAct(_BatchNorm):
         bias: bool = True,
         act: str = "relu",
         act_kwargs: Mapping[str, float] | None = None,
+        p: float = 0.0,
     ) -> None:
         activation_arguments(act, act_kwargs)
+        check_dropout(p, "inverted")
         # torch knows the argument from 2.13 on; before that it says so itself where it is wanted.
         stock = {} if bias else {"bias": False}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **stock)
         self.act = act
         self.act_kwargs = dict(act_kwargs or {})
+        self.p = p
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(batch_norm(input) + residual); residual of the input's shape and dtype, or None."""
-        return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs)
+        """dropout(act(batch_norm(input) + residual)); residual of the input's shape and dtype, or None."""
+        return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs, self.p)
 
     def _beyond_norm(self) -> str:
         """What a stock BatchNorm in its place would lack, in words; "" for nothing."""
-        return f"the activation of {type(self).__name__} ({self.act})" if self.act != "identity" else ""
+        name = type(self).__name__
+        if self.act != "identity":
+            return f"the activation of {name} ({self.act})"
+        return f"the dropout of {name} (p={self.p})" if self.p else ""
 
     @property
     def qconfig(self) -> Any:
-        """What quantization sets. `SyncBatchNorm.convert_sync_batchnorm` asks for it, and would drop the activation."""
+        """What quantization sets. `SyncBatchNorm.convert_sync_batchnorm` asks for it, and would lose the activation."""
         if "qconfig" in self.__dict__:
             return self.__dict__["qconfig"]
         if (lost := self._beyond_norm()) and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
@@ -91,12 +107,11 @@ class _BatchNormAct(_BatchNorm):
         self.__dict__["qconfig"] = value
 
     def extra_repr(self) -> str:
-        arguments = "".join(f", {name}={value}" for name, value in self.act_kwargs.items())
-        return f"{super().extra_repr()}, act={self.act}{arguments}"
+        return super().extra_repr() + act_repr(self)
 
 
 class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
-    r"""Equivalent to `torch.nn.BatchNorm1d(num_features, …)`, then `+ residual`, then the activation.
+    r"""Equivalent to `torch.nn.BatchNorm1d(num_features, …)`, then `+ residual`, the activation, and dropout.
 
     `forward(input, residual=None)` takes (N, C) or (N, C, L). Loads from and into the `state_dict` of the stock module.
 
@@ -111,22 +126,23 @@ class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
         bias: False leaves out `bias` (β), in versions of torch whose BatchNorm has the argument.
         act: one of `fusedtricks.functional.ACTIVATIONS`.
         act_kwargs: its parameters, for example `{"negative_slope": 0.2}`.
+        p: probability of *dropping* a value of the result, in training.
 
     Raises:
-        ValueError: unknown `act`; on forward, as `functional.batch_norm_act`.
+        ValueError: unknown `act`; `p` outside [0, 1] or NaN; on forward, as `functional.batch_norm_act`.
         TypeError: `act_kwargs` that the activation does not take.
     """
 
 
 class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
-    """Equivalent to `torch.nn.BatchNorm2d(num_features, …)`, then `+ residual`, then the activation.
+    """Equivalent to `torch.nn.BatchNorm2d(num_features, …)`, then `+ residual`, the activation, and dropout.
 
     `forward(input, residual=None)` takes (N, C, H, W). Arguments and errors: `BatchNormAct1d`.
     """
 
 
 class BatchNormAct3d(_BatchNormAct, nn.BatchNorm3d):
-    """Equivalent to `torch.nn.BatchNorm3d(num_features, …)`, then `+ residual`, then the activation.
+    """Equivalent to `torch.nn.BatchNorm3d(num_features, …)`, then `+ residual`, the activation, and dropout.
 
     `forward(input, residual=None)` takes (N, C, D, H, W). Arguments and errors: `BatchNormAct1d`.
     """
@@ -144,17 +160,18 @@ class _BatchNormReLU(_BatchNormAct):
         dtype: Any = None,
         *,
         bias: bool = True,
+        p: float = 0.0,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, p=p)
 
 
 class BatchNormReLU1d(_BatchNormReLU, BatchNormAct1d):
-    """`BatchNormAct1d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm1d`."""
+    """`BatchNormAct1d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm1d` and `p`."""
 
 
 class BatchNormReLU2d(_BatchNormReLU, BatchNormAct2d):
-    """`BatchNormAct2d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm2d`."""
+    """`BatchNormAct2d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm2d` and `p`."""
 
 
 class BatchNormReLU3d(_BatchNormReLU, BatchNormAct3d):
-    """`BatchNormAct3d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm3d`."""
+    """`BatchNormAct3d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm3d` and `p`."""

@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes with an activation, and the conversion to it."""
+"""Batch normalisation over all processes with an activation and dropout, and the conversion to it."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._calls import activation_arguments
-from .batchnorm import _BatchNormAct
+from ..functional._dropout import check_dropout
+from .batchnorm import _BatchNormAct, act_repr
 from .batchnorm_pool import WINDOWS, BatchNormActMaxPool2d
 
 
 class SyncBatchNormAct(nn.SyncBatchNorm):
-    """Equivalent to `torch.nn.SyncBatchNorm`, then `+ residual`, then the activation: two passes, synchronised.
+    """Equivalent to `torch.nn.SyncBatchNorm`, then `+ residual`, the activation, and dropout: synchronised passes.
 
-    Arguments: those of `torch.nn.SyncBatchNorm`, and `act`, `act_kwargs` as of `BatchNormAct1d`. The `state_dict` is
-    theirs, too.
+    Arguments: those of `torch.nn.SyncBatchNorm`, and `act`, `act_kwargs`, `p` as of `BatchNormAct1d`. The `state_dict`
+    is theirs, too.
 
     Raises:
-        ValueError: unknown `act`; on forward, as `torch.nn.SyncBatchNorm`.
+        ValueError: unknown `act`; `p` outside [0, 1] or NaN; on forward, as `torch.nn.SyncBatchNorm`.
         TypeError: `act_kwargs` that the activation does not take.
     """
 
-    def __init__(self, *args: Any, act: str = "relu", act_kwargs: Any = None, **kwargs: Any) -> None:
+    p: float = 0.0  # of modules that were saved before they had it
+
+    def __init__(self, *args: Any, act: str = "relu", act_kwargs: Any = None, p: float = 0.0, **kwargs: Any) -> None:
         activation_arguments(act, act_kwargs)
+        check_dropout(p, "inverted")
         super().__init__(*args, **kwargs)
         self.act = act
         self.act_kwargs = dict(act_kwargs or {})
+        self.p = p
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(sync_batch_norm(input) + residual); residual of the input's shape and dtype, or None."""
+        """dropout(act(sync_batch_norm(input) + residual)); residual of the input's shape and dtype, or None."""
         z = super().forward(input)
-        return F.activation(z if residual is None else z + residual, self.act, **self.act_kwargs)
+        z = z if residual is None else z + residual
+        return F.act_dropout(z, act=self.act, act_kwargs=self.act_kwargs, p=self.p, training=self.training)
 
     def extra_repr(self) -> str:
-        arguments = "".join(f", {name}={value}" for name, value in self.act_kwargs.items())
-        return f"{super().extra_repr()}, act={self.act}{arguments}"
+        return super().extra_repr() + act_repr(self)
 
 
 class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
@@ -65,7 +70,7 @@ class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
-    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms: activation and pooling are kept.
+    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms, which keep what follows.
 
     Models that `fusedtricks.fuse` returned may be converted by either.
 
@@ -99,6 +104,7 @@ def _converted(module: _BatchNormAct, process_group: Any) -> SyncBatchNormAct:
         process_group,
         act=module.act,
         act_kwargs=module.act_kwargs,
+        p=module.p,
         **more,
     )
     converted.weight, converted.bias = module.weight, module.bias

@@ -39,6 +39,7 @@ BATCH_NORM_KINDS = {
     "residual_relu": {"act": "relu", "residual": True},
     "residual_silu": {"act": "silu", "residual": True},
     "evaluation": {"act": "gelu", "training": False},
+    "dropout": {"act": "silu", "p": 0.3, "seed": 5},
 }
 
 ELEMENTWISE_SHAPES = {
