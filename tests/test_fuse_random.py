@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -322,7 +323,7 @@ def test_in_place_since(kernels):
     for model in (stock, fused):
         model.act.inplace = True
     torch.testing.assert_close(fused(x), stock(x), rtol=0, atol=0)
-    assert kernels == ["act_dropout"]
+    assert kernels.count("act_dropout") == 1
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -360,7 +361,7 @@ def test_residuals_that_do_not_fit(kind, residual_first, in_place, kernels):
         expected = gradients(stock(x, residual), x, residual, *stock.parameters())
     except RuntimeError as error:  # as of what is broadcast in place, or changed behind ReLU
         if "modified by an inplace operation" not in str(error):
-            with pytest.raises(RuntimeError, match=str(error)[:30]):
+            with pytest.raises(RuntimeError, match=re.escape(str(error))):
                 fused(x, residual)
         return
     actual = gradients(fused(x, residual), x, residual, *fused.parameters())
@@ -389,7 +390,7 @@ def test_autocast(kernels):
     assert actual.dtype is expected.dtype and actual.stride() == expected.stride()
     truth = stock(x)
     assert (actual - truth).abs().max() <= 1.5 * (expected - truth).abs().max()
-    assert kernels == ["act_dropout"]
+    assert kernels.count("act_dropout") == 1
 
 
 def test_only_stock_takes():
@@ -404,7 +405,7 @@ def test_only_stock_takes():
     for wrong in (torch.ones(4, dtype=torch.int64), torch.ones(3)):
         with pytest.raises(RuntimeError) as expected_error:
             stock(wrong)
-        with pytest.raises(RuntimeError, match=str(expected_error.value)[:20]):
+        with pytest.raises(RuntimeError, match=re.escape(str(expected_error.value)[:20])):
             fused(wrong)
     fused[2].p = 2.0
     with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1, but got 2"):
@@ -471,7 +472,7 @@ class Functions(nn.Module):
         y = F.alpha_dropout(F.feature_alpha_dropout(y, training=self.training), training=self.training)
         y = F.dropout2d(y[:, None], P, self.training) * 2
         z = F.dropout3d(y[:, None], p=P, training=self.training)[:, 0]
-        return F.fractional_max_pool2d(z, 2, 3) + F.fractional_max_pool3d(z, (1, 2, 2), output_size=(1, 3, 3))[:, :1]
+        return F.fractional_max_pool2d(z, 2, 3) + F.fractional_max_pool3d(z.transpose(0, 1), (1, 2, 2), (1, 3, 3))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

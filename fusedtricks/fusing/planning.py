@@ -171,9 +171,11 @@ class _Borders:
         graph = self._graph(inside)
         members = _members(inside)
         for value in graph.nodes if graph else ():
-            if value.op == "placeholder" and (first := _only_user(value, members)) is not None:
-                if self._takes(state, kind_of(first, members)) or self._begins_with_more(first, state, members):
-                    return True
+            first = _only_user(value, members) if value.op == "placeholder" else None
+            if first is None:
+                continue
+            if self._takes(state, kind_of(first, members)) or self._begins_with_more(first, state, members):
+                return True
         return False
 
     def _graph(self, module: nn.Module) -> Graph | None:
