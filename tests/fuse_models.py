@@ -414,14 +414,15 @@ class TailFunctions(Base):
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
-        self.fc, self.free, self.p = nn.Linear(8, 8), nn.Linear(8, 8, bias=False), p
+        self.fc, self.free, self.p = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), p
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.dropout(F.elu(F.linear(F.pad(x, (0, 8 - 7)), self.fc.weight, self.fc.bias)), self.p, self.training)
+        y = F.linear(x.movedim(1, -1), self.fc.weight, bias=self.fc.bias)
+        y = F.dropout(F.elu(y), self.p, self.training)
         y = F.dropout(torch.tanh_(self.free(y)), p=self.p, training=self.training) + y
         z = F.dropout(F.gelu(y), self.p, self.training, inplace=True) * 2
         z += F.dropout(self.fc(z.clone()), self.p, self.training)
-        return z[..., :7]
+        return z.movedim(-1, 1)
 
 
 @case(2)
@@ -430,12 +431,13 @@ class TailOutputs(nn.Module):
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
-        self.intermediate = nn.Sequential(nn.Linear(7, 6), nn.ReLU())
+        self.intermediate = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
         self.drop = nn.Dropout(p)
-        self.output = nn.Sequential(nn.Linear(6, 7), nn.Dropout(p))
+        self.output = nn.Sequential(nn.Linear(6, 4), nn.Dropout(p))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, self.output(self.drop(self.intermediate(x)).square()))
+        y = x.movedim(1, -1)
+        return torch.add(y, self.output(self.drop(self.intermediate(y)).square())).movedim(-1, 1)
 
 
 @case(1, "its result may be changed in place")
@@ -490,14 +492,14 @@ class OtherDropout(Base):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc, self.channels, self.alpha = nn.Linear(7, 7), nn.Dropout2d(0.0), nn.AlphaDropout(0.0)
+        self.fc, self.channels, self.alpha = nn.Linear(4, 4), nn.Dropout2d(0.0), nn.AlphaDropout(0.0)
         self.classic = ftnn.Dropout(0.0, mode="classic")
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.channels(F.gelu(self.fc(x)))
+        y = self.channels(F.gelu(self.fc(x.movedim(1, -1))))
         y = self.alpha(F.selu(self.fc(y))) + self.classic(F.relu(y))
         z = self.fc(y)
-        return F.dropout(F.silu(z), 0.0) * z
+        return (F.dropout(F.silu(z), 0.0) * z).movedim(-1, 1)
 
 
 @case(3)
@@ -521,6 +523,7 @@ class FractionalPool(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            *(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.FractionalMaxPool2d(2, output_ratio=0.8)),
-            *(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU(), nn.FractionalMaxPool2d(2, 4), nn.Conv2d(4, 4, 1)),
+            *(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.FractionalMaxPool2d(2, output_ratio=0.7)),
+            *(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU(), nn.FractionalMaxPool2d(2, output_ratio=0.6)),
+            nn.Conv2d(4, 4, 1),
         )
