@@ -240,8 +240,7 @@ Results autocast(const Tensor& input, const Tensor& weight, const OptionalTensor
   const auto device = input.device().type();
   const auto dtype = at::autocast::get_autocast_dtype(device);
   const auto weight_dtype = at::autocast::is_eligible(weight, device) ? dtype : weight.scalar_type();
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}));
+  const auto no_autocast = without_autocast();
   return call(at::autocast::cached_cast(dtype, input, device), at::autocast::cached_cast(dtype, bias, device),
               weight_dtype);
 }
