@@ -61,7 +61,7 @@ _NEVER_DECREASES: dict[tuple[Any, ...], bool] = {}
 def never_decreases(name: str, parameters: Mapping[str, float] | None) -> bool:
     """Whether the largest of some values is what becomes the largest: False where that is not known yet, in a trace."""
     key = (name, *sorted((parameters or {}).items()))
-    if key not in _NEVER_DECREASES and not torch.compiler.is_compiling():
+    if key not in _NEVER_DECREASES and not torch.compiler.is_dynamo_compiling():
         try:
             _C.check_monotone(name, activation_arguments(name, parameters))
             _NEVER_DECREASES[key] = True

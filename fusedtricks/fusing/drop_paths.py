@@ -34,7 +34,7 @@ _READERS: dict[type, _Reader | None] = {ftnn.DropPath: lambda m: DropPath(m.drop
 def of_module(module: nn.Module) -> DropPath | None:
     """What a module of exactly a known type drops in training, or None. Dropping everything is left to the module."""
     kind = type(module)
-    if kind not in _READERS and not torch.compiler.is_compiling():
+    if kind not in _READERS and not torch.compiler.is_dynamo_compiling():
         _READERS[kind] = _reader(kind)
     read = _READERS.get(kind)
     if read is None:
