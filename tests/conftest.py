@@ -62,11 +62,16 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The activations of all fused BatchNorms that ran."""
     seen: list[str] = []
-    fused = functional.batch_norm_act
+    fused, pooled = functional.batch_norm_act, functional.batch_norm_act_max_pool2d
 
     def spy(*args: Any, **kwargs: Any) -> Tensor:
         seen.append(("+ " if args[5] is not None else "") + kwargs["act"])
         return fused(*args, **kwargs)
 
+    def pool_spy(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(f"{kwargs['act']} pooled")
+        return pooled(*args, **kwargs)
+
     monkeypatch.setattr(functional, "batch_norm_act", spy)
+    monkeypatch.setattr(functional, "batch_norm_act_max_pool2d", pool_spy)
     return seen

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fusedtricks
+from fusedtricks.fusing.masks import stock_dropout
 
 STEPS = 3
 
@@ -18,7 +19,16 @@ def image(*size: int) -> Tensor:
 
 
 def train(model: nn.Module, inputs: list[Tensor], call: Callable[[nn.Module, Tensor], Any] | None = None) -> list[Any]:
-    """Results, gradients and state of some steps of training, then a result in evaluation and one without gradients."""
+    """Results, gradients and state of some steps of training, then a result in evaluation and one without gradients.
+
+    With the masks that stock's dropout draws from one seed.
+    """
+    torch.manual_seed(0)
+    with stock_dropout():
+        return _train(model, inputs, call)
+
+
+def _train(model: nn.Module, inputs: list[Tensor], call: Callable[[nn.Module, Tensor], Any] | None) -> list[Any]:
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     record: list[Any] = []
     for x in inputs:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fusedtricks.nn as ftnn
+
 
 class Case(NamedTuple):
     """A model of images of (N, 4, H, W), and the chains that `fuse` has to find in it."""
@@ -323,3 +325,205 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(self.dropout(self.block(x.mean((2, 3)))), 0.0, self.training)
+
+
+# Dropout is of p = 0 here, or runs with stock's masks: `fuse_case.train` sees to that.
+@case(2)
+class NormDropout(Base):
+    """A wide residual network's: dropout behind BatchNorm and its activation; behind an addition; by a function."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__(nn.ELU())
+        self.drop = nn.Dropout(p, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.drop(self.relu(self.bn1(self.conv1(x))))
+        return F.dropout(F.silu(self.bn2(self.conv2(y)) + x), self.drop.p, self.training)
+
+
+@case(3)
+class NormThenDropout(nn.Sequential):
+    """In its user's, or without an activation."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__(
+            ConvNorm(nn.GELU()),
+            nn.Identity(),
+            nn.Dropout(p),
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+            nn.Dropout(p),
+            ConvNorm(nn.Identity()),
+            nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), nn.Dropout(p)),
+            nn.Conv2d(4, 4, 1),
+        )
+
+
+@case(1)
+class Stem(Base):
+    """By a function, with every argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, (2, 1), 1, dilation=1, ceil_mode=True)
+
+
+@case(2)
+class StemAcrossModules(nn.Module):
+    """As Hugging Face's: the pooling is not where the activation is. The second activates 1d values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedder, self.pooler = ConvNorm(nn.LeakyReLU(0.2)), nn.MaxPool2d(3, 2, 1)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pooler(self.embedder(x))
+        return F.max_pool2d(F.relu(self.norm(y.flatten(2))), (1, 2))
+
+
+@case(2)
+class NoStem(Base):
+    """The activated tensor is used again; the places of the maxima are wanted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        z, places = F.max_pool2d(self.relu(self.bn2(self.conv2(x))), 2, return_indices=True)
+        return F.max_pool2d(y, 2) + y.mean() + z + places
+
+
+class FeedForward(nn.Module):
+    """Of a transformer, on the channels."""
+
+    def __init__(self, p: float = 0.0, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.fc1, self.act, self.drop1 = nn.Linear(4, 6), act or nn.GELU(), nn.Dropout(p)
+        self.fc2, self.drop2 = nn.Linear(6, 4), nn.Dropout(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.movedim(1, -1)
+        return (self.drop2(self.fc2(self.drop1(self.act(self.fc1(y))))) + y).movedim(-1, 1)
+
+
+@case(2)
+class Tails(FeedForward):
+    pass
+
+
+@case(4)
+class TailFunctions(Base):
+    """Every spelling: functions, in place, without a bias, without a layer in front."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.fc, self.free, self.p = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), p
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x.movedim(1, -1), self.fc.weight, bias=self.fc.bias)
+        y = F.dropout(F.elu(y), self.p, self.training)
+        y = F.dropout(torch.tanh_(self.free(y)), p=self.p, training=self.training) + y
+        z = F.dropout(F.gelu(y), self.p, self.training, inplace=True) * 2
+        z += F.dropout(self.fc(z.clone()), self.p, self.training)
+        return z.movedim(-1, 1)
+
+
+@case(2)
+class TailOutputs(nn.Module):
+    """As BERT's: the linear layer and its dropout in one module, the addition in its user's."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.intermediate = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+        self.drop = nn.Dropout(p)
+        self.output = nn.Sequential(nn.Linear(6, 4), nn.Dropout(p))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.movedim(1, -1)
+        return torch.add(y, self.output(self.drop(self.intermediate(y)).square())).movedim(-1, 1)
+
+
+@case(1, "its result may be changed in place")
+class TailChanged(FeedForward):
+    """What ours would keep for backward, and stock does not. With an addition nothing is kept but the input."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__(p, nn.LeakyReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.movedim(1, -1)
+        z = self.drop1(self.act(self.fc1(y))).reshape(-1, 6)
+        z += 1
+        out = self.drop2(self.act(self.fc2(z))) + y.reshape(-1, 4)
+        out *= 2
+        return out.view(x.shape)
+
+
+@case(1)
+class TailInputChanged(Base):
+    """Stock's ReLU keeps its result, and ours with an addition its input: the addition stays alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        z = F.dropout(F.relu(y), 0.0) + x
+        y += 1
+        return z * y
+
+
+@case(1, "in place on a tensor that others may see")
+class TailInPlace(Base):
+    """The activation stays alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        z = y[:]
+        return F.dropout(F.relu(z, inplace=True), 0.0) + y
+
+
+@case(1, "random numbers are drawn before the chain ends")
+class DrawsBetween(Base):
+    """With stock's masks the first would be the second's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(self.conv1(x), 0.25, self.training)
+        return y + F.dropout(self.conv2(x), 0.5, self.training)
+
+
+@case(1)
+class OtherDropout(Base):
+    """Dropout of another kind ends no tail, and a linear layer whose result is used again begins none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.channels, self.alpha = nn.Linear(4, 4), nn.Dropout2d(0.0), nn.AlphaDropout(0.0)
+        self.classic = ftnn.Dropout(0.0, mode="classic")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.channels(F.gelu(self.fc(x.movedim(1, -1))))
+        y = self.alpha(F.selu(self.fc(y))) + self.classic(F.relu(y))
+        z = self.fc(y)
+        return (F.dropout(F.silu(z), 0.0) * z).movedim(-1, 1)
+
+
+@case(3)
+class Paths(Base):
+    """Stochastic depth, with an addition or without; in place; behind a BatchNorm."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.path = ftnn.DropPath(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.path(self.relu(self.bn1(self.conv1(x))))
+        z = self.path(self.conv2(y))
+        z += y
+        return self.path(z) * 2
+
+
+@case(1)
+class FractionalPool(nn.Sequential):
+    """Pooled first; not where the activation is not monotone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.FractionalMaxPool2d(2, output_ratio=0.7)),
+            *(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU(), nn.FractionalMaxPool2d(2, output_ratio=0.6)),
+            nn.Conv2d(4, 4, 1),
+        )

@@ -36,7 +36,7 @@ def test_models(name):
 def test_that_chains_run_fused(calls):
     """In the kernels, not in the modules they fall back on."""
     fusedtricks.fuse(ResNet().double())(image())
-    assert calls == ["relu", "relu", "+ relu", "relu", "identity", "+ relu"]
+    assert calls == ["relu pooled", "relu", "+ relu", "relu", "identity", "+ relu"]
 
 
 @pytest.mark.parametrize("model", ["ResNet", "AcrossModules", "NestedSequential", "NormActs", "Mlp"])

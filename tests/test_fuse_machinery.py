@@ -220,14 +220,14 @@ def test_autocast():
 def test_activations_and_dropout_are_optional():
     class Singles(nn.Sequential):
         def __init__(self) -> None:
-            super().__init__(nn.Linear(4, 4), nn.LeakyReLU(), nn.Dropout(0.5), nn.BatchNorm1d(4))
+            super().__init__(nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 4), nn.Dropout2d(0.5), nn.BatchNorm1d(4))
 
     names = [
         [e.what for e in fusedtricks.report(fusedtricks.fuse(Singles(), **options)).singles]
         for options in ({}, {"dropout": False}, {"activations": False}, {"activations": False, "dropout": False})
     ]
-    everything = ["LeakyReLU", "Dropout", "BatchNorm1d"]
-    assert names == [everything, ["LeakyReLU", "BatchNorm1d"], ["Dropout", "BatchNorm1d"], ["BatchNorm1d"]]
+    everything = ["LeakyReLU", "Dropout2d", "BatchNorm1d"]
+    assert names == [everything, ["LeakyReLU", "BatchNorm1d"], ["Dropout2d", "BatchNorm1d"], ["BatchNorm1d"]]
 
 
 def test_dropout_drops():

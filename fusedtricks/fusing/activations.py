@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
+from .. import _C
 from .. import nn as ftnn
+from ..functional._calls import activation_arguments
 
 
 class Activation(NamedTuple):
@@ -53,9 +55,25 @@ _READERS: dict[type[nn.Module], Callable[[Any], Activation | None]] = {
 }
 
 
+_NEVER_DECREASES: dict[tuple[Any, ...], bool] = {}
+
+
+def never_decreases(name: str, parameters: Mapping[str, float] | None) -> bool:
+    """Whether the largest of some values is what becomes the largest: False where that is not known yet, in a trace."""
+    key = (name, *sorted((parameters or {}).items()))
+    if key not in _NEVER_DECREASES and not torch.compiler.is_dynamo_compiling():
+        try:
+            _C.check_monotone(name, activation_arguments(name, parameters))
+            _NEVER_DECREASES[key] = True
+        except ValueError:
+            _NEVER_DECREASES[key] = False
+    return _NEVER_DECREASES.get(key, False)
+
+
 def recognise(module_type: type[nn.Module], as_type: type[nn.Module]) -> None:
     """Makes modules of a further type known, read like those of another."""
-    _READERS[module_type] = _READERS[as_type]
+    if as_type in _READERS:
+        _READERS[module_type] = _READERS[as_type]
 
 
 def of_module(module: nn.Module) -> Activation | None:

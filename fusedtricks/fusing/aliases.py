@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -44,12 +44,27 @@ def may_change(value: Node, between: Iterable[Node], modules: Modules) -> bool:
     return any(source in shared for node in writers for source in node.all_input_nodes)
 
 
-def is_only_read(value: Node, modules: Modules) -> bool:
-    """Whether nobody writes to the result of a node: not in the graph, and it is not given to others."""
-    shared = may_share_memory(value, modules)
+def is_only_read(value: Node, modules: Modules, is_new: bool = False) -> bool:
+    """Whether nobody writes to the result of a node: not in the graph, and it is not given to others.
+
+    Args:
+        value: the node.
+        modules: the graph's modules by name.
+        is_new: the result will share no memory with what the node is given, whatever it is now.
+    """
+    shared = may_share_memory(value, modules, is_new)
     if any(user.op == "output" for node in shared for user in node.users):
         return False
-    return not may_change(value, (node for node in value.graph.nodes if node is not value), modules)
+    own = set(_up_to(value)) if is_new else {value}
+    writers = [node for node in value.graph.nodes if node not in own and _may_write(node, modules)]
+    return not any(source in shared for node in writers for source in node.all_input_nodes)
+
+
+def _up_to(value: Node) -> Iterator[Node]:
+    for node in value.graph.nodes:
+        yield node
+        if node is value:
+            return
 
 
 def is_used_once(value: Node, modules: Modules) -> bool:
@@ -112,13 +127,13 @@ def _is_fresh(node: Node, modules: Modules) -> bool:
     return not _function_may_write(node)
 
 
-def may_share_memory(value: Node, modules: Modules) -> set[Node]:
-    """All nodes whose result may share memory with that of `value`."""
+def may_share_memory(value: Node, modules: Modules, is_new: bool = False) -> set[Node]:
+    """All nodes whose result may share memory with that of `value`, which is new or may share its inputs'."""
     found, todo = {value}, [value]
     while todo:
         node = todo.pop()
         neighbours = [user for user in node.users if user.op != "output" and not _is_fresh(user, modules)]
-        if not _is_fresh(node, modules):
+        if not (_is_fresh(node, modules) or (is_new and node is value)):
             neighbours += node.all_input_nodes
         new = [n for n in neighbours if n not in found]
         found.update(new)

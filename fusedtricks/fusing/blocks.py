@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from .members import any_global_hooks, has_hooks
 from .reads import Absent, is_same
 from .rewrite import Rewritten
-from .run_time import any_global_hooks, has_hooks
 
 _PLANS, _STOCK = "_fusedtricks_plans", "_fusedtricks_stock"
 

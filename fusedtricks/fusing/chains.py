@@ -1,216 +1,206 @@
-"""Finds chains in a graph: BatchNorm, an addition, an activation, one value each the next one's alone.
+"""Finds chains in a graph: layers that become one call, one value each the next one's alone.
 
-Serves the graphs of `torch.fx`, where layers are modules, and those of Dynamo, where they are functions.
+`AFTER` says which layers follow each other. Whether a chain may be one call, `certainty` says.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.fx import Graph, Node
 
-from . import activations
-from .activations import Activation
-from .aliases import Modules, is_only_read, is_used_once, may_change, may_share_memory
-from .run_time import is_batch_norm
+from . import certainty
+from .aliases import Modules, is_used_once
+from .kinds import (
+    ACTIVATION,
+    ADDITION,
+    DROP_PATH,
+    DROPOUT,
+    FRACTIONAL_POOL,
+    IDENTITY,
+    LINEAR,
+    MAX_POOL,
+    NORM,
+    RANDOM,
+    kind_of,
+    operands,
+    source_of,
+    writes,
+)
 
-_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
-_ADD_METHODS = ("add", "add_")
+START, END = "", "end"
+AFTER: dict[str, dict[str, str]] = {
+    START: {NORM: "norm", LINEAR: "linear", ACTIVATION: "act", DROPOUT: "drop", DROP_PATH: "path"},
+    "norm": {ADDITION: "norm add", ACTIVATION: "norm act", DROPOUT: END},
+    "norm add": {ACTIVATION: "norm add act", DROPOUT: END},
+    "norm act": {DROPOUT: END, MAX_POOL: END},
+    "norm add act": {DROPOUT: END},
+    "linear": {ACTIVATION: "linear act", DROPOUT: "tail"},
+    "linear act": {DROPOUT: "tail"},
+    "act": {DROPOUT: "tail", FRACTIONAL_POOL: END},
+    "drop": {ADDITION: END},
+    "tail": {ADDITION: END},
+    "path": {ADDITION: END},
+    END: {},
+}
+"""What is known of a chain, and what that is with one more layer; identities change nothing."""
+
+WHOLE = {"norm add", "norm act", "norm add act", "tail", "path", END}
+"""After which a chain may end."""
+
+_HEADS = ((NORM,), (LINEAR,), (ACTIVATION,), (DROPOUT, DROP_PATH))
+"""Layers that chains begin with, those before others whose layers both could have."""
 
 
-@dataclass
+class Step(NamedTuple):
+    """A layer of a chain."""
+
+    kind: str
+    node: Node
+    side: int = 0  # of an addition: which of its operands is the residual
+
+
+@dataclass(frozen=True)
 class Chain:
-    """Nodes that become one: `norm`, perhaps an addition, perhaps an activation, with identities in between."""
+    """Layers that become one, in order, with identities in between."""
 
-    norm: Node
-    nodes: list[Node] = field(default_factory=list)  # after the norm, in order
-    addition: Node | None = None  # among the nodes
-    side: int = 0  # which of its operands is the residual
-    activation: Activation | Node | None = None  # a node where it is a module
+    steps: tuple[Step, ...]
+
+    def step(self, kind: str) -> Step | None:
+        return next((step for step in self.steps if step.kind == kind), None)
+
+    def node(self, kind: str) -> Node | None:
+        step = self.step(kind)
+        return step.node if step else None
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [step.node for step in self.steps]
+
+    @property
+    def head(self) -> Node:
+        return self.steps[0].node
 
     @property
     def end(self) -> Node:
-        return self.nodes[-1]
+        return self.steps[-1].node
+
+    @property
+    def source(self) -> Node:
+        """What the chain is given at present: rewriting another chain may have replaced it."""
+        return source_of(self.head)
 
     @property
     def residual(self) -> Node | None:
-        """What is added at present: rewriting another chain may have replaced it."""
-        added = operands(self.addition) if self.addition else None
-        return added[self.side] if added else None
+        """What is added at present."""
+        addition = self.step(ADDITION)
+        added = operands(addition.node) if addition else None
+        return added[addition.side] if addition and added else None
 
     @property
     def how_it_adds(self) -> tuple[bool, bool]:
-        """`run_time.Addition`, as a graph may hold it."""
-        return self.side == 0, self.addition is not None and is_in_place_addition(self.addition)
+        """`members.Addition`, as a graph may hold it."""
+        addition = self.step(ADDITION)
+        return (addition.side == 0, writes(addition.node, {})) if addition else (False, False)
 
 
 @dataclass
 class Left:
-    """A BatchNorm that stays as it is, and why."""
+    """What stays as it is: a BatchNorm, or a chain; and why."""
 
-    norm: Node
+    chain: Chain
     reason: str
 
 
-def is_norm(node: Node, modules: Modules) -> bool:
-    """Whether a node is a BatchNorm that may begin a chain."""
-    if node.op == "call_module":
-        return is_batch_norm(modules[str(node.target)]) and len(node.args) == 1 and not node.kwargs
-    return node.op == "call_function" and node.target is F.batch_norm
+@dataclass
+class Found:
+    """The chains of a graph, and what is in none."""
+
+    chains: list[Chain] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
 
 
-def is_identity(node: Node, modules: Modules) -> bool:
-    return node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity
+def find_chains(graph: Graph, modules: Modules, dropout: bool) -> Found:
+    """All chains of a graph, in its order, and the BatchNorms and chains that are left.
+
+    Args:
+        graph: of `torch.fx` or of Dynamo.
+        modules: the graph's modules by name.
+        dropout: also chains with layers that draw random numbers.
+    """
+    found, taken = Found(), set[Node]()
+    for heads in _HEADS:
+        for node in graph.nodes:
+            kind = kind_of(node, modules)
+            if kind not in heads or node in taken:
+                continue
+            candidates, reason = _grow(Step(kind, node), modules, taken, dropout)
+            chain, obstacle = _certain(candidates, modules)
+            if chain:
+                found.chains.append(chain)
+                taken.update(chain.nodes)
+            elif obstacle or kind == NORM:
+                found.left.append(Left((candidates or [Chain((Step(kind, node),))])[0], obstacle or reason))
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    found.chains.sort(key=lambda chain: order[chain.head])
+    found.left.sort(key=lambda left: order[left.chain.head])
+    return found
 
 
-def operands(node: Node) -> tuple[Node, Node] | None:
-    """What an addition of two tensors adds; the first is written to where it is in place."""
-    is_add = node.op == "call_function" and node.target in _ADD_FUNCTIONS
-    is_add = is_add or (node.op == "call_method" and node.target in _ADD_METHODS)
-    arguments = (*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs))
-    if not is_add or len(arguments) != 2 or node.kwargs.get("alpha", 1) != 1 or "out" in node.kwargs:
-        return None
-    a, b = arguments
-    return (a, b) if isinstance(a, Node) and isinstance(b, Node) else None
+def follows(state: str, kind: str, dropout: bool) -> str:
+    """What is known of a chain with one more layer, or "" where it does not go on."""
+    return AFTER[state].get(kind, "") if dropout or kind not in RANDOM else ""
 
 
-def is_in_place_addition(node: Node) -> bool:
-    return node.target in (operator.iadd, "add_")
-
-
-def activation_at(node: Node, modules: Modules) -> Activation | Node | None:
-    """The activation that a node applies: the node itself where that is a module, which may change."""
-    if node.op == "call_module":
-        return node if activations.of_module(modules[str(node.target)]) else None
-    found = activations.of_node(node)
-    return found[0] if found else None
-
-
-def find_chains(graph: Graph, modules: Modules) -> tuple[list[Chain], list[Left]]:
-    """All chains of a graph, in its order, and the BatchNorms that are in none."""
-    chains: list[Chain] = []
-    left: list[Left] = []
-    taken: set[Node] = set()
-    for norm in graph.nodes:
-        if not is_norm(norm, modules):
-            continue
-        chain, reason = _grow(Chain(norm), modules, taken)
-        _leave_out_activation(chain, modules)
-        reason = reason or _obstacle(chain, modules)
-        if reason:
-            left.append(Left(norm, reason))
-        else:
-            chains.append(chain)
-            taken.update(chain.nodes)
-    return chains, left
-
-
-def _grow(chain: Chain, modules: Modules, taken: set[Node]) -> tuple[Chain, str]:
-    """The chain with what follows its norm; or why there is none."""
-    here, waiting = chain.norm, []  # identities, which belong to the chain if something follows them
+def _grow(head: Step, modules: Modules, taken: set[Node], dropout: bool) -> tuple[list[Chain], str]:
+    """All chains that begin with a layer, the longest first; and why it is no longer."""
+    state = follows(START, head.kind, dropout)
+    if not state:
+        return [], ""
+    steps = [head]
+    chains = [Chain((head,))] if state in WHOLE else []
     reason = "nothing that can be fused follows it"
-    while chain.activation is None:
+    while AFTER[state]:
+        here = steps[-1].node
         if len(here.users) != 1:
             reason = "its result is used more than once" if here.users else "its result is not used"
             break
         user = next(iter(here.users))
         if user in taken:
-            reason = "the addition after it belongs to another BatchNorm"
+            reason = "the addition after it belongs to another chain"
             break
-        if is_identity(user, modules):
-            waiting.append(user)
-        elif (added := operands(user)) and chain.addition is None and added[0] is not added[1]:
-            if is_in_place_addition(user) and added[0] is not here and not is_used_once(added[0], modules):
+        kind, side = kind_of(user, modules), 0
+        if kind == ADDITION:
+            a, b = operands(user) or (here, here)
+            if a is not here and writes(user, modules) and not is_used_once(a, modules):
                 reason = "it is added in place to another tensor"
                 break
-            chain.addition, chain.side = user, int(added[0] is here)
-            chain.nodes += [*waiting, user]
-            waiting = []
-        elif activation := activation_at(user, modules):
-            chain.activation = activation
-            chain.nodes += [*waiting, user]
-        else:
+            kind, side = kind if a is not b else "", int(a is here)
+        following = state if kind == IDENTITY else follows(state, kind, dropout)
+        if not following:
             break
-        here = user
-    return chain, "" if chain.nodes else reason
+        steps.append(Step(kind, user, side))
+        state = following
+        if kind != IDENTITY and state in WHOLE:
+            chains.insert(0, Chain(tuple(steps)))
+    return chains, reason
 
 
-def _leave_out_activation(chain: Chain, modules: Modules) -> None:
-    """Where what the operator would keep for backward after an addition, and stock does not, may be changed."""
-    if chain.addition is None or chain.residual is None or chain.activation is None:
-        return
-    activation = chain.activation
-    if isinstance(activation, Node):
-        activation = activations.of_module(modules[str(activation.target)]) or Activation("identity", {})
-    if activation.name in activations.KEEPS_RESULT:
-        is_safe = is_only_read(chain.end, modules)
-    elif activation.name in activations.KEEPS_INPUT:
-        is_safe = not may_change(chain.residual, _after(chain.end), modules)
-    else:
-        return
-    if not is_safe:
-        chain.activation, chain.nodes = None, chain.nodes[: chain.nodes.index(chain.addition) + 1]
+def _certain(candidates: list[Chain], modules: Modules) -> tuple[Chain | None, str]:
+    """The longest chain that certainly gives what its members do; or why there is none."""
+    reason = ""
+    for chain in candidates:
+        kept = certainty.what_is_kept_may_change(chain, modules)
+        obstacle = kept or certainty.obstacle(chain, modules)
+        if not obstacle:
+            return chain, ""
+        reason = reason or obstacle
+        if not kept and not _is_longer_than_needed(chain):
+            break
+    return None, reason
 
 
-def _after(node: Node) -> Iterator[Node]:
-    while node.next.op != "output" and node.next is not node:
-        node = node.next
-        yield node
-
-
-def _obstacle(chain: Chain, modules: Modules) -> str:
-    """Why the chain cannot be computed where it ends, or nothing: something in between changes what it needs."""
-    between = list(_between(chain.norm, chain.end, set(chain.nodes)))
-    source = chain.norm.all_input_nodes[0]
-    if may_change(source, between, modules):
-        return "its input may be changed in place before the chain ends"
-    if any(_switches_mode(node) for node in between):
-        return "gradients or autocast are switched before the chain ends"
-    state = _state_nodes(chain.norm)
-    shared = {node for value in state for node in may_share_memory(value, modules)} | set(state)
-    if any(_uses_state(chain.norm, node, shared, modules) for node in between):
-        return "its running statistics are used again before the chain ends"
-    if chain.addition and chain.residual:
-        after = list(_between(chain.addition, chain.end, set(chain.nodes)))
-        if may_change(chain.residual, after, modules):
-            return "what is added may be changed in place before the chain ends"
-    return ""
-
-
-def _between(first: Node, last: Node, but: set[Node]) -> Iterator[Node]:
-    """The nodes after `first` and before `last`; none where they are the same."""
-    node = first
-    while node is not last:
-        if node is not first and node not in but:
-            yield node
-        node = node.next
-
-
-def _switches_mode(node: Node) -> bool:
-    """As in Dynamo's graphs, where `with torch.no_grad()` is two nodes."""
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and name.startswith(("_enter_", "_exit_", "_set_grad", "set_grad", "_saved"))
-
-
-def _state_nodes(norm: Node) -> list[Node]:
-    """The nodes that are parameters or buffers of a BatchNorm."""
-    if norm.op == "call_function":
-        return [*norm.all_input_nodes[1:]]
-    prefix = f"{norm.target}."
-    return [node for node in norm.graph.nodes if node.op == "get_attr" and str(node.target).startswith(prefix)]
-
-
-def _uses_state(norm: Node, node: Node, shared: set[Node], modules: Modules) -> bool:
-    """Whether a node reads or writes a BatchNorm's state: what shares memory with it, or a module that holds it."""
-    if node in shared or any(source in shared for source in node.all_input_nodes):
-        return node.op not in ("get_attr", "placeholder")
-    if node.op != "call_module":
-        return False
-    owners = [norm] if norm.op == "call_module" else [n for n in _state_nodes(norm) if n.op == "get_attr"]
-    names = {str(owner.target) if owner is norm else str(owner.target).rpartition(".")[0] for owner in owners}
-    return any(module is modules[name] for name in names for module in modules[str(node.target)].modules())
+def _is_longer_than_needed(chain: Chain) -> bool:
+    """Whether a chain with an obstacle may be one without its last layer: else the user meant the values between."""
+    return chain.steps[-1].kind in (DROPOUT, MAX_POOL) or chain.steps[0].kind != NORM

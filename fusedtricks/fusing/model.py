@@ -11,10 +11,10 @@ from torch import nn
 from . import swaps
 from .activations import KEEPS_RESULT, of_module
 from .blocks import Plan, is_fused, prepare, remove_plans, set_plans
+from .members import is_batch_norm
 from .planning import has_own_forward, make_plans
 from .report import Entry, Report
 from .rewrite import Singles
-from .run_time import is_batch_norm
 from .verify import verify
 
 _REPORT = "_fusedtricks_report"
@@ -37,11 +37,16 @@ def fuse(
     dropout: bool = True,
     example_inputs: Any = None,
 ) -> Model:
-    """Fuses every chain of layers in a model that is certainly one: BatchNorm, a residual addition, an activation.
+    """Fuses every chain of layers in a model that is certainly one.
+
+    Such as BatchNorm, a residual addition, an activation and dropout; BatchNorm, activation and max-pooling; the bias
+    of a linear layer, an activation, dropout and an addition; stochastic depth and an addition; an activation and
+    fractional max-pooling. `chains.AFTER` is the list.
 
     Chains are found by tracing the forward of each module with `torch.fx`, so by the flow of data: across functions,
     operators and modules, and across the borders of modules. What cannot be traced, or would not be exactly the same,
-    stays stock; `report` says why. BatchNorms that stand alone, activations and dropout are replaced one for one.
+    stays stock; `report` says why. BatchNorms, activations, dropout and fractional pooling that stand alone are
+    replaced one for one.
 
     The model keeps its classes, attributes, modules, parameters, hooks and `state_dict`; only the forwards of the
     modules that contain chains change. They fall back on the user's own forward whenever the module is not as it was:
@@ -54,7 +59,8 @@ def fuse(
         model: any module.
         inplace: change this model, else a deep copy.
         activations: also replace activations that are in no chain.
-        dropout: also replace dropout, whose masks then come from another stream of random bits.
+        dropout: also replace, and take into chains, layers that draw random numbers: dropout of every kind, stochastic
+            depth and fractional max-pooling, whose masks and regions then come from another stream of random bits.
         example_inputs: a tensor, a tuple of arguments or a dictionary of keyword arguments. If given, the stock and the
             fused model are both run, forward and backward, in training and in evaluation, and compared.
 
@@ -172,7 +178,7 @@ class _Planner:
             return False
         if kind in swaps.NORMS:
             return True
-        return self._singles.dropout if kind in swaps.DROPOUTS else self._singles.activations
+        return self._singles.dropout if kind in swaps.RANDOM else self._singles.activations
 
     def _why_not_kept(self, module: nn.Module) -> str:
         """Why an activation must not keep its result for backward; in place stock does so too."""

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from . import tracing
+from . import drop_paths, tracing
 from .aliases import Modules
 from .blocks import Guard, Plan, is_fused
-from .chains import activation_at, is_identity, is_norm, operands
+from .chains import START, WHOLE, follows
+from .kinds import ADDITION, IDENTITY, NORM, kind_of, operands
+from .members import has_hooks, is_batch_norm, is_patched
 from .rewrite import Singles, rewrite
-from .run_time import has_hooks, is_batch_norm, is_patched
 from .tracing import Trace
 from .watching import NotTraceable
 
@@ -47,7 +48,8 @@ def has_own_forward(module: nn.Module) -> bool:
     if kind.forward is nn.Module.forward:
         return False
     is_library = kind.__module__.split(".")[0] in ("torch", "fusedtricks")
-    return kind is nn.Sequential or not (is_library or is_batch_norm(module))
+    is_layer = is_library or is_batch_norm(module) or drop_paths.of_module(module) is not None
+    return kind is nn.Sequential or not is_layer
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def _make_plan(block: nn.Module, singles: Singles) -> Plan:
         modules = _members(block)
     except RecursionError:
         raise NotTraceable("its modules contain each other") from None
-    traced, inlined = _Borders(modules).trace(block)
+    traced, inlined = _Borders(modules, singles.dropout).trace(block)
     done = rewrite(traced.graph, modules, singles)
     guards = [
         Guard(
@@ -89,8 +91,8 @@ def _make_plan(block: nn.Module, singles: Singles) -> Plan:
 class _Borders:
     """Decides which modules become part of a graph: those by whose beginning or end a chain goes through."""
 
-    def __init__(self, modules: Modules) -> None:
-        self._modules = modules
+    def __init__(self, modules: Modules, dropout: bool) -> None:
+        self._modules, self._dropout = modules, dropout
         self._graphs: dict[nn.Module, Graph | None] = {}
 
     def trace(self, block: nn.Module) -> tuple[Trace, list[str]]:
@@ -120,36 +122,38 @@ class _Borders:
 
     def _end_continues(self, node: Node) -> bool:
         """Whether a module ends in a chain that its only user goes on with."""
-        end = self._end(node, self._modules)
-        return bool(end) and self._goes_on(node, end, self._modules)
+        state = self._state(node, self._modules)
+        return bool(state) and self._goes_on(node, state, self._modules)
 
-    def _goes_on(self, node: Node, end: str, modules: Modules) -> bool:
-        if len(node.users) != 1:
+    def _goes_on(self, node: Node, state: str, modules: Modules) -> bool:
+        user = _only_user(node, modules)
+        if user is None:
             return False
-        user = next(iter(node.users))
-        if is_identity(user, modules):
-            return self._goes_on(user, end, modules)
-        if activation_at(user, modules):
-            return True
-        if (added := operands(user)) and end == "norm":
-            return not any(is_norm(other, modules) for other in added)  # else the chain is that one's
-        return self._may_be_opened(user, modules) and self._begins_with_activation(user, modules)
+        kind = kind_of(user, modules)
+        if kind == ADDITION and any(kind_of(other, modules) == NORM for other in operands(user) or ()):
+            return False  # the chain is that one's
+        return self._takes(state, kind) or self._begins_with_more(user, state, modules)
+
+    def _takes(self, state: str, kind: str) -> bool:
+        """Whether a chain, of which that is known, may end in one layer more."""
+        return follows(state, kind, self._dropout) in WHOLE
 
     def _beginning_continues(self, node: Node) -> bool:
         """Whether a module begins with what continues a chain of its user's."""
         sources = [source for source in node.all_input_nodes if len(source.users) == 1]
-        ends = any(self._end(source, self._modules) for source in sources)
-        return ends and self._begins_with_activation(node, self._modules)
+        states = [self._state(source, self._modules) for source in sources]
+        return any(state and self._begins_with_more(node, state, self._modules) for state in states)
 
-    def _end(self, node: Node, modules: Modules) -> str:
-        """What a value is the result of: a "norm" or its "sum" with another, also at the end of a module; or ""."""
-        if is_norm(node, modules):
-            return "norm"
-        if is_identity(node, modules) and len(node.args) == 1:
-            return self._end(node.all_input_nodes[0], modules)
-        if added := operands(node):
-            norms = (len(a.users) == 1 and self._end(a, modules) == "norm" for a in added)
-            return "sum" if any(norms) else ""
+    def _state(self, node: Node, modules: Modules) -> str:
+        """What is known of the chain that a value is the result of, also at the end of a module; or ""."""
+        kind = kind_of(node, modules)
+        if kind == IDENTITY:
+            return self._state(node.all_input_nodes[0], modules)
+        if kind:
+            sources = operands(node) or node.all_input_nodes[:1]
+            before = [self._state(source, modules) for source in sources if len(source.users) == 1]
+            states = [follows(state, kind, self._dropout) for state in before if state]
+            return next(filter(None, states), "") or follows(START, kind, self._dropout)
         if not self._may_be_opened(node, modules):
             return ""
         inside = modules[str(node.target)]
@@ -157,19 +161,20 @@ class _Borders:
         result = graph.output_node().args[0] if graph else None
         if not isinstance(result, Node) or len(result.users) != 1:
             return ""
-        return self._end(result, _members(inside))
+        return self._state(result, _members(inside))
 
-    def _begins_with_activation(self, node: Node, modules: Modules) -> bool:
+    def _begins_with_more(self, node: Node, state: str, modules: Modules) -> bool:
+        """Whether a module begins with what a chain may end in."""
+        if not self._may_be_opened(node, modules):
+            return False
         inside = modules[str(node.target)]
         graph = self._graph(inside)
         members = _members(inside)
         for value in graph.nodes if graph else ():
-            user = next(iter(value.users), None)
-            if value.op != "placeholder" or len(value.users) != 1 or user is None:
+            first = _only_user(value, members) if value.op == "placeholder" else None
+            if first is None:
                 continue
-            if activation_at(user, members):
-                return True
-            if self._may_be_opened(user, members) and self._begins_with_activation(user, members):
+            if self._takes(state, kind_of(first, members)) or self._begins_with_more(first, state, members):
                 return True
         return False
 
@@ -180,6 +185,14 @@ class _Borders:
             except NotTraceable:
                 self._graphs[module] = None
         return self._graphs[module]
+
+
+def _only_user(node: Node, modules: Modules) -> Node | None:
+    """The one user of a value, behind identities."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return _only_user(user, modules) if kind_of(user, modules) == IDENTITY else user
 
 
 def _members(module: nn.Module) -> Modules:

@@ -19,9 +19,10 @@ class Report:
     """What `fuse` did to a model.
 
     Attributes:
-        chains: BatchNorms fused with what follows them.
+        chains: layers that became one call.
         singles: layers replaced one for one.
-        left: BatchNorms in no chain, and modules whose forward could not be rewritten, with the reason.
+        left: BatchNorms in no chain, chains that are not certainly the same, and modules whose forward could not be
+            rewritten, with the reason.
     """
 
     chains: list[Entry] = field(default_factory=list)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..nn.batchnorm import batch_norm_act_of
-from . import activations, run_time
+from . import activations, masks, members, run_time
 
 
 def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
     def forward(self: nn.Module, input: Tensor) -> Tensor:
         activation = activations.of_module(self)
-        if activation is None or not run_time.is_ours_alone(input):
+        if activation is None or not members.is_ours_alone(input):
             return stock.forward(self, input)
         return run_time.activation(
             input, activation.name, bool(getattr(self, "inplace", False)), **activation.parameters
@@ -28,22 +28,54 @@ def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
 
 
 def _norm_forward(self: Any, input: Tensor) -> Tensor:
-    if not run_time.has_kernels(input) or not run_time.has_usual_state(self):
+    if not members.has_kernels(input) or not run_time.has_usual_state(self):
         return nn.modules.batchnorm._BatchNorm.forward(self, input)
     return batch_norm_act_of(self, input, None, "identity", None)
 
 
-def _dropout_forward(self: Any, input: Tensor) -> Tensor:
-    return run_time.dropout(input, self.p, self.training, self.inplace)
+def _dropout_forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return function(input, self.p, self.training, self.inplace)
+
+    return forward
+
+
+def _alpha_dropout_forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Which in stock's modules is never in place."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return function(input, self.p, self.training)
+
+    return forward
+
+
+def _fractional_pool_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, input: Tensor) -> Any:
+        sizes = (self.kernel_size, self.output_size, self.output_ratio)
+        return function(input, *sizes, self.return_indices, self._random_samples)
+
+    return forward
 
 
 ACTIVATIONS = activations.MODULE_NAMES
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
-DROPOUTS = ("Dropout",)
+_RANDOM_FORWARDS = {
+    "Dropout": _dropout_forward(masks.dropout),
+    "Dropout1d": _dropout_forward(masks.dropout1d),
+    "Dropout2d": _dropout_forward(masks.dropout2d),
+    "Dropout3d": _dropout_forward(masks.dropout3d),
+    "AlphaDropout": _alpha_dropout_forward(masks.alpha_dropout),
+    "FeatureAlphaDropout": _alpha_dropout_forward(masks.feature_alpha_dropout),
+    "FractionalMaxPool2d": _fractional_pool_forward(masks.fractional_max_pool2d),
+    "FractionalMaxPool3d": _fractional_pool_forward(masks.fractional_max_pool3d),
+}
+RANDOM = tuple(_RANDOM_FORWARDS)
+"""Layers that draw random numbers, which are then others."""
+
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _define(name: str, forward: Callable[..., Tensor]) -> type[nn.Module]:
+def _define(name: str, forward: Callable[..., Any]) -> None:
     """A subclass of the stock class, found by pickle under its name in this file."""
     stock = getattr(nn, name)
 
@@ -54,20 +86,20 @@ def _define(name: str, forward: Callable[..., Tensor]) -> type[nn.Module]:
 
     twin = type(name, (stock,), {"__module__": __name__, "__doc__": f"`torch.nn.{name}`, fused.", "forward": traceable})
     globals()[name] = _TWINS[stock] = twin
-    return twin
+    members.recognise(twin, stock)
 
 
 for _name in ACTIVATIONS:
-    activations.recognise(_define(_name, _activation_forward(getattr(nn, _name))), getattr(nn, _name))
+    _define(_name, _activation_forward(getattr(nn, _name)))
 for _name in NORMS:
-    run_time.recognise_batch_norm(_define(_name, _norm_forward).forward)
-for _name in DROPOUTS:
-    _define(_name, _dropout_forward)
+    _define(_name, _norm_forward)
+for _name, _forward in _RANDOM_FORWARDS.items():
+    _define(_name, _forward)
 
 
 def twin(module: nn.Module) -> type[nn.Module] | None:
     """The class that a module may get instead of its stock one; None for every other class, derived ones too."""
-    return None if run_time.is_patched(module) else _TWINS.get(type(module))
+    return None if members.is_patched(module) else _TWINS.get(type(module))
 
 
 def is_swapped(module: nn.Module) -> bool:

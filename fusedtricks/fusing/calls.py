@@ -1,0 +1,115 @@
+"""The nodes that chains and single layers become: calls of functions of `run_time`, `run_tail` and `masks`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Graph, Node
+
+from . import activations, masks, run_tail, run_time
+from .aliases import Modules
+from .chains import Chain
+from .kinds import (
+    ACTIVATION,
+    DROP_PATH,
+    DROPOUT,
+    FRACTIONAL_POOL,
+    LINEAR,
+    MAX_POOL,
+    NORM,
+    arguments,
+    settings,
+    writes,
+)
+
+
+def call_of_chain(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> Node:
+    """One call for a chain, where it ends; `owns` is `certainty.owns_source`."""
+    with graph.inserting_before(chain.end):
+        function, given = _call(graph, chain, modules, owns)
+        return graph.call_function(function, given)
+
+
+def _call(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> tuple[Any, tuple[Any, ...]]:
+    node, source, adds = chain.node, chain.source, chain.how_it_adds
+    act = _activation(graph, node(ACTIVATION))
+    dropout = _member(graph, node(DROPOUT))
+    if path := node(DROP_PATH):
+        return run_tail.drop_path, (_member(graph, path), source, chain.residual, adds)
+    if norm := node(NORM):
+        layer = _norm(graph, norm)
+        if pool := node(MAX_POOL):
+            return run_time.norm_act_pool, (layer, source, *act, _member(graph, pool))
+        return run_time.norm_act, (layer, source, chain.residual, *act, adds, dropout)
+    if pool := node(FRACTIONAL_POOL):
+        return run_tail.act_pool, (source, *act, _member(graph, pool), _name_of_pool(pool, modules), owns)
+    return run_tail.tail, (_linear(graph, node(LINEAR)), source, *act, dropout, chain.residual, adds, owns)
+
+
+def _module(graph: Graph, node: Node) -> Node:
+    return graph.get_attr(str(node.target))
+
+
+def _member(graph: Graph, node: Node | None) -> Any:
+    """A module, or the settings of a function; None where there is none."""
+    if node is None:
+        return None
+    return _module(graph, node) if node.op == "call_module" else settings(node)
+
+
+def _activation(graph: Graph, node: Node | None) -> tuple[Any, Any]:
+    if node is None:
+        return None, None
+    if node.op == "call_module":
+        return _module(graph, node), None
+    found = activations.of_node(node)
+    return (found[0].name, found[0].parameters or None) if found else (None, None)
+
+
+def _norm(graph: Graph, node: Node) -> Any:
+    if node.op == "call_module":
+        return _module(graph, node)
+    return {name: value for name, value in arguments(node).items() if name != "input"}
+
+
+def _linear(graph: Graph, node: Node | None) -> Any:
+    if node is None:
+        return None
+    if node.op == "call_module":
+        return _module(graph, node)
+    given = arguments(node)
+    return given["weight"], given["bias"]
+
+
+def _name_of_pool(node: Node, modules: Modules) -> str:
+    if node.op == "call_function":
+        return str(getattr(node.target, "__name__", ""))
+    is_3d = isinstance(modules[str(node.target)], nn.FractionalMaxPool3d)
+    return "fractional_max_pool3d" if is_3d else "fractional_max_pool2d"
+
+
+def call_of_single(graph: Graph, node: Node, is_activation: bool, is_random: bool, is_only_read: bool) -> Node | None:
+    """One of our functions for a stock one that is in no chain; None where there is none, or none is wanted.
+
+    An activation that keeps its result for backward, where stock keeps its input, has to be one that is only read.
+    """
+    found = activations.of_node(node)
+    function: Any
+    values: tuple[Any, ...] = ()
+    given: dict[str, Any] = {}
+    if found and is_activation:
+        activation, source = found
+        if activation.name in activations.KEEPS_RESULT and not is_only_read:
+            return None
+        function = run_time.activation
+        given = {"input": source, "act": activation.name, "inplace": writes(node, {}), **activation.parameters}
+    elif node.op == "call_function" and node.target in masks.OURS and is_random:
+        function, values, given = masks.OURS[node.target], node.args, dict(node.kwargs)
+    elif node.op == "call_function" and node.target is F.batch_norm:
+        function, values = run_time.norm_act, (_norm(graph, node), arguments(node)["input"])
+    else:
+        return None
+    with graph.inserting_before(node):
+        return graph.call_function(function, values, given)

@@ -1,0 +1,175 @@
+"""Whether a chain certainly gives what its members give: it is computed where it ends, and keeps other tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.fx import Node
+
+from . import activations, drop_paths
+from .activations import Activation
+from .aliases import Modules, is_only_read, is_used_once, may_change, may_share_memory
+from .kinds import (
+    ACTIVATION,
+    ADDITION,
+    DROP_PATH,
+    DROPOUT,
+    FRACTIONAL_POOL,
+    LINEAR,
+    MAX_POOL,
+    NORM,
+    activation_of,
+    writes,
+)
+
+if TYPE_CHECKING:
+    from .chains import Chain
+
+_RANDOM_NAMES = ("dropout", "rand", "bernoulli", "attention", "fractional", "rrelu", "normal", "multinomial", "gumbel")
+
+
+def what_is_kept_may_change(chain: Chain, modules: Modules) -> str:
+    """Why the operator must not keep for backward what it keeps and stock does not: that may be changed in place."""
+    kept = _kept(chain, modules)
+    if "result" in kept and not is_only_read(chain.end, modules, is_new=True):
+        return "its result may be changed in place"
+    after = list(_after(chain.end))
+    if "residual" in kept and chain.residual is not None and may_change(chain.residual, after, modules):
+        return "what is added may be changed in place later"
+    if "source" in kept and may_change(chain.source, after, modules):
+        return "its input may be changed in place later"
+    return ""
+
+
+def _kept(chain: Chain, modules: Modules) -> set[str]:
+    """What the operator keeps for backward, and stock does not: its "result", the "residual" or its "source"."""
+    name = _activation(chain, modules).name
+    has_residual, drops = chain.residual is not None, chain.node(DROPOUT) is not None
+    if name == "identity" or chain.node(MAX_POOL):
+        return set()
+    if chain.node(FRACTIONAL_POOL):
+        return {"result"}
+    if not chain.node(NORM):
+        if has_residual:
+            return {"source"} if not chain.node(LINEAR) else set()
+        return {"result"} if name not in activations.KEEPS_INPUT else set()
+    if not has_residual:
+        return set()
+    kept = {"residual"} if name in activations.KEEPS_INPUT or (drops and name != "relu") else set()
+    return kept | ({"result"} if name in activations.KEEPS_RESULT or (drops and name == "relu") else set())
+
+
+def _activation(chain: Chain, modules: Modules) -> Activation:
+    node = chain.node(ACTIVATION)
+    return activation_of(node, modules) if node else Activation("identity", {})
+
+
+def _after(node: Node) -> Iterator[Node]:
+    while node.next.op != "output" and node.next is not node:
+        node = node.next
+        yield node
+
+
+def obstacle(chain: Chain, modules: Modules) -> str:
+    """Why the chain cannot be computed where it ends, or nothing: something in between changes what it needs."""
+    between = list(_between(chain.head, chain, modules))
+    if may_change(chain.source, between, modules):
+        return "its input may be changed in place before the chain ends"
+    if _writes_to_its_source(chain, modules) and not owns_source(chain, modules):
+        return "it is in place on a tensor that others may see"
+    if chain.node(FRACTIONAL_POOL) and not activations.never_decreases(*_activation(chain, modules)):
+        return "the maxima before its activation are not those behind it"
+    if any(_switches_mode(node) for node in between):
+        return "gradients or autocast are switched before the chain ends"
+    if why := _state_is_used(chain, between, modules):
+        return why
+    addition = chain.node(ADDITION)
+    if addition and chain.residual and may_change(chain.residual, _between(addition, chain, modules), modules):
+        return "what is added may be changed in place before the chain ends"
+    random = chain.node(DROPOUT) or chain.node(DROP_PATH)
+    if random and any(_may_draw(node, modules) for node in _between(random, chain, modules)):
+        return "random numbers are drawn before the chain ends"
+    return ""
+
+
+def _between(first: Node, chain: Chain, modules: Modules) -> Iterator[Node]:
+    """The nodes after `first` and before the chain's end that are no part of it."""
+    node, own = first, set(chain.nodes)
+    while node is not chain.end:
+        if node not in own:
+            yield node
+        node = node.next
+
+
+def owns_source(chain: Chain, modules: Modules) -> bool:
+    """Whether nobody would notice if the chain wrote to what it is given: it does not, or nobody else sees that."""
+    return chain.steps[0].kind in (NORM, LINEAR) or is_used_once(chain.source, modules)
+
+
+def _writes_to_its_source(chain: Chain, modules: Modules) -> bool:
+    """Whether one of the members does; after one that makes a tensor of its own none does."""
+    for step in chain.steps:
+        if step.kind in (NORM, LINEAR):
+            return False
+        if writes(step.node, modules):
+            return step.kind != ADDITION or step.side == 1
+        if step.kind == ACTIVATION:
+            return False
+    return False
+
+
+def _switches_mode(node: Node) -> bool:
+    """As in Dynamo's graphs, where `with torch.no_grad()` is two nodes."""
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and name.startswith(("_enter_", "_exit_", "_set_grad", "set_grad", "_saved"))
+
+
+def _state_is_used(chain: Chain, between: list[Node], modules: Modules) -> str:
+    if chain.steps[0].kind not in (NORM, LINEAR):
+        return ""
+    state = _state_nodes(chain.head)
+    shared = {node for value in state for node in may_share_memory(value, modules)} | set(state)
+    if not any(_uses_state(chain.head, node, shared, modules) for node in between):
+        return ""
+    what = "running statistics" if chain.steps[0].kind == NORM else "weight and bias"
+    return f"its {what} are used again before the chain ends"
+
+
+def _state_nodes(head: Node) -> list[Node]:
+    """The nodes that are parameters or buffers of a chain's first layer."""
+    if head.op == "call_function":
+        return [*head.all_input_nodes[1:]]
+    prefix = f"{head.target}."
+    return [node for node in head.graph.nodes if node.op == "get_attr" and str(node.target).startswith(prefix)]
+
+
+def _uses_state(head: Node, node: Node, shared: set[Node], modules: Modules) -> bool:
+    """Whether a node reads or writes a layer's state: what shares memory with it, or a module that holds it."""
+    if node in shared or any(source in shared for source in node.all_input_nodes):
+        return node.op not in ("get_attr", "placeholder")
+    if node.op != "call_module":
+        return False
+    owners = [head] if head.op == "call_module" else [n for n in _state_nodes(head) if n.op == "get_attr"]
+    names = {str(owner.target) if owner is head else str(owner.target).rpartition(".")[0] for owner in owners}
+    return any(module is modules[name] for name in names for module in modules[str(node.target)].modules())
+
+
+def _may_draw(node: Node, modules: Modules) -> bool:
+    """Whether a node may draw random numbers, whose order would be another."""
+    if node.op == "call_module":
+        return any(_module_may_draw(module) for module in modules[str(node.target)].modules())
+    if node.op not in ("call_function", "call_method"):
+        return False
+    library = (getattr(node.target, "__module__", None) or "torch").split(".")[0]
+    name = str(getattr(node.target, "__name__", node.target)).lower()
+    return library not in ("torch", "_operator", "builtins", "math") or any(word in name for word in _RANDOM_NAMES)
+
+
+def _module_may_draw(module: nn.Module) -> bool:
+    library, name = type(module).__module__, type(module).__name__.lower()
+    if not library.startswith(("torch.nn.modules.", "fusedtricks.")) or drop_paths.of_module(module):
+        return True
+    words = (*_RANDOM_NAMES, "transformer", "rnn", "lstm", "gru")
+    return any(word in name for word in words)

@@ -1,0 +1,171 @@
+"""What the members of a chain are when it is called: modules may have been replaced, frozen, converted, given hooks."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .. import _build_info, eager
+from .. import nn as ftnn
+from . import activations
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DEVICES = {"cpu", "meta", *(name for name in _build_info.backends if name == "cuda")}
+_BATCH_NORM_FORWARDS = {_BatchNorm.forward}
+_DROPOUTS: set[type[nn.Module]] = {nn.Dropout, ftnn.Dropout}
+_FRACTIONAL_POOLS: set[type[nn.Module]] = {nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
+
+
+def recognise(twin: type[nn.Module], stock: type[nn.Module]) -> None:
+    """Makes a further class known, whose modules are what those of a stock class are."""
+    for known in (_DROPOUTS, _FRACTIONAL_POOLS):
+        if stock in known:
+            known.add(twin)
+    if issubclass(stock, _BatchNorm):
+        _BATCH_NORM_FORWARDS.add(twin.forward)
+    activations.recognise(twin, stock)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module computes what stock BatchNorm computes, whatever it is called."""
+    kind = type(module)
+    is_stock = isinstance(module, _BatchNorm) and kind.forward in _BATCH_NORM_FORWARDS and not is_patched(module)
+    return is_stock and kind.__call__ is nn.Module.__call__
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module is dropout of values that does nothing in evaluation."""
+    return type(module) in _DROPOUTS and getattr(module, "mode", "inverted") == "inverted"
+
+
+def is_fractional_pool(module: nn.Module) -> bool:
+    return type(module) in _FRACTIONAL_POOLS
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own, which is not that of its class."""
+    return "forward" in vars(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before, after or instead of the module's own forward or backward."""
+    m = module
+    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return bool(hooks) or is_patched(m)
+
+
+def any_global_hooks() -> bool:
+    """Whether something is called before or after the forward or backward of every module."""
+    return any(_GLOBAL_HOOKS)
+
+
+def has_kernels(input: Any) -> bool:
+    """Whether there are kernels for a tensor; none where the model is exported, which is to end in stock operators."""
+    if not isinstance(input, Tensor) or input.dtype not in _DTYPES or input.device.type not in _DEVICES:
+        return False
+    if input.layout is not torch.strided or input.is_nested or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    return type(input) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(input)
+
+
+def is_ours_alone(input: Any) -> bool:
+    """Whether a layer that follows no BatchNorm is run by our kernels.
+
+    Under compilation on a GPU it is Inductor's, which makes it a part of its neighbours' kernels; on the CPU Inductor's
+    code was measured to be slower than ours.
+    """
+    return has_kernels(input) and not (torch.compiler.is_compiling() and input.is_cuda)
+
+
+class Addition(NamedTuple):
+    """How a chain adds its residual."""
+
+    residual_first: bool  # residual + z, and not z + residual
+    in_place: bool
+
+
+PLAIN = Addition(False, False)
+
+
+def fits(input: Any, residual: Any, addition: Addition) -> bool:
+    """Whether one kernel gives what the members of a chain do, its type and its strides too."""
+    if not has_kernels(input):
+        return False
+    if residual is None:
+        return True
+    if not has_kernels(residual) or residual.shape != input.shape or residual.dtype != input.dtype:
+        return False
+    return residual.device == input.device and (not addition.residual_first or residual.stride() == input.stride())
+
+
+def add(z: Tensor, residual: Tensor | None, addition: Addition) -> Tensor:
+    """The addition as the user wrote it."""
+    if residual is None:
+        return z
+    function = operator.iadd if addition.in_place else operator.add
+    return function(residual, z) if addition.residual_first else function(z, residual)
+
+
+class Act(NamedTuple):
+    """What an activation is at present."""
+
+    name: str
+    parameters: Any
+    in_place: bool
+
+
+Activation = nn.Module | str | None
+"""An activation as a graph has it: a module, or a name that comes with parameters, or none."""
+
+
+def act_of(act: Activation, act_kwargs: Mapping[str, float] | None) -> Act | None:
+    """None for a module that is not one of ours, or has hooks."""
+    if act is None:
+        return Act("identity", None, False)
+    if isinstance(act, str):
+        return Act(act, act_kwargs, False)
+    found = None if has_hooks(act) else activations.of_module(act)
+    return Act(*found, bool(getattr(act, "inplace", False))) if found else None
+
+
+def activate(z: Tensor, act: Activation, act_kwargs: Mapping[str, float] | None) -> Tensor:
+    """The activation itself; a function's as stock has it, which keeps what stock keeps."""
+    if act is None:
+        return z
+    return act(z) if isinstance(act, nn.Module) else eager.activation(z, act, **(act_kwargs or {}))
+
+
+class Drop(NamedTuple):
+    """What a dropout does at present."""
+
+    p: float  # 0 in evaluation
+    in_place: bool
+
+
+Dropout = nn.Module | tuple[float, bool, bool] | None
+"""Dropout as a graph has it: a module, or p, training and inplace, or none."""
+
+
+def drop_of(dropout: Dropout) -> Drop | None:
+    """None for a module that is not one of ours, or has hooks; and for a p that stock refuses."""
+    if dropout is None:
+        return Drop(0.0, False)
+    if isinstance(dropout, nn.Module):
+        if has_hooks(dropout) or not is_dropout(dropout):
+            return None
+        dropout = (dropout.p, dropout.training, dropout.inplace)  # type: ignore[assignment]
+    p, training, in_place = dropout  # type: ignore[misc]
+    return Drop(p if training else 0.0, in_place) if 0 <= p <= 1 else None
