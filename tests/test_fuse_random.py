@@ -128,16 +128,16 @@ def test_batch_norm_drops_what_its_seed_says(act, residual, calls):
 
 
 @pytest.mark.parametrize("frozen", ["norm", "drop"])
-def test_batch_norm_and_its_dropout_in_different_modes(frozen, calls):
+def test_batch_norm_and_its_dropout_in_different_modes(frozen, calls, kernels):
+    """A BatchNorm in evaluation drops nothing: its dropout follows it."""
     stock = NormDropout(P).double()
     fused = fusedtricks.fuse(stock)
     for model in (stock, fused):
         (model.bn1 if frozen == "norm" else model.drop).eval()
     assert_same_training(fused, stock)
-    torch.manual_seed(SEED)
-    dropped = fused.train()
-    (dropped.bn1 if frozen == "norm" else dropped.drop).eval()
-    assert dropped(image()).isfinite().all() and calls
+    kernels.clear()
+    assert fused(image()).isfinite().all() and calls
+    assert kernels == (["dropout"] if frozen == "norm" else [])
 
 
 def test_drop_path_drops_what_its_seed_says(kernels):
@@ -338,7 +338,7 @@ def test_residuals_that_do_not_fit(kind, residual_first, in_place, kernels):
             self.fc, self.drop = nn.Linear(5, 6), nn.Dropout(0.0)
 
         def forward(self, x: Tensor, r: Tensor) -> Tensor:
-            y = self.drop(F.relu(self.fc(x)))
+            y = self.drop(F.leaky_relu(self.fc(x)))
             s = torch.relu(r)
             if residual_first:
                 s, y = y, s
@@ -545,12 +545,9 @@ def test_pooling_that_is_changed_after_fusing(change, kernels):
     for model in (stock, fused):
         change(model)
         model[4] = ftnn.Identity()
+        model[2]._random_samples = torch.linspace(0, 0.9, 24, dtype=torch.float64).view(3, 4, 2)
     x = image()
-    with stock_dropout():
-        torch.manual_seed(SEED)
-        expected = stock[:4](x)
-        torch.manual_seed(SEED)
-        torch.testing.assert_close(fused(x), expected)
+    torch.testing.assert_close(fused(x), stock(x))
 
 
 @pytest.mark.parametrize(
