@@ -125,15 +125,8 @@ struct Backward {
 
   // The gradients of the n elements from i on.
   void differentiate(int64_t i, int64_t n, const uint32_t* word, V* g) const {
-    if (a.has_mask) {
-      const uint32_t threshold = uint32_t(a.rate.threshold);
-      const V scale = V(a.rate.scale);
-      const T* from = dy + i;
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) g[j] = masked(load(from[j]) * scale, word[j], threshold);
-    } else {
-      multiply_by(dy, V(a.rate.scale), i, n, g);
-    }
+    multiply_by(dy, V(a.rate.scale), i, n, g);
+    if (a.has_mask) drop_span(g, g, n, word, uint32_t(a.rate.threshold), V(1));
     if (a.kept == Kept::kNothing) return;
     Tile<V> k;
     if (a.kept == Kept::kResult) {
