@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -74,10 +74,56 @@ def _dropout(device: str) -> float:
         raise ArithmeticError("Philox4x32-10 does not give its published known answer")
     p, seed = 0.5, 20
     ones = torch.ones(_ELEMENTS, device=device)
-    key, offset = torch.ops.fusedtricks.dropout(ones, p, True, seed)[1].tolist()
+    key, offset = torch.ops.fusedtricks.dropout(ones, p, "inverted", seed)[1].tolist()
     words = [word for block in range(-(-_ELEMENTS // 4)) for word in _C.philox(key, offset, block)]
     mask = torch.tensor(words[:_ELEMENTS]) >= p * 2**32
     return _error(lambda x: functional.dropout(x, p, seed=seed), lambda x: x * mask / (1 - p), [ones.cpu()], device)
+
+
+def _act_dropout(device: str) -> float:
+    inputs = [_random(20, 37, seed=6), _random(37, seed=7), _random(20, 37, seed=8)]
+
+    def call(module: ModuleType, *tensors: Tensor) -> Tensor:
+        return module.act_dropout(*tensors, act="silu", p=0.5, seed=20)
+
+    return _error(lambda *a: call(functional, *a), lambda *a: call(eager, *a), inputs, device)
+
+
+def _drop_path(device: str) -> float:
+    inputs = [_random(9, 7, 5, seed=9), _random(9, 7, 5, seed=10)]
+    return _error(
+        lambda x, residual: functional.drop_path(x, 0.5, residual, seed=20),
+        lambda x, residual: eager.feature_dropout(x, residual, 1, 0.5, seed=20),
+        inputs,
+        device,
+    )
+
+
+def _max_pool(device: str) -> float:
+    inputs = [_random(2, 3, 9, 11, seed=11), _random(3, seed=12), _random(3, seed=13)]
+    stem = _error(
+        lambda *a: functional.batch_norm_act_max_pool2d(a[0], None, None, *a[1:], kernel_size=3, training=True),
+        lambda *a: torch.nn.functional.max_pool2d(eager.batch_norm_act(a[0], None, None, *a[1:], training=True), 3),
+        inputs,
+        device,
+    )
+    fractional = _error(
+        lambda x: cast("Tensor", functional.fractional_max_pool2d(x, 2, (4, 5), act="tanh", seed=20)),
+        lambda x: eager.fractional_max_pool(x, (2, 2), (4, 5), act="tanh", seed=20)[0],
+        inputs[:1],
+        device,
+    )
+    return max(stem, fractional)
+
+
+def _samples(device: str) -> float:
+    index = torch.tensor([4, 1, 2])
+    return _error(
+        lambda x, rows: functional.add_samples(x, rows, index.to(device), 1.5),
+        lambda x, rows: x.index_add(0, index, rows, alpha=1.5),
+        [_random(6, 5, 3, seed=14), _random(3, 5, 3, seed=15)],
+        device,
+    )
 
 
 CHECKS = {
@@ -85,6 +131,10 @@ CHECKS = {
     "batch_norm_drop": _batch_norm_act_dropout,
     "activation": _activation,
     "dropout": _dropout,
+    "act_dropout": _act_dropout,
+    "drop_path": _drop_path,
+    "max_pool": _max_pool,
+    "samples": _samples,
 }
 
 

@@ -41,7 +41,7 @@ SUITES = [
     ("reversed", "hold", ["batch_norm_act"], "shape or layout or residual"),
     ("shuffled", "two", ["batch_norm_act", "activations", "dropout"], "shape or layout or residual or in_place"),
     ("shuffled", "two", ["batch_norm_dropout", "batch_norm_pool"], "shape or layout or residual or windows"),
-    ("shuffled", "two", ["fractional_max_pool", "stochastic_depth"], "layout or dtype or activation or samples"),
+    ("shuffled", "two", ["fractional_max_pool", "stochastic_depth"], "layout or dtype or activation or add_samples"),
     ("shuffled", "two", ["act_dropout", "feature_dropout"], "every_layout or every_dtype or every_shape"),
     ("shuffled", "hold", ["batch_norm_act"], "shape or layout or residual"),
 ]
