@@ -114,7 +114,7 @@ struct WriteGradient {
 
 // dx, and the sums over every chunk of it.
 template <class T, class Walk>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMaskedBlocks)
     sum_gradients(WriteGradient<T> write, typename Walk::Plan plan, Layout layout, bool in_order, MaskSource source,
                   BiasPartials<Compute<T>> out) {
   using V = Compute<T>;

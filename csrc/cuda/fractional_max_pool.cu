@@ -28,6 +28,12 @@ struct Division {
   }
 };
 
+// The value of a dimension that is not known before the kernel runs, without an array in local memory.
+FT_INLINE int64_t of_dimension(const int64_t (&values)[kDimensions], int dimension) {
+  const int64_t depth = values[kDepth], height = values[kHeight], width = values[kWidth];
+  return dimension == kWidth ? width : dimension == kHeight ? height : depth;
+}
+
 // Numbers of every plane: those of a dimension follow each other, and planes or numbers are innermost as in the tensor.
 struct PlaneTable {
   int32_t* data;
@@ -44,7 +50,8 @@ struct PlaneTable {
 
   FT_INLINE int64_t count() const { return planes * entries; }
   FT_INLINE int32_t* of(int64_t plane, int dimension) const {
-    return rows ? data + before[dimension] * planes + plane : data + plane * entries + before[dimension];
+    const int64_t first = of_dimension(before, dimension);
+    return rows ? data + first * planes + plane : data + plane * entries + first;
   }
   FT_INLINE int64_t step() const { return rows ? planes : 1; }
 };
@@ -58,7 +65,7 @@ struct TableEntry {
     plane = table.rows ? d.remainder : d.quotient;
     const int64_t entry = table.rows ? d.quotient : d.remainder;
     dimension = entry >= table.before[kWidth] ? kWidth : entry >= table.before[kHeight] ? kHeight : kDepth;
-    number = entry - table.before[dimension];
+    number = entry - of_dimension(table.before, dimension);
   }
 };
 
@@ -103,8 +110,8 @@ __global__ void __launch_bounds__(kThreads) write_starts(PoolShape shape, PlaneT
   const int d = entry.dimension;
   const bool pooled = d > kDepth || shape.rank == 3;
   const int64_t number = entry.plane * shape.rank + (pooled ? shape.sample_of(d) : 0);
-  const WindowStarts<typename Samples::Arithmetic> start(samples.sample(number), shape.input[d], shape.output[d],
-                                                         shape.kernel[d]);
+  const WindowStarts<typename Samples::Arithmetic> start(samples.sample(number), of_dimension(shape.input, d),
+                                                         of_dimension(shape.output, d), of_dimension(shape.kernel, d));
   starts.of(entry.plane, d)[entry.number * starts.step()] = int32_t(start(entry.number));
 }
 
@@ -115,10 +122,10 @@ __global__ void __launch_bounds__(kThreads) write_firsts(PoolShape shape, PlaneT
   const TableEntry entry(firsts, index);
   const int d = entry.dimension;
   const int32_t* start = starts.of(entry.plane, d);
-  int64_t first = 0, last = shape.output[d];
+  int64_t first = 0, last = of_dimension(shape.output, d), kernel = of_dimension(shape.kernel, d);
   while (first < last) {
     const int64_t middle = (first + last) / 2;
-    if (start[middle * starts.step()] + shape.kernel[d] > entry.number)
+    if (start[middle * starts.step()] + kernel > entry.number)
       last = middle;
     else
       first = middle + 1;

@@ -12,6 +12,9 @@
 
 namespace fusedtricks::cuda {
 
+// Blocks that a multiprocessor has room for: left to choose, the compiler spills registers to fit one more.
+constexpr int kMaskedBlocks = 2;
+
 // Which elements of a pack that begins at a logical index, a multiple of n, are kept.
 template <int n>
 __device__ __forceinline__ void draw_in_order(const Mask& mask, uint64_t index, bool (&keep)[n]) {
@@ -56,7 +59,8 @@ __global__ void __launch_bounds__(kThreads) mask_in_order(int64_t count, MaskSou
 constexpr int kPositions = 16;
 
 template <class T, int n, class Operation>
-__global__ void __launch_bounds__(kThreads) mask_rows(Layout layout, MaskSource source, Operation operation) {
+__global__ void __launch_bounds__(kThreads, kMaskedBlocks)
+    mask_rows(Layout layout, MaskSource source, Operation operation) {
   constexpr int run = 4;
   const Mask mask = source.get();
   const int64_t C = layout.channels, S = layout.positions, packs = C / n, spans = (S + kPositions - 1) / kPositions;

@@ -8,6 +8,9 @@
 namespace fusedtricks::cuda {
 namespace {
 
+// Blocks that a multiprocessor has room for: left to choose, the compiler spills registers to fit more.
+constexpr int kBlocks = 4;
+
 // Which row is added to a sample: row j says so in table[index[j]]. What no row has written there is whatever memory
 // holds, and shows as no number of a row or as that of one for another sample.
 struct Table {
@@ -62,8 +65,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // NaN where the index is none of a sample: to check it here costs nothing, and the host would have to wait.
 template <class T, int n>
-__global__ void __launch_bounds__(kThreads) select(const T* x, T* out, int64_t samples, int64_t elements, int64_t rows,
-                                                   const int64_t* index, Compute<T> scale) {
+__global__ void __launch_bounds__(kThreads, kBlocks) select(const T* x, T* out, int64_t samples, int64_t elements,
+                                                            int64_t rows, const int64_t* index, Compute<T> scale) {
   const int64_t count = rows * elements, numel = samples * elements;
   Piece<n> pieces[kFlatUnroll], taken[kFlatUnroll];
   Pack<T, n> packs[kFlatUnroll];
