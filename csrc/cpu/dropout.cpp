@@ -2,8 +2,7 @@
 // needed. The backward is the same pass over dy.
 #include "../dropout.h"
 
-#include "dispatch.h"
-#include "mask.h"
+#include "masked.h"
 #include "random.h"
 
 namespace fusedtricks::cpu {
@@ -32,20 +31,9 @@ void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
 
 template <class T>
 void drop_rows(const T* x, T* y, const Layout& layout, const Mask& mask) {
-  const int64_t C = layout.channels, S = layout.positions, blocks = (S + kPositions - 1) / kPositions;
-  parallel_tasks(layout.samples * blocks, [&](int64_t task) {
-    const int64_t n = task / blocks, s0 = task % blocks * kPositions;
-    const int positions = int(std::min<int64_t>(kPositions, S - s0));
-    RowWords words;
-    uint32_t row[kChannels];
-    for (int64_t c = 0; c < C; c += kChannels) {
-      const int count = int(std::min<int64_t>(kChannels, C - c));
-      words.fill((n * C + c) * S + s0, count, S, positions, mask);
-      for (int s = 0; s < positions; ++s) {
-        const int64_t i = (n * S + s0 + s) * C + c;
-        drop_span(x + i, y + i, count, words.of(s, count, row), mask.rate);
-      }
-    }
+  for_row_blocks(layout, [&](int64_t, int64_t sample, int64_t s0, int positions) {
+    for_row_steps(mask, layout, sample, s0, positions,
+                  [&](int64_t i, int64_t n, const uint32_t* word) { drop_span(x + i, y + i, n, word, mask.rate); });
   });
 }
 
