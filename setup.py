@@ -35,8 +35,10 @@ CXX_FLAGS = [
 ]
 SANITIZE = os.environ.get("FUSEDTRICKS_SANITIZE", "")
 if SANITIZE:
-    # Not vptr: it looks up type information that torch keeps to itself.
-    CXX_FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr"]
+    # Not vptr, which looks up type information that torch keeps to itself; nor null and object-size: what they would
+    # see, AddressSanitizer does, in half the time to compile.
+    CXX_FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
+    CXX_FLAGS += ["-fno-sanitize=vptr,null,object-size"]
 LINK_FLAGS = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
 
@@ -74,7 +76,8 @@ def native() -> dict[str, object]:
     import toolchain
 
     openmp_flags, openmp_link_flags = toolchain.openmp()
-    core = library("_C", sources("csrc", ".cpp"), libraries=["torch_python"])
+    # Sanitized are the kernels alone: what they are bound with has no raw memory, and takes longest to compile.
+    core = [] if SANITIZE else [library("_C", sources("csrc", ".cpp"), libraries=["torch_python"])]
     backends: dict[str, Extension] = {}
     left_out: dict[str, str] = {}
     for isa, isa_flags in INSTRUCTION_SETS.items():
@@ -98,7 +101,7 @@ def native() -> dict[str, object]:
         )
     info = {"backends": list(backends), "left_out": left_out, "cuda_architectures": cuda.architectures}
     return {
-        "ext_modules": [core, *backends.values()],
+        "ext_modules": [*core, *backends.values()],
         "cmdclass": {"build_ext": toolchain.build_ext("sanitize" if SANITIZE else "release", info)},
         "install_requires": [toolchain.torch_requirement()],
     }

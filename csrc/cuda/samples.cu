@@ -17,9 +17,10 @@ struct Table {
   const int64_t *table, *index;
   int64_t rows;
 
-  __device__ __forceinline__ bool find(int64_t sample, int64_t& row) const {
-    row = table[sample];
-    return 0 <= row && row < rows && index[row] == sample;
+  // -1 for none.
+  __device__ __forceinline__ int64_t find(int64_t sample) const {
+    const int64_t row = table[sample];
+    return 0 <= row && row < rows && index[row] == sample ? row : -1;
   }
 };
 
@@ -43,9 +44,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) {
     const int64_t sample = pieces[u].index / elements;
-    int64_t row = 0;
-    const bool found = !pieces[u].empty() && table.find(sample, row);
-    added[u] = {row * elements + pieces[u].index - sample * elements, 0, found ? n : 0};
+    const int64_t row = pieces[u].empty() ? -1 : table.find(sample);
+    added[u] = {row * elements + pieces[u].index - sample * elements, 0, row < 0 ? 0 : n};
   }
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) terms[u] = load_piece<Read::kOnce>(rows, added[u], numel);
@@ -73,9 +73,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select(const T* x, T* out, 
   flat_pieces(count, pieces);
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) {
-    const int64_t row = pieces[u].index / elements, sample = pieces[u].empty() ? 0 : index[row];
-    const bool exists = !pieces[u].empty() && 0 <= sample && sample < samples;
-    taken[u] = {sample * elements + pieces[u].index - row * elements, 0, exists ? n : 0};
+    const int64_t row = pieces[u].index / elements, named = pieces[u].empty() ? -1 : index[row];
+    const int64_t sample = 0 <= named && named < samples ? named : -1;
+    taken[u] = {sample * elements + pieces[u].index - row * elements, 0, sample < 0 ? 0 : n};
   }
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) packs[u] = load_piece<Read::kOnce>(x, taken[u], numel);
