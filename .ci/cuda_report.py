@@ -48,25 +48,23 @@ def toolkit() -> Path | None:
     return cuda.TOOLKIT
 
 
-def newest_virtual_machine(nvcc: Path) -> int:
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout
-    return max(int(number) for number in re.findall(r"compute_(\d+)\b", listed))
-
-
-def options(root: Path, newest: int) -> list[str]:
+def options(root: Path) -> list[str]:
     """As torch's own build command gives them, but for what a torch without CUDA lacks."""
     spec = find_spec("torch")
     assert spec is not None and spec.origin is not None
     include = Path(spec.origin).parent / "include"
     release = tuple(int(number) for number in version("torch").split(".")[:2])
-    code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in MACHINES]
+    # The PTX of the newest comes out on the way to its machine code: another one would be compiled for itself.
+    *older, newest = MACHINES
+    code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in older]
+    code += [f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]"]
     missing = not (include / "c10/cuda/impl/cuda_cmake_macros.h").exists()
     return [
         f"-std={'c++17' if release < (2, 12) else 'c++20'}",
         *["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC", "-Xptxas", "-v"],
         *(["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"] if missing else []),
         *[f"-I{root / 'csrc'}", f"-I{include}"],
-        *[*code, f"-gencode=arch=compute_{newest},code=compute_{newest}"],
+        *code,
     ]
 
 
@@ -124,8 +122,7 @@ def main(sources: list[Path]) -> int:
         print("There is no nvcc here: the CUDA sources were not compiled.")
         return 0
     nvcc, root = folder / "bin/nvcc", Path(__file__).resolve().parent.parent
-    newest = newest_virtual_machine(nvcc)
-    flags = options(root, newest)
+    flags = options(root)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         logs = list(pool.map(lambda source: compile_source(nvcc, source, flags), sources))
     found = [kernel for log in logs for kernel in kernels(log)]
@@ -134,8 +131,8 @@ def main(sources: list[Path]) -> int:
     faulty = [kernel for kernel in found if kernel.uses_local_memory]
     machines = ", ".join(f"sm_{number}" for number in MACHINES)
     print(
-        f"{len(sources)} sources, {len(found)} kernels for {machines} and PTX for {newest}; "
-        f"at most {max(kernel.registers for kernel in found)} registers; {len(faulty)} kernels in local memory"
+        f"{len(sources)} sources, {len(found)} kernels for {machines} and PTX for {MACHINES[-1]}; "
+        f"at most {max((kernel.registers for kernel in found), default=0)} registers; {len(faulty)} kernels in local memory"
     )
     return 1 if faulty else 0
 
