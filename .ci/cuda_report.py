@@ -130,9 +130,10 @@ def main(sources: list[Path]) -> int:
     print("\n".join(table(found)))
     faulty = [kernel for kernel in found if kernel.uses_local_memory]
     machines = ", ".join(f"sm_{number}" for number in MACHINES)
+    most = max((kernel.registers for kernel in found), default=0)
     print(
         f"{len(sources)} sources, {len(found)} kernels for {machines} and PTX for {MACHINES[-1]}; "
-        f"at most {max((kernel.registers for kernel in found), default=0)} registers; {len(faulty)} kernels in local memory"
+        f"at most {most} registers; {len(faulty)} kernels in local memory"
     )
     return 1 if faulty else 0
 
