@@ -132,9 +132,20 @@ template <class V>
 struct GELU {
   static constexpr ActivationInfo info{"gelu"};
   FT_INLINE explicit GELU(const double*) {}
-  FT_INLINE V forward(V x) const { return x * normal_cdf(x); }
-  FT_INLINE V grad(V x, V) const { return normal_cdf(x) + x * normal_pdf(x); }
-  FT_INLINE V grad_slope(V x, V) const { return normal_pdf(x) * (V(2) - x * x); }
+  FT_INLINE V forward(V x) const {
+    const auto tail = normal_tail(x);
+    return (x < V(0) ? V(0) : x) - tail.magnitude * tail.cdf;
+  }
+  // The derivatives at x and -x add up to 1.
+  FT_INLINE V grad(V x, V) const {
+    const auto tail = normal_tail(x);
+    const V at_negative = tail.cdf - tail.magnitude * tail.pdf;
+    return x > V(0) ? V(1) - at_negative : at_negative;
+  }
+  FT_INLINE V grad_slope(V x, V) const {
+    const auto tail = normal_tail(x);
+    return tail.pdf * (V(2) - tail.magnitude * tail.magnitude);
+  }
   FT_INLINE bool keeps_result() const { return false; }
   FT_INLINE bool monotone() const { return false; }
 };
@@ -215,7 +226,7 @@ struct Mish {
   // From 20 on the gate is 1 to rounding, and no product of x with 1 - gate^2 may bring back what is left of it.
   FT_INLINE V capped(V x) const { return x > V(20) ? V(20) : x; }
   FT_INLINE V product(V x) const {
-    const V e = exp(capped(x));
+    const V e = exp_bounded(capped(x));
     return e * (e + V(2));
   }
   // 1 - gate^2, without the cancellation.
@@ -265,10 +276,10 @@ struct Softplus {
   FT_INLINE explicit Softplus(const double* p)
       : beta(V(p[0])),
         threshold(V(p[1])),
-        turn(threshold + log1p_unit(exp_nonpositive(threshold > V(0) ? -threshold : V(0)))) {}
+        turn(threshold + log1p_unit(exp_bounded(threshold > V(0) ? -threshold : V(0)))) {}
   FT_INLINE V forward(V x) const {
     const V u = beta * x;
-    const V soft = ((u > V(0) ? u : V(0)) + log1p_unit(exp_nonpositive(u > V(0) ? -u : u))) / beta;
+    const V soft = ((u > V(0) ? u : V(0)) + log1p_unit(exp_bounded(u > V(0) ? -u : u))) / beta;
     return u > threshold ? x : soft;
   }
   FT_INLINE bool is_linear(V x, V y) const { return keeps_result() ? beta * y > turn : beta * x > threshold; }
