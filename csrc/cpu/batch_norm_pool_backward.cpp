@@ -176,7 +176,7 @@ class Unpooling {
   PoolSpans<T, OneChannel<V>> one_;
   PoolSpans<T, ManyChannels<V>> many_;
   int64_t rows_, reach_;  // reach: rows of the band before those that are written next, and behind them
-  std::vector<V> band_;
+  AlignedVector<V> band_;
 
   V* first() { return band_.data() + reach_ * pass_.image.row(); }
 
@@ -216,7 +216,7 @@ class Unpooling {
   void advance(int64_t count) {
     const int64_t row = pass_.image.row();
     std::copy(first() + count * row, first() + (count + reach_) * row, first());
-    std::fill(first() + reach_ * row, band_.data() + band_.size(), V(0));
+    std::fill(first() + reach_ * row, band_.end(), V(0));
   }
 };
 

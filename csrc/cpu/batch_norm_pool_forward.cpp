@@ -48,13 +48,12 @@ class Pooling {
   using V = Compute<T>;
 
  public:
-  Pooling(const PooledImage& image, const Activation& act, bool touches)
+  Pooling(const PooledImage& image, const Activation& act)
       : image_(image),
         act_(act),
         activate_(act.is_identity() ? nullptr : activate_span<V>(act)),
-        touches_(touches),
         kept_(std::min(image.pool.rows.extent(), image.pool.rows.size)),
-        lines_(kept_ * image.row()) {}
+        lines_(kept_ * image.row() + 1) {}  // one more: see read_strided
 
   // Rows [begin, end) of the outputs of one image.
   template <class Channels>
@@ -65,6 +64,7 @@ class Pooling {
       // Rows between the places of a window are those of another one.
       next = std::max(next, rows.start(o));
       for (; next < std::min(rows.start(o) + rows.extent(), rows.size); ++next) activate_row(x, next, channels);
+      ahead_ = o + 1 < end && next + rows.stride <= rows.size ? x + next * image_.row() : nullptr;
       pool_row(o, y + o * image_.output_row(), argmax + o * image_.output_row());
     }
   }
@@ -73,40 +73,56 @@ class Pooling {
   const PooledImage& image_;
   const Activation& act_;
   ActivateSpan<V> activate_;
-  bool touches_;
   int64_t kept_;
-  std::vector<V> lines_;
+  AlignedVector<V> lines_;
+  const T* ahead_ = nullptr;  // the rows of x that the next row of outputs will want, or null
 
   V* line(int64_t row) { return lines_.data() + row % kept_ * image_.row(); }
 
   template <class Channels>
   void activate_row(const T* x, int64_t row, const Channels& channels) {
-    const T* from = x + row * image_.row();
-    const int64_t bytes = image_.row() * int64_t(sizeof(T));
-    if (touches_) touch(from, 1, bytes, bytes);
-    normalize_row(from, line(row), image_, channels);
+    normalize_row(x + row * image_.row(), line(row), image_, channels);
     if (activate_) activate_(line(row), image_.row(), act_);
   }
 
-  // Outputs of a plane whose windows lie in it altogether are taken together.
+  // Outputs whose windows lie in the image altogether have the same taps, moved.
   void pool_row(int64_t o, T* y, uint8_t* argmax) {
     const PoolAxis& columns = image_.pool.columns;
     const int64_t begin = columns.first_whole(), end = columns.end_whole();
     for (int64_t i = 0; i < columns.outputs;) {
-      const int64_t count = image_.is_plane() && begin <= i && i < end ? end - i : 1;
+      const int64_t count = begin <= i && i < end ? end - i : 1;
       Taps<V> taps;
       add_taps(o, i, taps);
-      const int64_t n = image_.is_plane() ? count : image_.inner, stride = image_.is_plane() ? columns.stride : 1;
-      max_of_taps(taps, n, stride, y + i * image_.inner, argmax + i * image_.inner);
+      pool_outputs(taps, i, count, y + i * image_.inner, argmax + i * image_.inner);
       i += count;
+    }
+  }
+
+  void pool_outputs(const Taps<V>& taps, int64_t first, int64_t count, T* y, uint8_t* argmax) {
+    const int64_t C = image_.inner, stride = image_.pool.columns.stride;
+    if (image_.is_plane()) return max_of_plane(taps, count, stride, y, argmax);
+    for (int64_t i = 0; i < count; ++i) {
+      if (ahead_) ask_for_columns((first + i) * stride);
+      max_of_channels(taps, i * stride * C, C, y + i * C, argmax + i * C);
+    }
+  }
+
+  // Of the next rows, while outputs are computed.
+  void ask_for_columns(int64_t column) {
+    const PoolAxis &rows = image_.pool.rows, &columns = image_.pool.columns;
+    const int64_t n = std::min(columns.stride, columns.size - column) * image_.inner;
+    for (int64_t r = 0; r < rows.stride; ++r) {
+      const T* from = ahead_ + r * image_.row() + column * image_.inner;
+      for (int64_t i = 0; i < n; i += kCacheLine / int64_t(sizeof(T))) __builtin_prefetch(from + i);
     }
   }
 
   void add_taps(int64_t row_output, int64_t column_output, Taps<V>& taps) {
     const PoolAxis &rows = image_.pool.rows, &columns = image_.pool.columns;
+    const int64_t first = columns.first_place(column_output), end = columns.end_place(column_output);
     for (int64_t r = rows.first_place(row_output); r < rows.end_place(row_output); ++r) {
       const V* row = line(rows.start(row_output) + r * rows.dilation);
-      for (int64_t c = columns.first_place(column_output); c < columns.end_place(column_output); ++c) {
+      for (int64_t c = first; c < end; ++c) {
         const int64_t column = columns.start(column_output) + c * columns.dilation;
         taps.add(row + column * image_.inner, r * columns.kernel + c);
       }
@@ -122,7 +138,7 @@ void forward_planes(const BatchNormPoolForward& a) {
   const PlanesPlan plan(a.norm.layout);
   const PooledImage image{a.pool, 1};
   for_normalized_planes<T>(a.norm, plan, [&](int64_t task, const Coefficients<V>& coefficients) {
-    Pooling<T> pooling(image, a.norm.act, false);
+    Pooling<T> pooling(image, a.norm.act);
     const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
     for_lines(a.norm.layout.samples, a.pool.rows.outputs, task % plan.parts, plan.parts, true,
               [&](int64_t sample, int64_t begin, int64_t end) {
@@ -144,7 +160,7 @@ void forward_rows(const BatchNormPoolForward& a) {
   const Coefficients<V> coefficients = row_coefficients<T>(a.norm, plan);
   const int64_t parts = row_parts(a.norm.layout, a.pool.rows.outputs, sizeof(T));
   parallel_tasks_reversed(parts, [&](int64_t part) {
-    Pooling<T> pooling(image, a.norm.act, plan.touches);
+    Pooling<T> pooling(image, a.norm.act);
     for_lines(a.norm.layout.samples, a.pool.rows.outputs, part, parts, true,
               [&](int64_t sample, int64_t begin, int64_t end) {
                 const int64_t first = sample * image.output_size();

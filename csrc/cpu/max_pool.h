@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "../element.h"
@@ -40,49 +41,96 @@ void max_of_each(const Taps<V>& taps, int64_t n, int64_t stride, T* y, uint8_t* 
   }
 }
 
-// The same for n outputs, `stride` elements apart, a vector at a time; the last one reaches back.
-template <int stride, class T, class V>
-void max_of_vectors(const Taps<V>& taps, int64_t n, T* y, uint8_t* argmax) {
-  using Int = typename ExpTraits<V>::Int;
-  constexpr int width = kVectorSize / int(sizeof(V));
+template <class V>
+struct VectorOf {
+  static constexpr int width = kVectorSize / int(sizeof(V));
   typedef V Values __attribute__((vector_size(kVectorSize)));
-  typedef Int Places __attribute__((vector_size(kVectorSize)));
-  const auto read = [](const V* from) {
-    V values[width];
-#pragma omp simd
-    for (int j = 0; j < width; ++j) values[j] = from[j * stride];
-    Values vector;
-    std::memcpy(&vector, values, sizeof(vector));
-    return vector;
-  };
-  for (int64_t i = 0; i < n; i += width) {
-    const int64_t first = std::min(i, n - width);
-    Values most = read(taps.first[0] + first * stride);
-    Places place = Places{} + Int(taps.place[0]);
-    for (int t = 1; t < taps.count; ++t) {
-      const Values value = read(taps.first[t] + first * stride);
-      const Places more = (value > most) | (value != value);
-      most = more ? value : most;
-      place = more ? Places{} + Int(taps.place[t]) : place;
+  typedef typename ExpTraits<V>::Int Places __attribute__((vector_size(kVectorSize)));
+};
+
+template <class Vector, int... j>
+FT_INLINE Vector even_elements(Vector low, Vector high, std::integer_sequence<int, j...>) {
+  return __builtin_shufflevector(low, high, 2 * j...);
+}
+
+// Elements that lie `stride` apart, 1 or 2. Reads one beyond the last of them.
+template <int stride, class V>
+FT_INLINE typename VectorOf<V>::Values read_strided(const V* from) {
+  constexpr int width = VectorOf<V>::width;
+  typename VectorOf<V>::Values low, high;
+  std::memcpy(&low, from, sizeof(low));
+  if (stride == 1) return low;
+  std::memcpy(&high, from + width, sizeof(high));
+  return even_elements(low, high, std::make_integer_sequence<int, width>());
+}
+
+// The same for as many vectors of outputs, whose elements are `stride` apart. Vectors go through the places together.
+template <int stride, int vectors, class T, class V>
+FT_INLINE void max_of_vectors(const Taps<V>& taps, int64_t shift, T* y, uint8_t* argmax) {
+  using Vector = VectorOf<V>;
+  using Int = typename ExpTraits<V>::Int;
+  constexpr int width = Vector::width;
+  typename Vector::Values most[vectors];
+  typename Vector::Places place[vectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    most[v] = read_strided<stride>(taps.first[0] + shift + v * width * stride);
+    place[v] = typename Vector::Places{} + Int(taps.place[0]);
+  }
+  for (int t = 1; t < taps.count; ++t) {
+    const V* from = taps.first[t] + shift;
+    const auto here = typename Vector::Places{} + Int(taps.place[t]);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const auto value = read_strided<stride>(from + v * width * stride);
+      const auto more = (value > most[v]) | (value != value);
+      most[v] = more ? value : most[v];
+      place[v] = more ? here : place[v];
     }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
     V values[width];
     Int places[width];
-    std::memcpy(values, &most, sizeof(most));
-    std::memcpy(places, &place, sizeof(place));
+    std::memcpy(values, &most[v], sizeof(most[v]));
+    std::memcpy(places, &place[v], sizeof(place[v]));
 #pragma omp simd
-    for (int j = 0; j < width; ++j) y[first + j] = store<T>(values[j]);
+    for (int j = 0; j < width; ++j) y[v * width + j] = store<T>(values[j]);
 #pragma omp simd
-    for (int j = 0; j < width; ++j) argmax[first + j] = uint8_t(places[j]);
+    for (int j = 0; j < width; ++j) argmax[v * width + j] = uint8_t(places[j]);
   }
 }
 
+// n outputs whose elements are `stride` apart; the last vector reaches back.
+template <int stride, class T, class V>
+void max_of_span(const Taps<V>& taps, int64_t shift, int64_t n, T* y, uint8_t* argmax) {
+  constexpr int width = VectorOf<V>::width, together = 4;
+  int64_t i = 0;
+  for (; i + together * width <= n; i += together * width)
+    max_of_vectors<stride, together>(taps, shift + i * stride, y + i, argmax + i);
+  for (; i < n; i += width) {
+    const int64_t first = std::min(i, n - width);
+    max_of_vectors<stride, 1>(taps, shift + first * stride, y + first, argmax + first);
+  }
+}
+
+// Of neighbouring outputs in a plane.
 template <class T, class V>
-void max_of_taps(const Taps<V>& taps, int64_t n, int64_t stride, T* y, uint8_t* argmax) {
-  if (n < kVectorSize / int64_t(sizeof(V)) || stride > 2) return max_of_each(taps, n, stride, y, argmax);
+void max_of_plane(const Taps<V>& taps, int64_t n, int64_t stride, T* y, uint8_t* argmax) {
+  if (n < VectorOf<V>::width || stride > 2) return max_of_each(taps, n, stride, y, argmax);
   if (stride == 1)
-    max_of_vectors<1>(taps, n, y, argmax);
+    max_of_span<1>(taps, 0, n, y, argmax);
   else
-    max_of_vectors<2>(taps, n, y, argmax);
+    max_of_span<2>(taps, 0, n, y, argmax);
+}
+
+// Of the channels of one output, in the window that lies `shift` elements behind that of the taps.
+template <class T, class V>
+void max_of_channels(const Taps<V>& taps, int64_t shift, int64_t channels, T* y, uint8_t* argmax) {
+  if (channels >= VectorOf<V>::width) return max_of_span<1>(taps, shift, channels, y, argmax);
+  Taps<V> moved = taps;
+  for (int t = 0; t < moved.count; ++t) moved.first[t] += shift;
+  max_of_each(moved, channels, 1, y, argmax);
 }
 
 // Where the element at each place lies, from the first of its window on, in an image whose elements are `step` apart.

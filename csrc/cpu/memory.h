@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -24,6 +25,26 @@ constexpr int kVectorSize = 16;
 #endif
 
 inline bool is_vector_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorSize == 0; }
+
+// n zeros from the beginning of a cache line on: vectors that cross lines take twice as long.
+template <class T>
+class AlignedVector {
+ public:
+  explicit AlignedVector(int64_t n) : memory_(n + kCacheLine / int64_t(sizeof(T))), size_(n) {}
+  AlignedVector(const AlignedVector&) = delete;
+  AlignedVector& operator=(const AlignedVector&) = delete;
+
+  T* data() {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    return memory_.data() + (kCacheLine - address % kCacheLine) % kCacheLine / sizeof(T);
+  }
+  T* begin() { return data(); }
+  T* end() { return data() + size_; }
+
+ private:
+  std::vector<T> memory_;
+  int64_t size_;
+};
 
 inline bool worth_streaming(int64_t elements, int64_t element_size, int64_t from_bytes = kStreamBytes) {
 #if defined(__x86_64__)
