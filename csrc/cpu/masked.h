@@ -30,18 +30,17 @@ void for_row_steps(const Mask& mask, const Layout& layout, int64_t sample, int64
   }
 }
 
+inline int64_t row_blocks_of_sample(const Layout& layout) { return (layout.positions + kPositions - 1) / kPositions; }
+inline int64_t row_blocks(const Layout& layout) { return layout.samples * row_blocks_of_sample(layout); }
+
 // Calls block(number, sample, first position, positions) for the blocks of rows, each on one thread.
 template <class F>
 void for_row_blocks(const Layout& layout, const F& block) {
-  const int64_t S = layout.positions, blocks = (S + kPositions - 1) / kPositions;
-  parallel_tasks(layout.samples * blocks, [&](int64_t task) {
+  const int64_t S = layout.positions, blocks = row_blocks_of_sample(layout);
+  parallel_tasks(row_blocks(layout), [&](int64_t task) {
     const int64_t s0 = task % blocks * kPositions;
     block(task, task / blocks, s0, int(std::min<int64_t>(kPositions, S - s0)));
   });
-}
-
-inline int64_t row_blocks(const Layout& layout) {
-  return layout.samples * ((layout.positions + kPositions - 1) / kPositions);
 }
 
 }  // namespace fusedtricks::cpu

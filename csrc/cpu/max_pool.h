@@ -26,14 +26,15 @@ struct Taps {
   }
 };
 
-// One output after the other: the first maximum, and NaN above all, the last one, as stock has it.
+// n outputs whose elements are `stride` apart, one after the other, the first in the window that lies `shift` elements
+// behind that of the taps: the first maximum, and NaN above all, the last one, as stock has it.
 template <class T, class V>
-void max_of_each(const Taps<V>& taps, int64_t n, int64_t stride, T* y, uint8_t* argmax) {
+void max_of_each(const Taps<V>& taps, int64_t shift, int64_t n, int64_t stride, T* y, uint8_t* argmax) {
   for (int64_t i = 0; i < n; ++i) {
-    V most = taps.first[0][i * stride];
+    V most = taps.first[0][shift + i * stride];
     uint8_t place = taps.place[0];
     for (int t = 1; t < taps.count; ++t) {
-      const V value = taps.first[t][i * stride];
+      const V value = taps.first[t][shift + i * stride];
       if (value > most || value != value) most = value, place = taps.place[t];
     }
     y[i] = store<T>(most);
@@ -64,7 +65,7 @@ FT_INLINE typename VectorOf<V>::Values read_strided(const V* from) {
   return even_elements(low, high, std::make_integer_sequence<int, width>());
 }
 
-// The same for as many vectors of outputs, whose elements are `stride` apart. Vectors go through the places together.
+// The same for as many vectors of outputs. They go through the places together.
 template <int stride, int vectors, class T, class V>
 FT_INLINE void max_of_vectors(const Taps<V>& taps, int64_t shift, T* y, uint8_t* argmax) {
   using Vector = VectorOf<V>;
@@ -101,7 +102,7 @@ FT_INLINE void max_of_vectors(const Taps<V>& taps, int64_t shift, T* y, uint8_t*
   }
 }
 
-// n outputs whose elements are `stride` apart; the last vector reaches back.
+// The same for n outputs, a vector at least: the last one reaches back.
 template <int stride, class T, class V>
 void max_of_span(const Taps<V>& taps, int64_t shift, int64_t n, T* y, uint8_t* argmax) {
   constexpr int width = VectorOf<V>::width, together = 4;
@@ -117,20 +118,18 @@ void max_of_span(const Taps<V>& taps, int64_t shift, int64_t n, T* y, uint8_t* a
 // Of neighbouring outputs in a plane.
 template <class T, class V>
 void max_of_plane(const Taps<V>& taps, int64_t n, int64_t stride, T* y, uint8_t* argmax) {
-  if (n < VectorOf<V>::width || stride > 2) return max_of_each(taps, n, stride, y, argmax);
+  if (n < VectorOf<V>::width || stride > 2) return max_of_each(taps, 0, n, stride, y, argmax);
   if (stride == 1)
     max_of_span<1>(taps, 0, n, y, argmax);
   else
     max_of_span<2>(taps, 0, n, y, argmax);
 }
 
-// Of the channels of one output, in the window that lies `shift` elements behind that of the taps.
+// Of the channels of one output.
 template <class T, class V>
-void max_of_channels(const Taps<V>& taps, int64_t shift, int64_t channels, T* y, uint8_t* argmax) {
-  if (channels >= VectorOf<V>::width) return max_of_span<1>(taps, shift, channels, y, argmax);
-  Taps<V> moved = taps;
-  for (int t = 0; t < moved.count; ++t) moved.first[t] += shift;
-  max_of_each(moved, channels, 1, y, argmax);
+void max_of_channels(const Taps<V>& taps, int64_t shift, int64_t n, T* y, uint8_t* argmax) {
+  if (n < VectorOf<V>::width) return max_of_each(taps, shift, n, 1, y, argmax);
+  max_of_span<1>(taps, shift, n, y, argmax);
 }
 
 // Where the element at each place lies, from the first of its window on, in an image whose elements are `step` apart.
