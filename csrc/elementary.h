@@ -56,11 +56,18 @@ FT_INLINE float exp_series(float r) {
   return polynomial(r, 1.0f, 0.5f, 0.16666542f, 0.041666277f, 0.008366755f, 0.0013946748f);
 }
 
-// The same by its Taylor series.
-FT_INLINE double exp_series(double r) {
-  return polynomial(r, 1.0, 1 / 2.0, 1 / 6.0, 1 / 24.0, 1 / 120.0, 1 / 720.0, 1 / 5040.0, 1 / 40320.0, 1 / 362880.0,
-                    1 / 3628800.0, 1 / 39916800.0, 1 / 479001600.0, 1 / 6227020800.0);
+// Its Taylor series from r^(term-1) / term! on, nested: (1 + r/2 (1 + r/3 (…))) for term = 1. As a polynomial of that
+// many constants it makes CUDA kernels in double spill registers.
+template <int term, int last>
+FT_INLINE double exp_taylor(double r) {
+  constexpr double inverse = 1.0 / term;
+  if constexpr (term == last)
+    return inverse;
+  else
+    return inverse + inverse * r * exp_taylor<term + 1, last>(r);
 }
+
+FT_INLINE double exp_series(double r) { return exp_taylor<1, 13>(r); }
 
 // atanh(s) / s by its Taylor series in s^2.
 template <int index, int count, class V>
