@@ -148,6 +148,17 @@ def test_special_values(act, act_kwargs, device):
     assert fused(torch.full((9,), NAN)).isnan().all()
 
 
+@pytest.mark.each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_gelu_has_its_limits(dtype, device):
+    """Where stock multiplies infinity with zero."""
+    x = torch.tensor([INF, -INF] * 9, dtype=dtype, device=device)
+    y, slope = activation(x, "gelu"), gradient(lambda x: activation(x, "gelu"), x, torch.ones_like(x))
+    assert (y[::2] == INF).all()
+    assert (y[1::2].abs() < 1e-30).all()
+    torch.testing.assert_close(slope, (x > 0).to(dtype))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("shape", [(7, 13), (5, 3, 17), (2, 3, 4, 5)], ids=["2d", "3d", "4d"])
 def test_layout(shape, layout, device):
