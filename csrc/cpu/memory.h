@@ -26,7 +26,7 @@ constexpr int kVectorSize = 16;
 
 inline bool is_vector_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorSize == 0; }
 
-// n zeros from the beginning of a cache line on: vectors that cross lines take twice as long.
+// n zeros from the beginning of a cache line on, so that no vector crosses one.
 template <class T>
 class AlignedVector {
  public:
