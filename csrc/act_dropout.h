@@ -45,7 +45,7 @@ enum class Kept {
   kResult,   // y, scaled where it is kept: act' is read off y / scale
 };
 
-// dx and dbias may be null.
+// dx or dbias may be null. Not everything is dropped: the gradients are then zero, whatever x is.
 struct ActDropoutBackward {
   TailLayout tail;
   Activation act;

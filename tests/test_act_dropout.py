@@ -178,9 +178,16 @@ def test_the_mask_is_that_of_dropout(device):
 def test_dropping_everything(residual, p, act, device):
     for shape, of, layout in (((7, 13), "last", Tensor.contiguous), ((2, 3, 4, 5), "channels", channels_last)):
         x, bias, r = inputs(shape, of, residual, layout=layout, device=device)
+        x.data[(0,) * x.ndim] = float("nan")
         y = act_dropout(x, bias, r, act=act, p=p)
         dx, db = torch.autograd.grad(y, (x, bias), torch.randn_like(y))
         assert torch.equal(y, r if residual else torch.zeros_like(x)) and not dx.any() and not db.any()
+
+
+def test_a_backward_of_which_nothing_is_wanted(device):
+    dy, x = torch.randn(2, 5, 7, device=device)
+    options = {"act": "gelu", "act_args": [], "p": 0.0, "output_mask": [False, False]}
+    assert torch.ops.fusedtricks.act_dropout_backward(dy, x, None, None, None, **options) == (None, None)
 
 
 def test_training_and_the_generator(device):

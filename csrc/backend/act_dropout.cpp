@@ -76,12 +76,12 @@ std::tuple<Tensor, Tensor> act_dropout_backward(const Tensor& grad_output, const
       check_act_dropout_backward(grad_output, input, output, bias, rng_state, activation, p, output_mask);
   const c10::DeviceGuard guard(grad_output.device());
   const Tensor dx = empty_for_kernels(grad_output, bias);
-  const auto type = at::toOpMathType(grad_output.scalar_type());
-  const Tensor db = output_mask[1] ? at::empty(bias->sizes(), bias->options().dtype(type)) : Tensor();
-  if (!dx.numel()) {
-    return {output_mask[0] ? in_layout_of(grad_output, dx) : Tensor(),
+  if (!dx.numel() || rate.drops_all() || !(output_mask[0] || output_mask[1])) {
+    return {output_mask[0] ? in_layout_of(grad_output, dx.zero_()) : Tensor(),
             output_mask[1] ? at::zeros_like(*bias) : Tensor()};
   }
+  const auto type = at::toOpMathType(grad_output.scalar_type());
+  const Tensor db = output_mask[1] ? at::empty(bias->sizes(), bias->options().dtype(type)) : Tensor();
   const Tensor dy = laid_out_like(grad_output, dx), b = computable(bias, grad_output);
   const OptionalTensor& saved = input ? input : output;
   const Tensor s = saved ? laid_out_like(*saved, dx) : Tensor(), state = rng_state ? rng_state->contiguous() : Tensor();

@@ -94,12 +94,6 @@ void drop_all(const ActDropoutForward& a) {
     std::fill_n(y, a.tail.numel(), T(0));
 }
 
-template <class T>
-void drop_all_gradients(const ActDropoutBackward& a) {
-  if (a.dx) std::fill_n(static_cast<T*>(a.dx), a.tail.numel(), T(0));
-  if (a.dbias) std::fill_n(static_cast<Compute<T>*>(a.dbias), a.tail.places.count, Compute<T>(0));
-}
-
 }  // namespace
 }  // namespace fusedtricks::cpu
 
@@ -121,7 +115,7 @@ void act_dropout_forward(const ActDropoutForward& a, std::optional<int64_t> seed
 }
 
 int64_t act_dropout_backward_workspace(const ActDropoutBackward& a) {
-  if (!a.dbias || a.rate.drops_all()) return 0;
+  if (!a.dbias) return 0;
   const int64_t element = a.tail.dtype == c10::ScalarType::Double ? sizeof(double) : sizeof(float);
   const int64_t rows = a.tail.in_order ? cpu::SumPlan(a.tail).rows() : cpu::row_blocks(a.tail.layout);
   return rows * a.tail.places.count * element;
@@ -131,7 +125,6 @@ void act_dropout_backward(const ActDropoutBackward& a, const int64_t* rng_state)
   const auto mask = rng_state ? std::optional<cpu::Mask>(cpu::Mask(rng_state, a.rate)) : std::nullopt;
   visit_dtype(a.tail.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (a.rate.drops_all()) return cpu::drop_all_gradients<T>(a);
     const cpu::Backward<T> pass{a};
     if (a.tail.in_order)
       cpu::backward_in_order(pass, mask ? &*mask : nullptr);
