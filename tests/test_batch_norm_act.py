@@ -229,6 +229,13 @@ def two_values(*shape: int) -> torch.Tensor:
     return 0.3 * normal(*shape).sign()
 
 
+def ends_too_far_apart(rows: int, columns: int) -> torch.Tensor:
+    """The first row and the last, whose difference is no float32."""
+    x = torch.zeros(rows, columns)
+    x[0], x[-1] = 1.75e38, -1.75e38
+    return x
+
+
 HARD = {
     "mean_1e4_deviation_1e-2": lambda: 1e4 + 1e-2 * normal(32, 6, 9, 9),
     "constant_channel": lambda: torch.full((4, 6, 5, 7), 3.7),
@@ -253,8 +260,13 @@ def test_hard_statistics(make, layout, device):
 
 @pytest.mark.parametrize(
     "x",
-    [1e4 + 1e-2 * normal(999, 37), two_values(100_003, 2), two_values(100_003, 1).relu()],
-    ids=["mean_1e4_deviation_1e-2", "two_values", "half_of_them_zero"],
+    [
+        1e4 + 1e-2 * normal(999, 37),
+        two_values(100_003, 2),
+        two_values(100_003, 1).relu(),
+        ends_too_far_apart(101, 3),
+    ],
+    ids=["mean_1e4_deviation_1e-2", "two_values", "half_of_them_zero", "ends_too_far_apart"],
 )
 def test_hard_statistics_of_a_matrix(x, device):
     case = make_case(x.shape, act="gelu", device=device)

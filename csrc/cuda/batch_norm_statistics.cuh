@@ -127,7 +127,9 @@ __device__ void leave_moments(const T* x, const OwnMoments<V, Walk>& own, const 
   Sums<V> sums[Walk::channels];
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) {
-    if (cut.has(c)) moments[c].merge({1, (load(x[cut.index + c]) - pivots[c].shift) * pivots[c].scale, 0});
+    // As the others: the difference of two huge values would overflow before it is scaled.
+    const V scale = pivots[c].scale, offset = -pivots[c].shift * scale;
+    if (cut.has(c)) moments[c].merge({1, load(x[cut.index + c]) * scale + offset, 0});
     sums[c] = {moments[c].mean, moments[c].m2};
   }
   leave_partials(sums, plan, walk, chunk, out);
