@@ -40,6 +40,12 @@ def uninitialized_memory_is_nan() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def convolutions_round_to_their_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to TF32, which a GPU takes for float32 unless told otherwise: results are compared as float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
 
