@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in parts that each end within LIMIT seconds:
+# Everything that needs a GPU, in parts that each end within LIMIT seconds. Where time is short, several in one call, by
+# what each may take: LIMIT=300 ... build; LIMIT=200 ... test. After an edit of csrc: build again.
 #
 #   benchmarks/gpu_check.sh build      installs the checkout with its CUDA kernels
 #   benchmarks/gpu_check.sh test       the tests marked "cuda" (TESTS='...' : other arguments of pytest)
@@ -93,19 +94,17 @@ PYTHON
 }
 
 build() {
-  local absent capability
+  local absent capability one
   facts 2>&1 | tee -a "$LOG"
   absent=$(missing)
   [ -z "$absent" ] || note "missing packages" "$(echo "$absent" | tr '\n' ' ')"
   # For the GPU that is here alone, which takes a fraction of the time; one's own choice stands.
   capability=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
   [ -z "$capability" ] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
-  local pip=("$PYTHON" -m pip install --no-index --disable-pip-version-check --no-build-isolation -v)
-  if [ -z "$absent" ]; then
-    attempt build "$LIMIT" env FUSEDTRICKS_CUDA=1 "${pip[@]}" -e ".[test,bench]" && return
-    say "once more without the extras"
-  fi
-  attempt "build without extras" "$LIMIT" env FUSEDTRICKS_CUDA=1 "${pip[@]}" --no-deps -e .
+  # Of the CPU's kernels one set of instructions: the others are for no test here, and take longer than all of CUDA's.
+  one=${FUSEDTRICKS_INSTRUCTION_SETS:-default}
+  attempt build "$LIMIT" env FUSEDTRICKS_CUDA=1 FUSEDTRICKS_INSTRUCTION_SETS="$one" \
+    "$PYTHON" -m pip install --no-index --disable-pip-version-check --no-build-isolation --no-deps -v -e .
 }
 
 built() {
@@ -116,8 +115,10 @@ need_build() {
   built || build || built
 }
 
+# Those that match TESTS, else all of CUDA: first what no other device has.
 run_tests() {
-  local options=() selection=(tests -m "cuda and not slow") status
+  local options=(-v --tb=short --maxfail=200 --durations=10 -p no:cacheprovider)
+  local own=(tests/test_cuda.py tests/test_cuda_runtime.py tests/test_cuda_streams.py)
   need_build || return 1
   attempt self-check 120 "$PYTHON" -m fusedtricks info
   attempt smoke 120 "$PYTHON" benchmarks/smoke.py
@@ -127,13 +128,15 @@ run_tests() {
   }
   # A kernel that hangs is then named, and ends the run.
   "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && options+=(--timeout 120 --timeout-method thread)
-  # shellcheck disable=SC2206 # several arguments
-  [ -z "${TESTS:-}" ] || selection=($TESTS)
-  attempt test "$LIMIT" "$PYTHON" -m pytest -v --tb=short --maxfail=25 --durations=10 -p no:cacheprovider \
-    "${options[@]}" "${selection[@]}"
-  status=$?
-  [ "$status" != 5 ] || note test "no test is marked cuda"
-  return "$status"
+  "$PYTHON" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) / 2))") && export OMP_NUM_THREADS=2
+  if [ -n "${TESTS:-}" ]; then
+    # shellcheck disable=SC2086 # several arguments
+    attempt test "$LIMIT" "$PYTHON" -m pytest "${options[@]}" $TESTS
+    return
+  fi
+  attempt "test of CUDA" "$LIMIT" "$PYTHON" -m pytest "${options[@]}" -m "cuda and not slow" "${own[@]}"
+  attempt "test of every op" "$LIMIT" "$PYTHON" -m pytest "${options[@]}" -m "cuda and not slow" \
+    "${own[@]/#/--ignore=}" tests
 }
 
 sanitize() {
@@ -162,6 +165,10 @@ measure() { # file, seconds, arguments...
   shift 2
   rm -f "$OUT/$file.json"
   [ "$most" -lt $(($(left) - 60)) ] || most=$(($(left) - 60))
+  if [ "$most" -lt 15 ]; then
+    note "$file" "not begun: $(left) s left of $LIMIT"
+    return 3
+  fi
   attempt "$file" $((most + 60)) "$PYTHON" benchmarks/run.py --device cuda --deadline "$most" \
     --json "$OUT/$file.json" "$@"
   status=$?
@@ -172,20 +179,25 @@ measure() { # file, seconds, arguments...
 }
 
 bench() {
-  local ops=(--targets --only 'batch_norm*' --only 'dropout*' --only 'leaky_relu*' --seconds 0.5)
+  local layers='*/bfloat16/channels_last'
   need_build || return 1
-  measure cuda-auto 300 "${ops[@]}" --compile '*/resnet50-256x*/forward+backward/bfloat16/channels_last'
-  FUSEDTRICKS_CUDA_PATH=two measure cuda-two 60 --targets --only 'batch_norm*' --seconds 0.2
-  FUSEDTRICKS_CUDA_PATH=hold measure cuda-hold 60 --targets --only 'batch_norm*' --seconds 0.2
+  measure cuda-auto 180 --targets --only 'batch_norm*' --only 'dropout*' --only 'leaky_relu*' --seconds 0.4
+  FUSEDTRICKS_CUDA_PATH=hold measure cuda-hold 60 --targets --only "batch_norm*$layers" --seconds 0.2
+  FUSEDTRICKS_CUDA_PATH=two measure cuda-two 60 --targets --only "batch_norm*$layers" --seconds 0.2
+  # Compiling takes seconds a case.
+  measure cuda-compile 120 --targets --only "batch_norm*/resnet50-256x*/forward+backward$layers" --compile --seconds 0.2
   # What no goal is set for: small, odd and flat shapes, other activations.
-  [ "$(left)" -le 90 ] || measure cuda-quick 60 --quick
+  measure cuda-quick 60 --quick
 }
 
 train() {
   need_build || return 1
-  measure cuda-train 420 --only end_to_end --compile --seconds 10
-  [ ! -e "$OUT/cuda-train.json" ] ||
-    "$PYTHON" benchmarks/run.py --device cuda --targets --show "$OUT/cuda-train.json" 2>&1 | tee -a "$LOG"
+  measure cuda-train 150 --only 'end_to_end/*' --seconds 5
+  measure cuda-train-compile 330 --only 'end_to_end/*' --compile --seconds 5
+  for file in cuda-train cuda-train-compile; do
+    [ ! -e "$OUT/$file.json" ] ||
+      "$PYTHON" benchmarks/run.py --device cuda --targets --show "$OUT/$file.json" 2>&1 | tee -a "$LOG"
+  done
 }
 
 part() { # name, function
