@@ -158,6 +158,16 @@ def test_one_group_of_channels_that_all_shared_memory_cannot_hold(shape, path):
 
 
 @pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_groups_of_channels_that_take_turns(residual, layout, path):
+    """Of 100 MiB: blocks meet again and again, while the next group is loaded to where the last one was."""
+    case = make_case((64, 512, 28, 28), layout=layout, residual=residual, act="silu", device=CUDA)
+    result = assert_matches_reference(case)
+    for _ in range(3):
+        assert_bitwise_equal(fused(case), result)
+
+
+@pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", PATH_SHAPES, ids=str)
 def test_both_paths_give_the_same_values(shape, layout, monkeypatch):
     case = make_case(shape, layout=layout, act="silu", residual=True, device=CUDA)

@@ -16,7 +16,7 @@ VARIANTS = {
     "without barrier": ["-DSELFTEST_WITHOUT_BARRIER"],
     "address sanitizer": ["-fsanitize=address,bounds"],
 }
-RIGHT = ["block_sums", "several_os_threads", "shuffles", "votes", "intrinsics", "grid", "after_failures"]
+RIGHT = ["block_sums", "several_os_threads", "shuffles", "votes", "intrinsics", "grid", "arrivals", "after_failures"]
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
@@ -79,6 +79,7 @@ SYNC = r"__syncthreads, \S*selftest\.cpp:\d+"
         ("lanes_that_are_not", r"thread 3\d of block 0 at __syncwarp .*: its warp has fewer lanes"),
         ("reads_outside_mask", r"at __shfl_sync of lanes 0x0000ffff, .*: it reads a lane that is not among them"),
         ("some_blocks_sync", r"grid barrier divergence: 3 of 4 blocks at grid_sync\(\), the others returned"),
+        ("too_few_arrive", r"3 of 4 blocks wait for arrivals that do not come"),
         ("not_cooperative", r"grid_sync\(\) in a kernel that was not launched as cooperative"),
         ("throws", r"thrown by a thread"),
         ("throws_cooperative", r"thrown by a thread"),

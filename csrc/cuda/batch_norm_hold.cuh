@@ -1,52 +1,14 @@
 // batch_norm_act in one kernel each way, which reads a channel's elements from memory once: it holds them in shared
 // memory while their statistics or sums are made. What does not fit is read again, the last of it first.
 //
-// A group of channels at a time is held, by as many blocks as it takes, its members; as many groups as there is room
-// for take their turns side by side. Where blocks share a channel the grid meets once a turn, and has to be launched
-// cooperatively.
+// As many groups of channels as there is room for are held at a time. While the results of one are written, the next is
+// loaded to where it was; while a block waits for others, another one of its multiprocessor works.
 #pragma once
 
-#include "batch_norm_packs.cuh"
-#include "batch_norm_statistics.cuh"
+#include "batch_norm_held.cuh"
+#include "batch_norm_kernels.cuh"
 
 namespace fusedtricks::cuda {
-
-constexpr int kHoldThreads = 512;
-
-// How groups are held; members are the chunks of a walk's plan.
-struct Hold {
-  int64_t slots, turns;   // groups at once, and how often
-  int64_t steps;          // of a part that are held, a pack of each held tensor a step and thread
-  int64_t held, scratch;  // bytes of shared memory, in this order; then the table of coefficients
-};
-
-// A thread's packs of one tensor in shared memory, those of a step side by side.
-template <class T, int n>
-struct Held {
-  Pack<T, n>* packs;
-
-  __device__ __forceinline__ Pack<T, n>& at(int64_t step) const { return packs[step * kHoldThreads + threadIdx.x]; }
-};
-
-// Starts to copy the held steps of a part into shared memory.
-template <class T, class Walk>
-__device__ __forceinline__ void hold_part(const T* tensor, const typename Walk::Plan& plan, Walk walk, int64_t steps,
-                                          const Held<T, Walk::pack>& held) {
-  for (int64_t step = 0; step < steps; ++step) {
-    Piece<Walk::pack> piece[1];
-    walk.next(piece);
-    copy_piece_async(&held.at(step), tensor, piece[0], plan.numel());
-  }
-  commit_copies();
-}
-
-// The next held packs; steps beyond the last are empty pieces.
-template <int count, class T, int n>
-__device__ __forceinline__ void get_held(const Held<T, n>& held, int64_t step, int64_t steps,
-                                         Pack<T, n> (&packs)[count]) {
-#pragma unroll
-  for (int u = 0; u < count; ++u) packs[u] = held.at(step + u < steps ? step + u : step);
-}
 
 template <class T, int n, int count>
 __device__ __forceinline__ void load_pieces(const T* tensor, const Piece<n> (&pieces)[count], int64_t numel,
@@ -55,46 +17,35 @@ __device__ __forceinline__ void load_pieces(const T* tensor, const Piece<n> (&pi
   for (int u = 0; u < count; ++u) packs[u] = load_piece<Read::kAgain>(tensor, pieces[u], numel);
 }
 
-// Whether a channel has partial results of several blocks: of all members, and of all groups that the channels of a
-// fold lie in.
-template <class Plan>
-FT_INLINE bool is_shared(const Plan& plan) {
-  return plan.division.chunks > 1 || (plan.fold > 1 && plan.groups > 1);
-}
-
-// Waits until they are all there.
-template <class Plan>
-__device__ __forceinline__ void meet(const Plan& plan) {
-  if (is_shared(plan)) grid_sync();
-  __syncthreads();
-}
-
 // y = act((x - shift) * scale + offset [+ residual]), in training.
 template <class T, class Walk, class Act, bool has_residual>
-__global__ void __launch_bounds__(kHoldThreads, 1)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     hold_normalize(BatchNormForward a, typename Walk::Plan plan, Hold hold, Workspace<Compute<T>> space, Act act) {
   using V = Compute<T>;
   constexpr int n = Walk::pack, unroll = n < 8 || !has_residual ? 4 : 2;  // as far as the registers go
   char* memory = dynamic_shared<char>() + hold.held;
-  const Held<T, n> held{dynamic_shared<Pack<T, n>>()};
   const Table<V> table{reinterpret_cast<V*>(memory + hold.scratch), plan.block_channels()};
-  const int64_t chunk = blockIdx.x / hold.slots;
+  const Member member(plan);
+  const Steps held_steps{0, hold.steps}, other_steps{hold.steps};
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   T* y = static_cast<T*>(a.y);
+  Held<T, n> held(dynamic_shared<char>(), hold.steps);
   if (blockIdx.x == 0 && threadIdx.x == 0) a.count_batch();
 
-  for (int64_t turn = 0; turn < hold.turns; ++turn) {
-    const int64_t group = blockIdx.x % hold.slots + turn * hold.slots;
-    const Steps first_steps{0, hold.steps}, other_steps{hold.steps};
-    const Walk walk(plan, chunk, group, /*reversed=*/false, first_steps);
-    hold_part<T, Walk>(x, plan, walk, hold.steps, held);
-
+  Walk first(plan, member.chunk, member.slot, /*reversed=*/false, held_steps);
+  for (int64_t step = 0; step < hold.steps; ++step) {
+    Piece<n> piece[1];
+    first.next(piece);
+    held.load(step, x, piece, plan.numel());
+  }
+  for (int64_t group = member.slot; group < plan.groups; group += hold.slots) {
+    const Walk walk(plan, member.chunk, group, false, held_steps);
     Piece<n> pieces[unroll];
     Pack<T, n> packs[unroll];
     Pivot<V> pivots[Walk::channels] = {};
     OwnMoments<V, Walk> moments;
-    find_pivots<T>(a, plan, walk, chunk, space, memory, pivots);
-    for (Walk others(plan, chunk, group, false, other_steps); others.more();) {
+    find_pivots<T>(a, plan, walk, member.chunk, space, memory, pivots);
+    for (Walk others(plan, member.chunk, group, false, other_steps); others.more();) {
       others.next(pieces);
       load_pieces(x, pieces, plan.numel(), packs);
       add_moments<T, Walk>(pieces, packs, pivots, moments);
@@ -103,12 +54,12 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
     Walk again = walk;
     for (int64_t step = 0; again.more(); step += unroll) {
       again.next(pieces);
-      get_held(held, step, hold.steps, packs);
+      held.get(step, packs);
       add_moments<T, Walk>(pieces, packs, pivots, moments);
     }
-    leave_moments(x, moments, pivots, plan, walk, chunk, space, memory);
-    meet(plan);
-    finish_statistics(a, plan, walk, space, chunk == 0, table, memory);
+    leave_moments(x, moments, pivots, plan, walk, member.chunk, space, memory);
+    member.meet(plan, hold, group);
+    finish_statistics(a, plan, walk, space, member.chunk == 0, table, memory);
     const Own<V, Walk, kForwardKinds> own(table, walk);
 
     const auto emit = [&](const auto& pieces, const auto& packs) {
@@ -120,42 +71,50 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
         store_piece(y, pieces[u], normalized<has_residual, T, Walk>(packs[u], residuals[u], own, act));
       }
     };
-    Walk others(plan, chunk, group, /*reversed=*/true, other_steps);
-    for_pieces<unroll>(others, plan, chunk, [&](const auto& pieces) {
+    Walk others(plan, member.chunk, group, /*reversed=*/true, other_steps);
+    for_pieces<unroll>(others, plan, member.chunk, [&](const auto& pieces) {
       Pack<T, n> packs[kCount<decltype(pieces)>];
       load_pieces(x, pieces, plan.numel(), packs);
       emit(pieces, packs);
     });
     again = walk;
-    for (int64_t step = 0; again.more(); step += unroll) {
+    Walk next(plan, member.chunk, group + hold.slots, false, held_steps);
+    for (int64_t step = 0; step < hold.steps; step += unroll) {
       again.next(pieces);
-      get_held(held, step, hold.steps, packs);
+      held.get(step, packs);
       emit(pieces, packs);
+      next.next(pieces);
+      held.load(step, x, pieces, plan.numel());
     }
   }
 }
 
 // dx, dz after a residual, and the parameters' gradients, in training.
 template <class T, class Walk, class Act, Derivative derivative>
-__global__ void __launch_bounds__(kHoldThreads, 1)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     hold_differentiate(BatchNormBackward a, typename Walk::Plan plan, Hold hold, Workspace<Compute<T>> space, Act act) {
   using V = Compute<T>;
   constexpr bool writes = derivative != Derivative::kAtInput;
   constexpr int n = Walk::pack, unroll = (n < 8 ? 4 : 2) / (Act::is_fixed ? 1 : 2);
   char* memory = dynamic_shared<char>() + hold.held;
-  const Held<T, n> held_x{dynamic_shared<Pack<T, n>>()}, held_gradient{held_x.packs + hold.steps * kHoldThreads};
   const Table<V> table{reinterpret_cast<V*>(memory + hold.scratch), plan.block_channels()};
-  const int64_t chunk = blockIdx.x / hold.slots;
+  const Member member(plan);
+  const Steps held_steps{0, hold.steps}, other_steps{hold.steps};
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy), *output = static_cast<const T*>(a.output);
   T *dx = static_cast<T*>(a.dx), *dz = static_cast<T*>(a.dz);
+  Held<T, n> held_x(dynamic_shared<char>(), hold.steps);
+  Held<T, n> held_gradient(dynamic_shared<char>() + hold.held / 2, hold.steps);
 
-  for (int64_t turn = 0; turn < hold.turns; ++turn) {
-    const int64_t group = blockIdx.x % hold.slots + turn * hold.slots;
-    const Steps first_steps{0, hold.steps}, other_steps{hold.steps};
-    const Walk walk(plan, chunk, group, /*reversed=*/false, first_steps);
-    hold_part<T, Walk>(x, plan, walk, hold.steps, held_x);
-    hold_part<T, Walk>(dy, plan, walk, hold.steps, held_gradient);
-    __syncthreads();  // all have read the table of the turn before
+  Walk first(plan, member.chunk, member.slot, /*reversed=*/false, held_steps);
+  for (int64_t step = 0; step < hold.steps; ++step) {
+    Piece<n> piece[1];
+    first.next(piece);
+    held_x.load(step, x, piece, plan.numel());
+    held_gradient.load(step, dy, piece, plan.numel());
+  }
+  for (int64_t group = member.slot; group < plan.groups; group += hold.slots) {
+    const Walk walk(plan, member.chunk, group, false, held_steps);
+    __syncthreads();  // all have read the table of the group before
     set_forward(a, plan, walk, table);
 
     Piece<n> pieces[unroll];
@@ -177,8 +136,8 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
           gradients[u] = result;
         }
       };
-      Walk others(plan, chunk, group, false, other_steps);
-      for_pieces<unroll>(others, plan, chunk, [&](const auto& pieces) {
+      Walk others(plan, member.chunk, group, false, other_steps);
+      for_pieces<unroll>(others, plan, member.chunk, [&](const auto& pieces) {
         Pack<T, n> packs[kCount<decltype(pieces)>], gradients[kCount<decltype(pieces)>];
         load_pieces(x, pieces, plan.numel(), packs);
         load_pieces(dy, pieces, plan.numel(), gradients);
@@ -188,18 +147,15 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
       Walk again = walk;
       for (int64_t step = 0; again.more(); step += unroll) {
         again.next(pieces);
-        get_held(held_x, step, hold.steps, packs);
-        get_held(held_gradient, step, hold.steps, gradients);
+        held_x.get(step, packs);
+        held_gradient.get(step, gradients);
         add(pieces, packs, gradients);
-#pragma unroll
-        for (int u = 0; writes && u < unroll; ++u) {
-          if (!pieces[u].empty()) held_gradient.at(step + u) = gradients[u];
-        }
+        if (writes) held_gradient.set(step, gradients);
       }
     }
-    leave_sums(sums, plan, walk, chunk, space, memory);
-    meet(plan);
-    finish_sums(a, plan, walk, space, chunk == 0, table, memory);
+    leave_sums(sums, plan, walk, member.chunk, space, memory);
+    member.meet(plan, hold, group);
+    finish_sums(a, plan, walk, space, member.chunk == 0, table, memory);
 
     const Own<V, Walk, kCoefficients> own(table, walk);
     const auto emit = [&](const auto& pieces, const auto& packs, const auto& gradients) {
@@ -213,19 +169,22 @@ __global__ void __launch_bounds__(kHoldThreads, 1)
         }
       }
     };
-    Walk others(plan, chunk, group, /*reversed=*/true, other_steps);
-    for_pieces<unroll>(others, plan, chunk, [&](const auto& pieces) {
+    Walk others(plan, member.chunk, group, /*reversed=*/true, other_steps);
+    for_pieces<unroll>(others, plan, member.chunk, [&](const auto& pieces) {
       Pack<T, n> packs[kCount<decltype(pieces)>], gradients[kCount<decltype(pieces)>];
       load_pieces(x, pieces, plan.numel(), packs);
       load_pieces(writes ? static_cast<const T*>(dz) : dy, pieces, plan.numel(), gradients);
       emit(pieces, packs, gradients);
     });
-    Walk again = walk;
-    for (int64_t step = 0; again.more(); step += unroll) {
+    Walk again = walk, next(plan, member.chunk, group + hold.slots, false, held_steps);
+    for (int64_t step = 0; step < hold.steps; step += unroll) {
       again.next(pieces);
-      get_held(held_x, step, hold.steps, packs);
-      get_held(held_gradient, step, hold.steps, gradients);
+      held_x.get(step, packs);
+      held_gradient.get(step, gradients);
       emit(pieces, packs, gradients);
+      next.next(pieces);
+      held_x.load(step, x, pieces, plan.numel());
+      held_gradient.load(step, dy, pieces, plan.numel());
     }
   }
 }

@@ -122,53 +122,59 @@ struct HoldPlan {
   Hold hold{};
 
   HoldPlan(const Layout& layout, int tensors, size_t merged) : plan(Walk::Plan::make(layout)) {
-    const int64_t step = int64_t(kHoldThreads) * kPackBytes * tensors;
-    hold.scratch = int64_t(std::max(pivot_bytes<double>(plan) + merged, total_bytes(kHoldThreads, plan)));
-    const int64_t most = (shared_memory_per_block() - hold.scratch - table_bytes()) / step;
+    hold.scratch = int64_t(std::max(pivot_bytes<double>(plan) + merged, total_bytes(kThreads, plan)));
+    const int64_t step = int64_t(kThreads) * kPackBytes * tensors, all = ceil_div(plan.items, plan.teams());
+    const auto most_held = [&](int blocks) {
+      return (shared_memory_per_block(blocks) - hold.scratch - table_bytes()) / step;
+    };
+    // Two blocks of a multiprocessor work while one of them waits; where one can hold a group alone, none has to wait.
+    const int together = most_held(kBlocks) < all && all <= most_held(1) ? 1 : kBlocks;
+    const int64_t most = most_held(together), blocks = int64_t(together) * multiprocessors();
     if (most < 1) return;
-    const int64_t all = ceil_div(plan.items, plan.teams());
-    const int64_t members = std::min<int64_t>(ceil_div(all, most), multiprocessors());
+    const int64_t needed = std::min(ceil_div(all, most), blocks);
+    const int64_t turns = ceil_div(plan.groups, std::min(plan.groups, blocks / needed));
+    hold.slots = ceil_div(plan.groups, turns);
+    const int64_t useful = std::min(blocks / hold.slots, ceil_div(all, kStepsOfBlock));
+    const int64_t members = needed > 1 ? std::max(needed, useful) : 1;
     plan.division = Chunks::make(plan.items, members);
     hold.steps = std::min(most, ceil_div(ceil_div(plan.items, members), plan.teams()));
     hold.held = hold.steps * step;
-    hold.slots = std::min<int64_t>(plan.groups, multiprocessors() / members);
-    hold.turns = ceil_div(plan.groups, hold.slots);
   }
 
   int64_t table_bytes() const { return kCoefficients * int64_t(sizeof(double)) * plan.block_channels(); }
 
   // The groups of a fold's channels need each other's partial results, in the same turn.
-  bool is_possible() const { return hold.slots && (plan.fold == 1 || hold.turns == 1); }
+  bool is_possible() const { return hold.slots && (plan.fold == 1 || hold.slots == plan.groups); }
 
-  // auto: without blocks that wait for each other, and for one turn: the next would not begin to load before the last
-  // one has stored.
+  // auto: without blocks that wait for each other.
   bool is_taken(Path path) const {
     if (!is_possible() || path == Path::kTwo) return false;
-    return path == Path::kHold || (!is_shared(plan) && hold.turns == 1);
+    return path == Path::kHold || !is_shared(plan);
   }
 
-  template <class Kernel, class... Arguments>
-  void launch_kernel(Kernel* kernel, const Arguments&... arguments) const {
+  template <class V>
+  int64_t workspace_bytes(int64_t channels) const {
+    return arrivals_offset<V>(channels) + hold.slots * int64_t(sizeof(uint32_t));
+  }
+
+  template <class V, class Kernel, class Call, class Act>
+  void launch_kernel(Kernel* kernel, const Call& a, const Act& act) const {
+    const Workspace<V> workspace(a.workspace, plan.partials(), a.layout.channels);
+    Hold placed = hold;
+    placed.arrivals =
+        reinterpret_cast<uint32_t*>(static_cast<char*>(a.workspace) + arrivals_offset<V>(a.layout.channels));
     const int64_t blocks = hold.slots * plan.division.chunks, bytes = hold.held + hold.scratch + table_bytes();
     if (is_shared(plan))
-      launch_cooperative(kernel, blocks, kHoldThreads, bytes, arguments...);
+      launch_cooperative(kernel, blocks, kThreads, bytes, a, plan, placed, workspace, act);
     else
-      launch(kernel, blocks, kHoldThreads, bytes, arguments...);
+      launch(kernel, blocks, kThreads, bytes, a, plan, placed, workspace, act);
   }
-};
 
-// The walk with as many threads as a block that holds has.
-template <class Walk>
-struct HoldWalk;
-
-template <int n>
-struct HoldWalk<RowsWalk<n>> {
-  using type = RowsWalk<n, kHoldThreads>;
-};
-
-template <int n>
-struct HoldWalk<PlanesWalk<n>> {
-  using type = PlanesWalk<n, kHoldThreads>;
+ private:
+  template <class V>
+  int64_t arrivals_offset(int64_t channels) const {
+    return Workspace<V>::bytes(plan.partials(), channels);
+  }
 };
 
 template <class T, class Walk>
@@ -176,12 +182,12 @@ constexpr bool kMayHold = Walk::pack > 1 && !std::is_same_v<T, double>;
 
 template <class T, class Walk>
 HoldPlan<Walk> forward_hold(const Layout& layout) {
-  return HoldPlan<Walk>(layout, 1, merge_bytes<Moments<Compute<T>>>(kHoldThreads, Walk::channels));
+  return HoldPlan<Walk>(layout, 1, merge_bytes<Moments<Compute<T>>>(kThreads, Walk::channels));
 }
 
 template <class T, class Walk>
 HoldPlan<Walk> backward_hold(const Layout& layout) {
-  return HoldPlan<Walk>(layout, 2, merge_bytes<Sums<Compute<T>>>(kHoldThreads, Walk::channels));
+  return HoldPlan<Walk>(layout, 2, merge_bytes<Sums<Compute<T>>>(kThreads, Walk::channels));
 }
 
 // Whether a call is launched as one kernel. Not with dropout, which would double the kernels; nor with a cumulative
@@ -192,11 +198,10 @@ bool launch_forward_held(const BatchNormForward& a, Path path) {
   if (!a.training || a.drops() || (a.momentum < 0 && a.running_mean)) return false;
   const auto held = forward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
-  const Workspace<V> workspace(a.workspace, held.plan.partials(), a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
-    held.launch_kernel(a.residual ? hold_normalize<T, Walk, Act, true> : hold_normalize<T, Walk, Act, false>, a,
-                       held.plan, held.hold, workspace, act);
+    held.template launch_kernel<V>(
+        a.residual ? hold_normalize<T, Walk, Act, true> : hold_normalize<T, Walk, Act, false>, a, act);
   });
   return true;
 }
@@ -207,12 +212,11 @@ bool launch_backward_held(const BatchNormBackward& a, Path path) {
   if (!a.training || a.drops() || !a.dx || a.residual) return false;
   const auto held = backward_hold<T, Walk>(a.layout);
   if (!held.is_taken(path)) return false;
-  const Workspace<V> workspace(a.workspace, held.plan.partials(), a.layout.channels);
   with_activation<V>(a.act, [&](auto act) {
     using Act = decltype(act);
-    held.launch_kernel(a.output ? hold_differentiate<T, Walk, Act, Derivative::kOfOutput>
-                                : hold_differentiate<T, Walk, Act, Derivative::kAtInput>,
-                       a, held.plan, held.hold, workspace, act);
+    held.template launch_kernel<V>(a.output ? hold_differentiate<T, Walk, Act, Derivative::kOfOutput>
+                                            : hold_differentiate<T, Walk, Act, Derivative::kAtInput>,
+                                   a, act);
   });
   return true;
 }
@@ -220,7 +224,7 @@ bool launch_backward_held(const BatchNormBackward& a, Path path) {
 template <class T, class Walk>
 void launch_forward(const BatchNormForward& a, Path path) {
   if constexpr (kMayHold<T, Walk>) {
-    if (launch_forward_held<T, typename HoldWalk<Walk>::type>(a, path)) return;
+    if (launch_forward_held<T, Walk>(a, path)) return;
   }
   launch_forward_in_two<T, Walk>(a);
 }
@@ -228,7 +232,7 @@ void launch_forward(const BatchNormForward& a, Path path) {
 template <class T, class Walk>
 void launch_backward(const BatchNormBackward& a, Path path) {
   if constexpr (kMayHold<T, Walk>) {
-    if (launch_backward_held<T, typename HoldWalk<Walk>::type>(a, path)) return;
+    if (launch_backward_held<T, Walk>(a, path)) return;
   }
   launch_backward_in_two<T, Walk>(a);
 }
@@ -236,11 +240,10 @@ void launch_backward(const BatchNormBackward& a, Path path) {
 // Bytes that the partial results of either path take.
 template <class T, class Walk, class HeldPlan>
 int64_t workspace_bytes(const Layout& layout, const HeldPlan& held_plan) {
-  int64_t partials = plan_for<Walk>(layout).partials();
-  if constexpr (kMayHold<T, Walk>) {
-    partials = std::max(partials, held_plan(Type<typename HoldWalk<Walk>::type>()).plan.partials());
-  }
-  return Workspace<Compute<T>>::bytes(partials, layout.channels);
+  using V = Compute<T>;
+  const int64_t bytes = Workspace<V>::bytes(plan_for<Walk>(layout).partials(), layout.channels);
+  if constexpr (!kMayHold<T, Walk>) return bytes;
+  return std::max(bytes, held_plan(Type<Walk>()).template workspace_bytes<V>(layout.channels));
 }
 
 template <class T>

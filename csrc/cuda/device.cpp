@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 
@@ -68,9 +69,10 @@ int multiprocessors() {
   return attribute.of_current_device();
 }
 
-int64_t shared_memory_per_block() {
-  static Attribute attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  return attribute.of_current_device();
+int64_t shared_memory_per_block(int blocks) {
+  static Attribute of_block(cudaDevAttrMaxSharedMemoryPerBlockOptin), all(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  static Attribute reserved(cudaDevAttrReservedSharedMemoryPerBlock);
+  return std::min(of_block.of_current_device(), all.of_current_device() / blocks - reserved.of_current_device());
 }
 
 RandomSource draw_random_source() {

@@ -15,7 +15,7 @@ void check_launch(cudaError_t error);
 // Number of multiprocessors of the current device.
 int multiprocessors();
 
-// Bytes of shared memory that a block may have there.
-int64_t shared_memory_per_block();
+// Bytes of shared memory that a block may have there if a multiprocessor is to run so many at once.
+int64_t shared_memory_per_block(int blocks);
 
 }  // namespace fusedtricks::cuda

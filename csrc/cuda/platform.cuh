@@ -12,6 +12,8 @@
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
+#include <cuda/atomic>
+
 #include "device.h"
 
 namespace fusedtricks::cuda {
@@ -26,7 +28,7 @@ void launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   if (shared_bytes > without_asking) {
     // The most there is, whatever this call needs: another thread may be about to launch the same kernel.
     check_launch(
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_memory_per_block())));
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_memory_per_block(1))));
   }
   const auto run = [&](Parameters... values) {
     void* pointers[] = {&values...};
@@ -62,12 +64,27 @@ __device__ __forceinline__ uint4 read_block(const void* p, int64_t /*bytes_there
 
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
 
+// Waits for other blocks, all of which run at once: until so many arrivals are counted, of which this block's is one.
+// What they wrote before can then be read past the first cache.
+__device__ __forceinline__ void meet_blocks(uint32_t* arrivals, uint32_t all) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> counted(*arrivals);
+    counted.fetch_add(1, ::cuda::memory_order_acq_rel);
+    while (counted.load(::cuda::memory_order_acquire) < all) {
+    }
+  }
+  __syncthreads();
+}
+
 // Copies 16 bytes from global to shared memory while the thread goes on, for wait_for_copies to wait for.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   __pipeline_memcpy_async(shared, global, 16);
 }
-__device__ __forceinline__ void commit_copies() { __pipeline_commit(); }
-__device__ __forceinline__ void wait_for_copies() { __pipeline_wait_prior(0); }
+__device__ __forceinline__ void wait_for_copies() {
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+}
 
 }  // namespace fusedtricks::cuda
 #endif

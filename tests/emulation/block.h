@@ -97,17 +97,19 @@ class SharedMemory {
   std::unique_ptr<unsigned char[]> data_;
 };
 
-// Where a thread waits for others: for the lanes of its warp, for its block or for the grid. They must come to the same
-// one, which is a call in one place of the source.
+// Where a thread waits for others: for the lanes of its warp, for its block, for the grid, or with its block for so many
+// arrivals of blocks. They must come to the same one, which is a call in one place of the source.
 struct Rendezvous {
-  enum Scope : uint8_t { kNone, kLanes, kBlock, kGrid, kExit } scope = kNone;
+  enum Scope : uint8_t { kNone, kLanes, kBlock, kGrid, kArrivals, kExit } scope = kNone;
   const char* name = "";
   uint32_t lanes = 0;
   std::source_location where = {};
+  const uint32_t* arrivals = nullptr;
+  uint32_t all = 0;
 
   bool operator==(const Rendezvous& other) const {
     return scope == other.scope && lanes == other.lanes && where.line() == other.where.line() &&
-           where.column() == other.where.column();
+           where.column() == other.where.column() && arrivals == other.arrivals && all == other.all;
   }
 
   std::string describe() const {
@@ -126,10 +128,10 @@ struct Answer {
 
 class Block {
  public:
-  // wait_for_grid(): returns once all other blocks have called theirs.
-  Block(const Launch& launch, std::function<void()> wait_for_grid)
+  // wait_for_blocks(at): returns once the blocks that it waits for there have come.
+  Block(const Launch& launch, std::function<void(const Rendezvous&)> wait_for_blocks)
       : launch_(launch),
-        wait_for_grid_(std::move(wait_for_grid)),
+        wait_for_blocks_(std::move(wait_for_blocks)),
         shared_(launch.shared_bytes),
         threads_(launch.threads),
         warps_((launch.threads + kWarp - 1) / kWarp),
@@ -275,10 +277,11 @@ class Block {
   // Nobody can run: all wait for the same, or for ever.
   void meet() {
     const Rendezvous at = threads_.front().at;
-    const bool of_all = at.scope == Rendezvous::kBlock || at.scope == Rendezvous::kGrid;
+    const bool of_blocks = at.scope == Rendezvous::kGrid || at.scope == Rendezvous::kArrivals;
+    const bool of_all = at.scope == Rendezvous::kBlock || of_blocks;
     if (!of_all || !std::all_of(threads_.begin(), threads_.end(), [&](const Thread& t) { return t.at == at; }))
       throw std::runtime_error(divergence());
-    if (at.scope == Rendezvous::kGrid) wait_for_grid_();
+    if (of_blocks) wait_for_blocks_(at);
     const auto votes = std::count_if(threads_.begin(), threads_.end(), [](const Thread& t) { return t.value != 0; });
     for (Thread& thread : threads_) {
       thread.answer = {0, uint32_t(votes)};
@@ -305,7 +308,7 @@ class Block {
   FUSEDTRICKS_THREAD_STATE static Block* current_ = nullptr;
 
   const Launch& launch_;
-  std::function<void()> wait_for_grid_;
+  std::function<void(const Rendezvous&)> wait_for_blocks_;
   SharedMemory shared_;
   Schedule schedule_;
   std::vector<Thread> threads_;

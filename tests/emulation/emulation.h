@@ -5,9 +5,9 @@
 // threads or blocks. Not seen: races that no order of whole turns between barriers exposes, the memory model, speed.
 //
 // What a kernel must keep to: threads meet at one call in the source, all of the block or exactly the lanes of the
-// mask, none of them having returned; no thread spins on what another one writes; dynamic shared memory is had by
-// dynamic_shared(). An array declared __shared__ holds what an earlier block left in it, and only UBSan's `bounds`
-// checks its indices.
+// mask, none of them having returned; no thread spins on what another one writes, but in meet_blocks(); dynamic shared
+// memory is had by dynamic_shared(). An array declared __shared__ holds what an earlier block left in it, and only UBSan's
+// `bounds` checks its indices.
 #pragma once
 
 #include <atomic>
@@ -190,7 +190,6 @@ uint4 read_block(const void* p, int64_t bytes_there) {
 }
 
 inline void copy_async(void* shared, const void* global) { std::memcpy(shared, global, 16); }
-inline void commit_copies() {}
 inline void wait_for_copies() {}
 
 // Runs the kernel before it returns; throws what goes wrong in it.
@@ -206,6 +205,12 @@ void launch_cooperative(void (*kernel)(P...), int64_t blocks, int threads, size_
 }
 
 inline void grid_sync(FT_WHERE) { emulation::vote(__func__, emulation::Rendezvous::kGrid, false, where); }
+
+inline void meet_blocks(uint32_t* arrivals, uint32_t all, FT_WHERE) {
+  __syncthreads(where);
+  if (threadIdx.x == 0) ++*arrivals;
+  emulation::Block::current().wait({emulation::Rendezvous::kArrivals, __func__, 0, where, arrivals, all}, 0, 0);
+}
 
 // The same memory whatever the type, aligned as CUDA's.
 template <class T>

@@ -25,8 +25,9 @@ inline int64_t setting(const char* name, int64_t otherwise) {
 inline int multiprocessors() { return int(setting("FUSEDTRICKS_EMULATED_SMS", 4)); }
 
 // What kernels are told; a small number makes them split what they could hold.
-inline int64_t shared_memory_per_block() {
-  return std::min<int64_t>(kMostShared, setting("FUSEDTRICKS_EMULATED_SHARED", kMostShared));
+inline int64_t shared_memory_per_block(int blocks) {
+  return std::min<int64_t>(kSharedOfMultiprocessor / blocks - kSharedReserved,
+                           setting("FUSEDTRICKS_EMULATED_SHARED", kMostShared));
 }
 
 // As far as threads and shared memory limit them.
@@ -47,7 +48,9 @@ inline void run_blocks(const Launch& launch) {
   std::vector<unsigned> order(launch.blocks);
   std::iota(order.begin(), order.end(), 0);
   Schedule().arrange(order);
-  Block block(launch, [] { throw std::runtime_error("grid_sync() in a kernel that was not launched as cooperative"); });
+  Block block(launch, [](const Rendezvous& at) {
+    throw std::runtime_error(std::string(at.name) + "() in a kernel that was not launched as cooperative");
+  });
   for (unsigned index : order) block.run(index);
 }
 
@@ -63,12 +66,18 @@ class ResidentBlock {
     thread_.join();
   }
 
-  // To the next grid_sync() or to the end: whether it was the former.
-  bool advance() {
+  // On to where it waits for other blocks, or to the end.
+  void advance() {
     resumed_.release();
     paused_.acquire();
     if (error_) std::rethrow_exception(error_);
-    return !finished_;
+  }
+
+  bool is_finished() const { return finished_; }
+  bool is_at(Rendezvous::Scope scope) const { return !finished_ && at_.scope == scope; }
+  // Whether it has not begun, or all whom it counts have arrived.
+  bool may_advance() const {
+    return is_at(Rendezvous::kNone) || (is_at(Rendezvous::kArrivals) && *at_.arrivals >= at_.all);
   }
 
  private:
@@ -77,7 +86,8 @@ class ResidentBlock {
   void main(const Launch& launch, unsigned index) {
     try {
       await_turn();
-      Block(launch, [this] {
+      Block(launch, [this](const Rendezvous& at) {
+        at_ = at;
         paused_.release();
         await_turn();
       }).run(index);
@@ -94,6 +104,7 @@ class ResidentBlock {
     if (stopping_) throw Stopped{};
   }
 
+  Rendezvous at_;
   std::binary_semaphore resumed_{0}, paused_{0};
   bool stopping_ = false, finished_ = false;
   std::exception_ptr error_;
@@ -107,14 +118,27 @@ inline void run_resident(const Launch& launch) {
   std::deque<ResidentBlock> blocks;
   for (unsigned i = 0; i < launch.blocks; ++i) blocks.emplace_back(launch, i);
   Schedule schedule;
-  for (size_t waiting = launch.blocks; waiting > 0;) {
-    std::vector<ResidentBlock*> order;
-    for (ResidentBlock& block : blocks) order.push_back(&block);
-    schedule.arrange(order);
-    waiting = std::count_if(order.begin(), order.end(), [](ResidentBlock* block) { return block->advance(); });
-    if (waiting > 0 && waiting < blocks.size())
-      throw std::runtime_error("grid barrier divergence: " + std::to_string(waiting) + " of " +
-                               std::to_string(blocks.size()) + " blocks at grid_sync(), the others returned");
+  const auto those = [&](const auto& predicate) {
+    std::vector<ResidentBlock*> found;
+    for (ResidentBlock& block : blocks) {
+      if (predicate(block)) found.push_back(&block);
+    }
+    return found;
+  };
+  while (!those([](auto& block) { return !block.is_finished(); }).empty()) {
+    auto ready = those([](auto& block) { return block.may_advance(); });
+    if (ready.empty()) {
+      ready = those([](auto& block) { return block.is_at(Rendezvous::kGrid); });
+      const size_t counting = those([](auto& block) { return block.is_at(Rendezvous::kArrivals); }).size();
+      if (counting > 0)
+        throw std::runtime_error(std::to_string(counting) + " of " + std::to_string(blocks.size()) +
+                                 " blocks wait for arrivals that do not come");
+      if (ready.size() < blocks.size())
+        throw std::runtime_error("grid barrier divergence: " + std::to_string(ready.size()) + " of " +
+                                 std::to_string(blocks.size()) + " blocks at grid_sync(), the others returned");
+    }
+    schedule.arrange(ready);
+    for (ResidentBlock* block : ready) block->advance();
   }
 }
 

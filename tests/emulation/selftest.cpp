@@ -164,6 +164,32 @@ void check_grid() {
   }
 }
 
+// Blocks by threes, which meet as often as their number says: what a block adds up is what the three wrote in a round.
+__global__ void sums_of_three(int* values, int* sums, uint32_t* arrivals) {
+  const unsigned group = blockIdx.x / 3;
+  if (threadIdx.x == 0 && blockIdx.x % 3 == 0) arrivals[group] = 0;
+  grid_sync();
+  for (unsigned round = 0; round <= group; ++round) {
+    int* of_round = values + gridDim.x * round;
+    if (threadIdx.x == 0) of_round[blockIdx.x] = int((round + 1) * (blockIdx.x + 1));
+    meet_blocks(arrivals + group, 3 * (round + 1));
+    if (threadIdx.x != 5) continue;
+    for (unsigned b = 0; b < 3; ++b) sums[blockIdx.x] += of_round[group * 3 + b];
+  }
+}
+
+void check_arrivals() {
+  constexpr int blocks = 6;
+  int values[2 * blocks] = {}, sums[blocks] = {};
+  uint32_t arrivals[2] = {77, 77};
+  launch_cooperative(sums_of_three, blocks, 64, 0, values, sums, arrivals);
+  for (int b = 0; b < blocks; ++b) SELFTEST_REQUIRE(sums[b] == (b < 3 ? 6 : 45));
+}
+
+__global__ void too_few_arrive(uint32_t* arrivals) {
+  if (blockIdx.x > 0) meet_blocks(arrivals, gridDim.x);
+}
+
 // Threads [first, …) of a block return.
 __global__ void some_return(unsigned first) {
   if (threadIdx.x >= first) return;
@@ -243,6 +269,7 @@ const std::map<std::string, void (*)()> kCases = {
     {"votes", check_votes},
     {"intrinsics", check_intrinsics},
     {"grid", check_grid},
+    {"arrivals", check_arrivals},
     {"after_failures", check_after_failures},
     {"some_return", [] { launch(some_return, 2, kThreads, 0, 128u); }},
     {"some_wait_elsewhere", [] { launch(some_wait_elsewhere, 1, kThreads, 0); }},
@@ -251,6 +278,11 @@ const std::map<std::string, void (*)()> kCases = {
     {"lanes_that_are_not", [] { launch(lane_returns, 1, 40, 0); }},
     {"reads_outside_mask", [] { launch(reads_outside_mask, 1, 32, 0); }},
     {"some_blocks_sync", [] { launch_cooperative(some_blocks_sync, 4, 32, 0); }},
+    {"too_few_arrive",
+     [] {
+       uint32_t arrivals = 0;
+       launch_cooperative(too_few_arrive, 4, 32, 0, &arrivals);
+     }},
     {"not_cooperative", [] { launch(some_blocks_sync, 2, 32, 0); }},
     {"throws", [] { launch(throws, 2, kThreads, 0); }},
     {"throws_cooperative", [] { launch_cooperative(throws, 2, kThreads, 0); }},
