@@ -184,6 +184,9 @@ bench() {
   measure cuda-auto 180 --targets --only 'batch_norm*' --only 'dropout*' --only 'leaky_relu*' --seconds 0.4
   FUSEDTRICKS_CUDA_PATH=hold measure cuda-hold 60 --targets --only "batch_norm*$layers" --seconds 0.2
   FUSEDTRICKS_CUDA_PATH=two measure cuda-two 60 --targets --only "batch_norm*$layers" --seconds 0.2
+  # What the thresholds of FUSEDTRICKS_CUDA_PATH=auto are read from.
+  [ ! -e "$OUT/cuda-hold.json" ] || [ ! -e "$OUT/cuda-two.json" ] ||
+    "$PYTHON" benchmarks/compare.py "$OUT/cuda-two.json" "$OUT/cuda-hold.json" 2>&1 | tee -a "$LOG"
   # Compiling takes seconds a case.
   measure cuda-compile 120 --targets --only "batch_norm*/resnet50-256x*/forward+backward$layers" --compile --seconds 0.2
   # What no goal is set for: small, odd and flat shapes, other activations.

@@ -15,7 +15,7 @@ import fusedtricks
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cuda_cases, cuda_targets, run
+from benchmarks import compare, cuda_cases, cuda_targets, run
 from benchmarks.cases import (
     CASES,
     FAMILIES,
@@ -286,6 +286,25 @@ def test_cuda_where_there_is_none_is_one_sentence(capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"--device cuda: torch {torch.__version__} is built without CUDA"
     assert run.main(["--device", "cuda", "--only", "tiny", "--list"]) == 0
+
+
+def test_compare_sets_two_files_side_by_side(tmp_path, capsys):
+    keys = {"op": "dropout", "direction": "forward", "dtype": "float32", "layout": "contiguous", "elements": 12_000}
+    names = [tmp_path / "two.json", tmp_path / "hold.json"]
+    for path, times in zip(names, ({"a": 3.0, "b": 2.0, "c": 1.0}, {"a": 4.0, "b": 1.0, "d": 1.0}), strict=True):
+        rows = [keys | {"case": case, "fused_ms": ms} for case, ms in times.items()]
+        path.write_text(json.dumps({"rows": rows}))
+    assert compare.main([str(name) for name in names]) == 0
+    header, _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")][-4:] == ["elements", "two", "hold", "x"]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [(row[1], *row[-4:]) for row in cells] == [
+        ("b", "12,000", "2 ms", "1 ms", "2.00"),
+        ("a", "12,000", "3 ms", "4 ms", "0.75"),
+    ]
+    names[1].write_text(json.dumps({"rows": []}))
+    assert compare.main([str(name) for name in names]) == 2
+    assert "no case in common" in capsys.readouterr().err
 
 
 def test_measure_asks_the_clock_of_the_device():

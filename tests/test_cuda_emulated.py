@@ -70,6 +70,7 @@ BARRIERS = [
             ("hold", "batch_norm_held.cuh", "meet", 0),
             ("hold", "batch_norm_held.cuh", "meet", 1),
             ("hold", "batch_norm_held.cuh", "meet", 2),
+            ("hold", "batch_norm_hold.cuh", "hold_normalize", 0),
         ]
     ),
 ]
@@ -108,11 +109,15 @@ def under_every_schedule(path: str) -> list[dict[str, str]]:
 
 
 def without_barrier(text: str, function: str, number: int) -> str:
-    """The source without the barrier of that number after the function's name and its parenthesis."""
+    """The source without the barrier, or the wait, of that number after the function's name and its parenthesis."""
     definition = re.search(rf"\b{function}\([^;]*?\{{", text)
     assert definition is not None, function
     end = text.index("\n}", definition.end())
-    barriers = [*re.compile(r"(__syncthreads|grid_sync|meet_blocks)\([^;]*;").finditer(text, definition.end(), end)]
+    barriers = [
+        *re.compile(r"(__syncthreads|grid_sync|meet_blocks|wait_for_copies)\([^;]*;").finditer(
+            text, definition.end(), end
+        )
+    ]
     assert number < len(barriers), f"{function} has {len(barriers)} barriers"
     return text[: barriers[number].start()] + text[barriers[number].end() :]
 

@@ -12,8 +12,10 @@ struct Hold {
   int64_t slots;
   int64_t steps;                 // of a part that are held, a pack of each held tensor a step and thread
   int64_t held, scratch;         // bytes of shared memory, in this order; then the table of coefficients
-  uint32_t* arrivals = nullptr;  // one of each slot, for its members to count
+  uint32_t* arrivals = nullptr;  // of each slot, kArrivalsApart from that of the next, for its members to count
 };
+
+constexpr int kArrivalsApart = 32;  // a line of the cache, so that those who wait for one do not wait for another
 
 // Whether a channel has partial results of several blocks: of all members, and of all groups that the channels of a
 // fold lie in.
@@ -34,13 +36,14 @@ struct Member {
   // set to zero before they are counted, and the channels of a fold have the results of all groups.
   template <class Plan>
   __device__ __forceinline__ void meet(const Plan& plan, const Hold& hold, int64_t group) const {
+    uint32_t* arrivals = hold.arrivals + slot * kArrivalsApart;
     if (!is_shared(plan)) {
       __syncthreads();
     } else if (group == slot) {
-      if (chunk == 0 && threadIdx.x == 0) hold.arrivals[slot] = 0;
+      if (chunk == 0 && threadIdx.x == 0) *arrivals = 0;
       grid_sync();
     } else {
-      meet_blocks(hold.arrivals + slot, uint32_t((group - slot) / hold.slots * plan.division.chunks));
+      meet_blocks(arrivals, uint32_t((group - slot) / hold.slots * plan.division.chunks));
     }
   }
 };

@@ -131,7 +131,8 @@ struct HoldPlan {
     const int together = most_held(kBlocks) < all && all <= most_held(1) ? 1 : kBlocks;
     const int64_t most = most_held(together), blocks = int64_t(together) * multiprocessors();
     if (most < 1) return;
-    const int64_t needed = std::min(ceil_div(all, most), blocks);
+    // A group that no slot can hold whole leaves room for another one, to work while it waits.
+    const int64_t needed = std::min(ceil_div(all, most), blocks / std::min<int64_t>(plan.groups, together));
     const int64_t turns = ceil_div(plan.groups, std::min(plan.groups, blocks / needed));
     hold.slots = ceil_div(plan.groups, turns);
     const int64_t useful = std::min(blocks / hold.slots, ceil_div(all, kStepsOfBlock));
@@ -146,15 +147,16 @@ struct HoldPlan {
   // The groups of a fold's channels need each other's partial results, in the same turn.
   bool is_possible() const { return hold.slots && (plan.fold == 1 || hold.slots == plan.groups); }
 
-  // auto: without blocks that wait for each other.
+  // auto: without blocks that wait for each other, and not where few have much to do, which two kernels would spread.
   bool is_taken(Path path) const {
     if (!is_possible() || path == Path::kTwo) return false;
-    return path == Path::kHold || !is_shared(plan);
+    const bool keeps_busy = hold.steps <= kStepsOfBlock || 2 * hold.slots >= multiprocessors();
+    return path == Path::kHold || (!is_shared(plan) && keeps_busy);
   }
 
   template <class V>
   int64_t workspace_bytes(int64_t channels) const {
-    return arrivals_offset<V>(channels) + hold.slots * int64_t(sizeof(uint32_t));
+    return arrivals_offset<V>(channels) + hold.slots * int64_t(sizeof(uint32_t)) * kArrivalsApart;
   }
 
   template <class V, class Kernel, class Call, class Act>

@@ -84,6 +84,7 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 __device__ __forceinline__ void wait_for_copies() {
   __pipeline_commit();
   __pipeline_wait_prior(0);
+  asm volatile("" ::: "memory");  // what was copied is not read before
 }
 
 }  // namespace fusedtricks::cuda

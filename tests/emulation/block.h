@@ -153,6 +153,12 @@ class Block {
   static Block& current() { return *current_; }
   void* shared() { return shared_.data(); }
   unsigned lane() const { return running_->index % kWarp; }
+  // As late as may be: what reads the copy too early sees what was there before.
+  void copy_later(void* to, const void* from) { running_->copies.emplace_back(to, from); }
+  void finish_copies() {
+    for (const auto& [to, from] : running_->copies) std::memcpy(to, from, 16);
+    running_->copies.clear();
+  }
 
   // On a thread of the block: lets others run until all whom it concerns are there.
   Answer wait(const Rendezvous& at, uint64_t value, unsigned source_lane) {
@@ -173,6 +179,7 @@ class Block {
     Answer answer = {};
     Fiber* fiber = nullptr;
     Rendezvous at;
+    std::vector<std::pair<void*, const void*>> copies;  // of 16 bytes, that it has not waited for
   };
 
   struct Warp {
@@ -185,6 +192,7 @@ class Block {
     exited_ = 0;
     for (unsigned i = 0; i < threads_.size(); ++i) {
       threads_[i].index = i;
+      threads_[i].copies.clear();
       make_ready(threads_[i]);
     }
     current_ = this;

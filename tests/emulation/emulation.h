@@ -1,8 +1,9 @@
 // CUDA's vocabulary for kernel sources that a C++20 compiler builds for the CPU, so that tests run them without a GPU.
 //
-// Seen: a barrier that not all threads reach; shared memory that is read before it is written, as NaN; accesses past
-// dynamic shared memory; misaligned vectors; and, by running under every schedule, results that depend on the order of
-// threads or blocks. Not seen: races that no order of whole turns between barriers exposes, the memory model, speed.
+// Seen: a barrier that not all threads reach; shared memory that is read before it is written, as NaN, or before a copy
+// into it was waited for; accesses past dynamic shared memory; misaligned vectors; and, by running under every
+// schedule, results that depend on the order of threads or blocks. Not seen: races that no order of whole turns between
+// barriers exposes, the memory model, speed.
 //
 // What a kernel must keep to: threads meet at one call in the source, all of the block or exactly the lanes of the
 // mask, none of them having returned; no thread spins on what another one writes, but in meet_blocks(); dynamic shared
@@ -189,8 +190,8 @@ uint4 read_block(const void* p, int64_t bytes_there) {
   return block;
 }
 
-inline void copy_async(void* shared, const void* global) { std::memcpy(shared, global, 16); }
-inline void wait_for_copies() {}
+inline void copy_async(void* shared, const void* global) { emulation::Block::current().copy_later(shared, global); }
+inline void wait_for_copies() { emulation::Block::current().finish_copies(); }
 
 // Runs the kernel before it returns; throws what goes wrong in it.
 template <class... P, class... A>
