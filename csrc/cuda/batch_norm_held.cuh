@@ -9,8 +9,8 @@ namespace fusedtricks::cuda {
 // Each group of channels is held by a slot: as many blocks as it takes, its members, a chunk of the group each. A slot
 // takes every `slots`-th group in turn.
 struct Hold {
-  int64_t slots;
-  int64_t steps;                 // of a part that are held, a pack of each held tensor a step and thread
+  int slots;
+  int steps;                     // of a part that are held, a pack of each held tensor a step and thread
   int64_t held, scratch;         // bytes of shared memory, in this order; then the table of coefficients
   uint32_t* arrivals = nullptr;  // of each slot, kArrivalsApart from that of the next, for its members to count
 };
@@ -26,16 +26,16 @@ FT_INLINE bool is_shared(const Plan& plan) {
 
 // Which member of which slot a block is.
 struct Member {
-  int64_t slot, chunk;
+  int slot, chunk;
 
   template <class Plan>
   explicit __device__ Member(const Plan& plan)
-      : slot(blockIdx.x / plan.division.chunks), chunk(blockIdx.x % plan.division.chunks) {}
+      : slot(int(blockIdx.x) / int(plan.division.chunks)), chunk(int(blockIdx.x) % int(plan.division.chunks)) {}
 
   // Waits until all partial results of the group are there. For the first group the whole grid meets: then arrivals are
   // set to zero before they are counted, and the channels of a fold have the results of all groups.
   template <class Plan>
-  __device__ __forceinline__ void meet(const Plan& plan, const Hold& hold, int64_t group) const {
+  __device__ __forceinline__ void meet(const Plan& plan, const Hold& hold, int group) const {
     uint32_t* arrivals = hold.arrivals + slot * kArrivalsApart;
     if (!is_shared(plan)) {
       __syncthreads();
@@ -43,7 +43,7 @@ struct Member {
       if (chunk == 0 && threadIdx.x == 0) *arrivals = 0;
       grid_sync();
     } else {
-      meet_blocks(arrivals, uint32_t((group - slot) / hold.slots * plan.division.chunks));
+      meet_blocks(arrivals, uint32_t((group - slot) / hold.slots) * uint32_t(plan.division.chunks));
     }
   }
 };
@@ -52,28 +52,28 @@ struct Member {
 template <class T, int n>
 class Held {
  public:
-  __device__ __forceinline__ Held(void* shared, int64_t steps)
+  __device__ __forceinline__ Held(void* shared, int steps)
       : packs_(static_cast<Pack<T, n>*>(shared) + threadIdx.x), steps_(steps) {}
 
   // Starts to copy pieces of the tensor to where the packs of that step and the next are, for wait_for_copies to wait
   // for. What was there has been used: a thread reads and writes its own packs alone.
   template <int count>
-  __device__ __forceinline__ void load(int64_t step, const T* tensor, const Piece<n> (&pieces)[count], int64_t numel) {
+  __device__ __forceinline__ void load(int step, const T* tensor, const Piece<n> (&pieces)[count], int64_t numel) {
 #pragma unroll
     for (int u = 0; u < count; ++u) {
       if (step + u < steps_) copy_piece_async(&packs_[(step + u) * kThreads], tensor, pieces[u], numel);
     }
   }
 
-  // The packs of that step and the next; those behind the last are any, since their pieces are empty.
+  // The packs of that step and the next; anything where the pieces are empty, as those behind the last are.
   template <int count>
-  __device__ __forceinline__ void get(int64_t step, Pack<T, n> (&packs)[count]) const {
+  __device__ __forceinline__ void get(int step, Pack<T, n> (&packs)[count]) const {
 #pragma unroll
     for (int u = 0; u < count; ++u) packs[u] = packs_[(step + u < steps_ ? step + u : step) * kThreads];
   }
 
   template <int count>
-  __device__ __forceinline__ void set(int64_t step, const Pack<T, n> (&packs)[count]) {
+  __device__ __forceinline__ void set(int step, const Pack<T, n> (&packs)[count]) {
 #pragma unroll
     for (int u = 0; u < count; ++u) {
       if (step + u < steps_) packs_[(step + u) * kThreads] = packs[u];
@@ -82,7 +82,7 @@ class Held {
 
  private:
   Pack<T, n>* packs_;
-  int64_t steps_;
+  int steps_;
 };
 
 }  // namespace fusedtricks::cuda

@@ -33,12 +33,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if (blockIdx.x == 0 && threadIdx.x == 0) a.count_batch();
 
   Walk first(plan, member.chunk, member.slot, /*reversed=*/false, held_steps);
-  for (int64_t step = 0; step < hold.steps; ++step) {
+  for (int step = 0; step < hold.steps; ++step) {
     Piece<n> piece[1];
     first.next(piece);
     held.load(step, x, piece, plan.numel());
   }
-  for (int64_t group = member.slot; group < plan.groups; group += hold.slots) {
+  for (int group = member.slot; group < plan.groups; group += hold.slots) {
     const Walk walk(plan, member.chunk, group, false, held_steps);
     Piece<n> pieces[unroll];
     Pack<T, n> packs[unroll];
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
     wait_for_copies();
     Walk again = walk;
-    for (int64_t step = 0; again.more(); step += unroll) {
+    for (int step = 0; again.more(); step += unroll) {
       again.next(pieces);
       held.get(step, packs);
       add_moments<T, Walk>(pieces, packs, pivots, moments);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     });
     again = walk;
     Walk next(plan, member.chunk, group + hold.slots, false, held_steps);
-    for (int64_t step = 0; step < hold.steps; step += unroll) {
+    for (int step = 0; step < hold.steps; step += unroll) {
       again.next(pieces);
       held.get(step, packs);
       emit(pieces, packs);
@@ -106,13 +106,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   Held<T, n> held_gradient(dynamic_shared<char>() + hold.held / 2, hold.steps);
 
   Walk first(plan, member.chunk, member.slot, /*reversed=*/false, held_steps);
-  for (int64_t step = 0; step < hold.steps; ++step) {
+  for (int step = 0; step < hold.steps; ++step) {
     Piece<n> piece[1];
     first.next(piece);
     held_x.load(step, x, piece, plan.numel());
     held_gradient.load(step, dy, piece, plan.numel());
   }
-  for (int64_t group = member.slot; group < plan.groups; group += hold.slots) {
+  for (int group = member.slot; group < plan.groups; group += hold.slots) {
     const Walk walk(plan, member.chunk, group, false, held_steps);
     __syncthreads();  // all have read the table of the group before
     set_forward(a, plan, walk, table);
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       });
       wait_for_copies();
       Walk again = walk;
-      for (int64_t step = 0; again.more(); step += unroll) {
+      for (int step = 0; again.more(); step += unroll) {
         again.next(pieces);
         held_x.get(step, packs);
         held_gradient.get(step, gradients);
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       emit(pieces, packs, gradients);
     });
     Walk again = walk, next(plan, member.chunk, group + hold.slots, false, held_steps);
-    for (int64_t step = 0; step < hold.steps; step += unroll) {
+    for (int step = 0; step < hold.steps; step += unroll) {
       again.next(pieces);
       held_x.get(step, packs);
       held_gradient.get(step, gradients);

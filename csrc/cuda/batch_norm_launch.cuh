@@ -134,11 +134,11 @@ struct HoldPlan {
     // A group that no slot can hold whole leaves room for another one, to work while it waits.
     const int64_t needed = std::min(ceil_div(all, most), blocks / std::min<int64_t>(plan.groups, together));
     const int64_t turns = ceil_div(plan.groups, std::min(plan.groups, blocks / needed));
-    hold.slots = ceil_div(plan.groups, turns);
+    hold.slots = int(ceil_div(plan.groups, turns));
     const int64_t useful = std::min(blocks / hold.slots, ceil_div(all, kStepsOfBlock));
     const int64_t members = needed > 1 ? std::max(needed, useful) : 1;
     plan.division = Chunks::make(plan.items, members);
-    hold.steps = std::min(most, ceil_div(ceil_div(plan.items, members), plan.teams()));
+    hold.steps = int(std::min(most, ceil_div(ceil_div(plan.items, members), plan.teams())));
     hold.held = hold.steps * step;
   }
 

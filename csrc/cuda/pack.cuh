@@ -89,13 +89,13 @@ __device__ __forceinline__ void store_piece(T* tensor, const Piece<n>& piece, co
   }
 }
 
-// The same into shared memory, by copies that wait_for_copies waits for.
+// The same into shared memory, by copies that wait_for_copies waits for; nothing where the piece is empty.
 template <class T, int n>
 __device__ __forceinline__ void copy_piece_async(Pack<T, n>* shared, const T* tensor, const Piece<n>& piece,
                                                  int64_t numel) {
   static_assert(sizeof(Pack<T, n>) == kPackBytes);
-  if (!piece.empty() && piece.index + n <= numel) return copy_async(shared, tensor + piece.index);
-  *shared = load_piece<Read::kAgain>(tensor, piece, numel);
+  if (piece.whole() || (!piece.empty() && piece.index + n <= numel)) return copy_async(shared, tensor + piece.index);
+  if (!piece.empty()) *shared = load_piece<Read::kAgain>(tensor, piece, numel);
 }
 
 // Whether packs of a tensor that begins there may be moved in one access.

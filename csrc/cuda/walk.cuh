@@ -138,6 +138,7 @@ struct PlanesWalk {
     FT_INLINE int teams() const { return threads; }
     FT_INLINE int block_channels() const { return 1; }
     FT_INLINE int64_t numel() const { return samples * channels * positions; }
+    FT_INLINE int64_t sample() const { return channels * positions; }
     FT_INLINE int64_t start(int64_t sample, int64_t channel) const { return (sample * channels + channel) * positions; }
     // Elements of a channel before an item.
     FT_INLINE int64_t before(int64_t item, int64_t channel) const {
@@ -157,14 +158,15 @@ struct PlanesWalk {
       : block_channel(group), channel(group), plan_(p) {
     const int64_t first = p.division.start(chunk) + steps.first * threads;
     const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * threads;
-    const int64_t end = last < chunk_end ? last : chunk_end;
-    left_ = channel < p.channels ? end - first - int(threadIdx.x) : 0;
-    const int64_t item = left_ <= 0 ? 0 : reversed ? end - 1 - int(threadIdx.x) : first + threadIdx.x;
-    sample_ = item / p.packs;
-    number_ = item % p.packs;
-    step_samples_ = threads / p.packs;
-    step_packs_ = threads % p.packs;
-    if (reversed) step_samples_ = -step_samples_, step_packs_ = -step_packs_;
+    const int64_t end = last < chunk_end ? last : chunk_end, thread = threadIdx.x;
+    left_ = channel < p.channels && end - first > thread ? int((end - first - 1 - thread) / threads) + 1 : 0;
+    const int64_t item = left_ <= 0 ? 0 : reversed ? end - 1 - thread : first + thread;
+    start_ = p.start(item / p.packs, channel);
+    at_ = item % p.packs * n;
+    // Back is as many samples back as begin on the way, and forward in the last of them.
+    const int64_t samples = threads / p.packs, packs = threads % p.packs;
+    step_start_ = (reversed ? -1 - samples : samples) * p.sample();
+    step_ = (reversed ? p.packs - packs : packs) * n;
   }
 
   __device__ __forceinline__ bool more() const { return left_ > 0; }
@@ -172,9 +174,10 @@ struct PlanesWalk {
   __device__ __forceinline__ void next(Piece<n> (&pieces)[count]) {
 #pragma unroll
     for (int u = 0; u < count; ++u) {
-      pieces[u] = piece_at(plan_, sample_, channel, number_, left_ > 0);
+      pieces[u] = piece(left_ > u);
       advance();
     }
+    left_ -= count;
   }
   static __device__ __forceinline__ int channel_of(int) { return 0; }
   template <class F>
@@ -188,21 +191,21 @@ struct PlanesWalk {
 
  private:
   Plan plan_;
-  int64_t left_, sample_, number_, step_samples_, step_packs_;
+  int64_t start_, at_;  // of the plane; from the pack that it begins in
+  int64_t step_start_, step_;
+  int left_;  // pieces
 
   __device__ __forceinline__ void advance() {
-    left_ -= threads;
-    sample_ += step_samples_;
-    number_ += step_packs_;
-    if (number_ >= plan_.packs) number_ -= plan_.packs, ++sample_;
-    if (number_ < 0) number_ += plan_.packs, --sample_;
+    const int64_t end = plan_.packs * n;
+    start_ += step_start_;
+    at_ += step_;
+    if (at_ >= end) at_ -= end, start_ += plan_.sample();
   }
 
-  static __device__ __forceinline__ Piece<n> piece_at(const Plan& p, int64_t sample, int64_t channel, int64_t number,
-                                                      bool exists) {
-    const int64_t start = p.start(sample, channel), index = start / n * n + number * n;
-    const int64_t first = start - index, last = start + p.positions - index;
-    return {index, first > 0 ? int(first) : 0, !exists ? 0 : last < n ? int(last) : n};
+  __device__ __forceinline__ Piece<n> piece(bool exists) const {
+    const int before = int(start_) & (n - 1);  // elements of that pack that are not the plane's
+    const int64_t left = plan_.positions + before - at_;
+    return {start_ - before + at_, at_ == 0 ? before : 0, !exists ? 0 : left < n ? int(left) : n};
   }
 };
 
