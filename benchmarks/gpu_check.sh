@@ -128,7 +128,7 @@ run_tests() {
   }
   # A kernel that hangs is then named, and ends the run.
   "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && options+=(--timeout 120 --timeout-method thread)
-  "$PYTHON" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) / 2))") && export OMP_NUM_THREADS=2
+  "$PYTHON" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) / 2))") && local -x OMP_NUM_THREADS=2
   if [ -n "${TESTS:-}" ]; then
     # shellcheck disable=SC2086 # several arguments
     attempt test "$LIMIT" "$PYTHON" -m pytest "${options[@]}" $TESTS
