@@ -147,10 +147,11 @@ struct HoldPlan {
   // The groups of a fold's channels need each other's partial results, in the same turn.
   bool is_possible() const { return hold.slots && (plan.fold == 1 || hold.slots == plan.groups); }
 
-  // auto: without blocks that wait for each other, and not where few have much to do, which two kernels would spread.
+  // auto: without blocks that wait for each other, and not where few have much to do, which two kernels would spread over
+  // all multiprocessors, two blocks each.
   bool is_taken(Path path) const {
     if (!is_possible() || path == Path::kTwo) return false;
-    const bool keeps_busy = hold.steps <= kStepsOfBlock || 2 * hold.slots >= multiprocessors();
+    const bool keeps_busy = hold.steps <= kStepsOfBlock || 2 * hold.slots >= 3 * multiprocessors();
     return path == Path::kHold || (!is_shared(plan) && keeps_busy);
   }
 
