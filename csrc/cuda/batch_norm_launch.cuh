@@ -124,15 +124,11 @@ struct HoldPlan {
   HoldPlan(const Layout& layout, int tensors, size_t merged) : plan(Walk::Plan::make(layout)) {
     hold.scratch = int64_t(std::max(pivot_bytes<double>(plan) + merged, total_bytes(kThreads, plan)));
     const int64_t step = int64_t(kThreads) * kPackBytes * tensors, all = ceil_div(plan.items, plan.teams());
-    const auto most_held = [&](int blocks) {
-      return (shared_memory_per_block(blocks) - hold.scratch - table_bytes()) / step;
-    };
-    // Two blocks of a multiprocessor work while one of them waits; where one can hold a group alone, none has to wait.
-    const int together = most_held(kBlocks) < all && all <= most_held(1) ? 1 : kBlocks;
-    const int64_t most = most_held(together), blocks = int64_t(together) * multiprocessors();
+    const int64_t most = (shared_memory_per_block(kBlocks) - hold.scratch - table_bytes()) / step;
     if (most < 1) return;
-    // A group that no slot can hold whole leaves room for another one, to work while it waits.
-    const int64_t needed = std::min(ceil_div(all, most), blocks / std::min<int64_t>(plan.groups, together));
+    // Blocks of two groups a multiprocessor, so that one works while the other waits, even where neither fits whole.
+    const int64_t blocks = int64_t(kBlocks) * multiprocessors();
+    const int64_t needed = std::min(ceil_div(all, most), blocks / std::min<int64_t>(plan.groups, kBlocks));
     const int64_t turns = ceil_div(plan.groups, std::min(plan.groups, blocks / needed));
     hold.slots = int(ceil_div(plan.groups, turns));
     const int64_t useful = std::min(blocks / hold.slots, ceil_div(all, kStepsOfBlock));
@@ -147,8 +143,8 @@ struct HoldPlan {
   // The groups of a fold's channels need each other's partial results, in the same turn.
   bool is_possible() const { return hold.slots && (plan.fold == 1 || hold.slots == plan.groups); }
 
-  // auto: without blocks that wait for each other, and not where few have much to do, which two kernels would spread over
-  // all multiprocessors, two blocks each.
+  // auto: without blocks that wait for each other, and not where few have much to do, which two kernels would spread
+  // over all multiprocessors.
   bool is_taken(Path path) const {
     if (!is_possible() || path == Path::kTwo) return false;
     const bool keeps_busy = hold.steps <= kStepsOfBlock || 2 * hold.slots >= 3 * multiprocessors();
