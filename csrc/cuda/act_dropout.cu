@@ -173,8 +173,8 @@ void backward_with_sums(const ActDropoutBackward& a, const MaskSource& source) {
     using Walk = typename decltype(type)::type;
     const auto plan = bias_plan<Walk>(bias_layout(a.tail));
     const BiasPartials<V> partials{static_cast<V*>(a.workspace), a.tail.places.count};
-    launch(sum_gradients<T, Walk>, parts(plan), kThreads, merge_bytes<Sum<V>>(kThreads, Walk::channels),
-           WriteGradient<T>(a), plan, a.tail.layout, a.tail.in_order, source, partials);
+    launch(sum_gradients<T, Walk>, parts(plan), kThreads, merge_bytes<Sum<V>>(Walk::channels), WriteGradient<T>(a),
+           plan, a.tail.layout, a.tail.in_order, source, partials);
     finish_bias(plan.partials(), partials, static_cast<V*>(a.dbias));
   });
 }

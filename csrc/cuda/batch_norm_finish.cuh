@@ -50,7 +50,7 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
   const int64_t number = walk.block_channel + threadIdx.x, C = a.layout.channels;
   Sums<double> total;
   if (a.training) {
-    total = total_partials<Walk::threads>(plan, C, walk.block_channel, memory, [&](int64_t partial, int64_t c) {
+    total = total_partials(plan, C, walk.block_channel, memory, [&](int64_t partial, int64_t c) {
       const Sums<V> moments = in.read(partial, c);
       const double count = double(plan.count(partial, c)), mean = moments.first;
       return Sums<double>{count * mean, double(moments.second) + count * mean * mean};
@@ -94,7 +94,7 @@ __device__ void finish_sums(const BatchNormBackward& a, const typename Walk::Pla
   const int64_t number = walk.block_channel + threadIdx.x, C = a.layout.channels;
   Sums<double> total;
   if (a.needs_sums()) {
-    total = total_partials<Walk::threads>(plan, C, walk.block_channel, memory, [&](int64_t partial, int64_t c) {
+    total = total_partials(plan, C, walk.block_channel, memory, [&](int64_t partial, int64_t c) {
       const Sums<V> sums = in.read(partial, c);
       return Sums<double>{sums.first, sums.second};
     });

@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Part part(plan, /*reversed=*/true);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/true);
   char* memory = dynamic_shared<char>();
-  const Table<V> table{reinterpret_cast<V*>(memory + total_bytes(kThreads, plan)), plan.block_channels()};
+  const Table<V> table{reinterpret_cast<V*>(memory + total_bytes(plan)), plan.block_channels()};
   set_forward(a, plan, walk, table);
   finish_sums(a, plan, walk, partial, part.chunk == 0, table, memory);
   if (!a.dx) return;

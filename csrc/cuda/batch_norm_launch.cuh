@@ -22,7 +22,7 @@ typename Walk::Plan plan_for(const Layout& layout) {
 template <class Walk>
 size_t shared_bytes(const typename Walk::Plan& plan, size_t merged) {
   constexpr size_t coefficient = sizeof(double);
-  return std::max(merged, total_bytes(kThreads, plan) + kCoefficients * coefficient * plan.block_channels());
+  return std::max(merged, total_bytes(plan) + kCoefficients * coefficient * plan.block_channels());
 }
 
 // The activations have kernels of their own where elements move by packs.
@@ -56,7 +56,7 @@ void launch_statistics(const BatchNormForward& a, const typename Walk::Plan& pla
                        const Workspace<Compute<T>>& workspace) {
   using V = Compute<T>;
   if (!a.training) return;
-  const size_t bytes = pivot_bytes<V>(plan) + merge_bytes<Moments<V>>(kThreads, Walk::channels);
+  const size_t bytes = pivot_bytes<V>(plan) + merge_bytes<Moments<V>>(Walk::channels);
   launch(statistics<T, Walk>, parts(plan), kThreads, bytes, a, plan, workspace);
 }
 
@@ -80,8 +80,8 @@ void launch_backward_in_two(const BatchNormBackward& a) {
   const auto plan = plan_for<Walk>(a.layout);
   const Workspace<V> workspace(a.workspace, plan.partials(), a.layout.channels);
   const auto add = [&](auto* kernel, auto act, auto dropout) {
-    launch(kernel, parts(plan), kThreads, shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(kThreads, Walk::channels)), a,
-           plan, workspace, act, dropout);
+    launch(kernel, parts(plan), kThreads, shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(Walk::channels)), a, plan,
+           workspace, act, dropout);
   };
   const auto with_dropout = [&](const auto& f) {
     with_activation_and_dropout<T, Walk>(a, a.act, mask_source(a), a.needs_mask(), f);
@@ -122,7 +122,7 @@ struct HoldPlan {
   Hold hold{};
 
   HoldPlan(const Layout& layout, int tensors, size_t merged) : plan(Walk::Plan::make(layout)) {
-    hold.scratch = int64_t(std::max(pivot_bytes<double>(plan) + merged, total_bytes(kThreads, plan)));
+    hold.scratch = int64_t(std::max(pivot_bytes<double>(plan) + merged, total_bytes(plan)));
     const int64_t step = int64_t(kThreads) * kPackBytes * tensors, all = ceil_div(plan.items, plan.teams());
     const int64_t most = (shared_memory_per_block(kBlocks) - hold.scratch - table_bytes()) / step;
     if (most < 1) return;
@@ -181,12 +181,12 @@ constexpr bool kMayHold = Walk::pack > 1 && !std::is_same_v<T, double>;
 
 template <class T, class Walk>
 HoldPlan<Walk> forward_hold(const Layout& layout) {
-  return HoldPlan<Walk>(layout, 1, merge_bytes<Moments<Compute<T>>>(kThreads, Walk::channels));
+  return HoldPlan<Walk>(layout, 1, merge_bytes<Moments<Compute<T>>>(Walk::channels));
 }
 
 template <class T, class Walk>
 HoldPlan<Walk> backward_hold(const Layout& layout) {
-  return HoldPlan<Walk>(layout, 2, merge_bytes<Sums<Compute<T>>>(kThreads, Walk::channels));
+  return HoldPlan<Walk>(layout, 2, merge_bytes<Sums<Compute<T>>>(Walk::channels));
 }
 
 // Whether a call is launched as one kernel. Not with dropout, which would double the kernels; nor with a cumulative

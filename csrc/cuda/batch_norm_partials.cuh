@@ -51,7 +51,7 @@ __device__ __forceinline__ void leave_partials(const Sums<V> (&sums)[Walk::chann
 template <class V, class Walk>
 __device__ void leave_sums(Sums<V> (&sums)[Walk::channels], const typename Walk::Plan& plan, const Walk& walk,
                            int64_t chunk, const Workspace<V>& out, void* memory) {
-  merge_threads<Walk::threads>(sums, plan.lanes, memory);
+  merge_threads(sums, plan.lanes, memory);
   if (int(threadIdx.x) < plan.lanes) leave_partials(sums, plan, walk, chunk, out);
 }
 

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   using V = Compute<T>;
   const Walk walk(plan, /*chunk=*/0, blockIdx.x, /*reversed=*/false);
   char* memory = dynamic_shared<char>();
-  const Table<V> table{reinterpret_cast<V*>(memory + total_bytes(kThreads, plan)), plan.block_channels()};
+  const Table<V> table{reinterpret_cast<V*>(memory + total_bytes(plan)), plan.block_channels()};
   set_forward(a.norm, plan, walk, table);
   finish_sums(a.norm, plan, walk, partial, /*records=*/true, table, memory);
   const int64_t channel = walk.block_channel + threadIdx.x;

@@ -66,7 +66,7 @@ const Compute<T>* launch_sums(const BatchNormPoolBackward& a) {
   const auto plan = plan_for<Walk>(a.outputs());
   const Workspace<V> workspace(a.norm.workspace, plan.partials(), a.norm.layout.channels);
   V* slopes = reinterpret_cast<V*>(static_cast<char*>(a.norm.workspace) + slopes_at<T, Walk>(a));
-  const size_t bytes = shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(kThreads, Walk::channels));
+  const size_t bytes = shared_bytes<Walk>(plan, merge_bytes<Sums<V>>(Walk::channels));
   if (a.norm.needs_sums()) {
     with_relu<V>(a.norm.act, [&](auto act) {
       launch(pool_sums<T, Walk, decltype(act)>, parts(plan), kThreads, bytes, a, plan, workspace, act);

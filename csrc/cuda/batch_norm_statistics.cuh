@@ -121,7 +121,7 @@ __device__ void leave_moments(const T* x, const OwnMoments<V, Walk>& own, const 
   Moments<V> moments[Walk::channels];
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) moments[c] = {own.count, own.mean[c], own.m2[c]};
-  merge_threads<Walk::threads>(moments, plan.lanes, static_cast<char*>(memory) + pivot_bytes<V>(plan));
+  merge_threads(moments, plan.lanes, static_cast<char*>(memory) + pivot_bytes<V>(plan));
   if (int(threadIdx.x) >= plan.lanes) return;
   const auto cut = plan.cut(chunk, walk.channel);
   Sums<V> sums[Walk::channels];

@@ -47,7 +47,7 @@ struct BiasPartials {
 template <class V, class Walk>
 __device__ void leave_bias_sums(Sum<V> (&sums)[Walk::channels], const typename Walk::Plan& plan, const Walk& walk,
                                 int64_t chunk, const BiasPartials<V>& out, void* memory) {
-  merge_threads<Walk::threads>(sums, plan.lanes, memory);
+  merge_threads(sums, plan.lanes, memory);
   if (int(threadIdx.x) >= plan.lanes) return;
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) {
@@ -64,14 +64,14 @@ __global__ void __launch_bounds__(kThreads) merge_bias_sums(int64_t rows, BiasPa
   for (int64_t row = threadIdx.x / width; number < partials.count && row < rows; row += teams) {
     sums[0].value += double(partials.at(row, number));
   }
-  merge_threads<kThreads>(sums, width, dynamic_shared<char>());
+  merge_threads(sums, width, dynamic_shared<char>());
   if (threadIdx.x < width && number < partials.count) dbias[number] = V(sums[0].value);
 }
 
 template <class V>
 void finish_bias(int64_t rows, const BiasPartials<V>& partials, V* dbias) {
-  launch(merge_bias_sums<V>, ceil_div(partials.count, 32), kThreads, merge_bytes<Sum<double>>(kThreads, 1), rows,
-         partials, dbias);
+  launch(merge_bias_sums<V>, ceil_div(partials.count, 32), kThreads, merge_bytes<Sum<double>>(1), rows, partials,
+         dbias);
 }
 
 }  // namespace fusedtricks::cuda

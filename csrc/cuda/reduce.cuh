@@ -34,11 +34,11 @@ struct Moments {
 
 // Merges the values of all threads whose number is the same modulo `width`: the threads below `width` get the result.
 // Those behind the last whole `width` are left out. Every thread of the block has to call it.
-template <int threads, class Value, int count>
+template <class Value, int count>
 __device__ void merge_threads(Value (&values)[count], int width, void* memory) {
   Value* shared = static_cast<Value*>(memory);
   const int thread = threadIdx.x;
-  for (int teams = threads / width; teams > 1;) {
+  for (int teams = kThreads / width; teams > 1;) {
     const int kept = (teams + 1) / 2 * width, given = teams * width - kept;
     if (thread >= kept && thread < kept + given) {
 #pragma unroll
@@ -56,19 +56,19 @@ __device__ void merge_threads(Value (&values)[count], int width, void* memory) {
 
 // Bytes of shared memory that merge_threads takes.
 template <class Value>
-constexpr size_t merge_bytes(int threads, int count) {
-  return sizeof(Value) * count * (threads / 2);
+constexpr size_t merge_bytes(int count) {
+  return sizeof(Value) * count * (kThreads / 2);
 }
 
 // The sums over all partial results of what term(partial, channel) gives: for the thread of that number, those of the
 // block's channel, of C in the tensor. Every thread of the block has to call it, and to meet before the memory is used
 // again.
-template <int threads, class Plan, class Term>
+template <class Plan, class Term>
 __device__ Sums<double> total_partials(const Plan& plan, int64_t C, int64_t block_channel, void* memory,
                                        const Term& term) {
   // Of channels that stand for the same one the first gives it.
   const int width = C < plan.block_channels() ? int(C) : plan.block_channels();
-  const int team = threadIdx.x / width, teams = threads / width;
+  const int team = threadIdx.x / width, teams = kThreads / width;
   const int64_t channel = block_channel + threadIdx.x % width;
   Sums<double> sums[1];
   if (team < teams && channel < plan.channels) {
@@ -78,8 +78,8 @@ __device__ Sums<double> total_partials(const Plan& plan, int64_t C, int64_t bloc
       sums[0].merge(term(partial, of_tensor));
     }
   }
-  merge_threads<threads>(sums, width, memory);
-  Sums<double>* totals = static_cast<Sums<double>*>(memory) + threads / 2;
+  merge_threads(sums, width, memory);
+  Sums<double>* totals = static_cast<Sums<double>*>(memory) + kThreads / 2;
   if (int(threadIdx.x) < width) totals[threadIdx.x] = sums[0];
   __syncthreads();
   return totals[threadIdx.x % width];
@@ -87,8 +87,8 @@ __device__ Sums<double> total_partials(const Plan& plan, int64_t C, int64_t bloc
 
 // Bytes of shared memory that total_partials takes.
 template <class Plan>
-constexpr size_t total_bytes(int threads, const Plan& plan) {
-  return sizeof(Sums<double>) * (threads / 2 + plan.block_channels());
+constexpr size_t total_bytes(const Plan& plan) {
+  return sizeof(Sums<double>) * (kThreads / 2 + plan.block_channels());
 }
 
 }  // namespace fusedtricks::cuda

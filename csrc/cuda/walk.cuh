@@ -37,9 +37,9 @@ struct Steps {
 // Where C is no multiple of n the rows are folded: one of the walk is as many neighbouring ones of the tensor as are
 // whole packs together, its channel v the tensor's channel v % C. The last may be short, and end within a pack: this
 // one, the cut pack, is no piece of the walk, since its channels would have different numbers of elements.
-template <int n, int threads_ = kThreads>
+template <int n>
 struct RowsWalk {
-  static constexpr int pack = n, channels = n, threads = threads_;
+  static constexpr int pack = n, channels = n;
 
   struct Plan {
     int64_t items, channels, groups;  // items: rows
@@ -55,7 +55,7 @@ struct RowsWalk {
       return {items, fold * C, groups, lanes, int(fold), items * fold - rows, rows * C, Chunks::make(items, 1)};
     }
 
-    FT_INLINE int teams() const { return threads / lanes; }
+    FT_INLINE int teams() const { return kThreads / lanes; }
     FT_INLINE int block_channels() const { return lanes * n; }
     FT_INLINE int64_t numel() const { return elements; }
     // Partial results of a channel of the tensor, one a chunk and row of a fold; the elements that one stands for.
@@ -117,9 +117,9 @@ struct RowsWalk {
 
 // Planes of S positions (NCHW): a thread has one channel. A plane may begin anywhere in a pack, so it has up to one
 // pack more than fit, whose ends belong to its neighbours.
-template <int n, int threads_ = kThreads>
+template <int n>
 struct PlanesWalk {
-  static constexpr int pack = n, channels = 1, threads = threads_;
+  static constexpr int pack = n, channels = 1;
 
   struct Plan {
     static constexpr int fold = 1;
@@ -135,7 +135,7 @@ struct PlanesWalk {
       return {items, layout.channels, layout.channels, 1, Chunks::make(items, 1), layout.samples, positions, packs};
     }
 
-    FT_INLINE int teams() const { return threads; }
+    FT_INLINE int teams() const { return kThreads; }
     FT_INLINE int block_channels() const { return 1; }
     FT_INLINE int64_t numel() const { return samples * channels * positions; }
     FT_INLINE int64_t sample() const { return channels * positions; }
@@ -156,15 +156,15 @@ struct PlanesWalk {
 
   __device__ PlanesWalk(const Plan& p, int64_t chunk, int64_t group, bool reversed, Steps steps = {})
       : block_channel(group), channel(group), plan_(p) {
-    const int64_t first = p.division.start(chunk) + steps.first * threads;
-    const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * threads;
+    const int64_t first = p.division.start(chunk) + steps.first * kThreads;
+    const int64_t chunk_end = p.division.start(chunk + 1), last = first + steps.count * kThreads;
     const int64_t end = last < chunk_end ? last : chunk_end, thread = threadIdx.x;
-    left_ = channel < p.channels && end - first > thread ? int((end - first - 1 - thread) / threads) + 1 : 0;
+    left_ = channel < p.channels && end - first > thread ? int((end - first - 1 - thread) / kThreads) + 1 : 0;
     const int64_t item = left_ <= 0 ? 0 : reversed ? end - 1 - thread : first + thread;
     start_ = p.start(item / p.packs, channel);
     at_ = item % p.packs * n;
     // Back is as many samples back as begin on the way, and forward in the last of them.
-    const int64_t samples = threads / p.packs, packs = threads % p.packs;
+    const int64_t samples = kThreads / p.packs, packs = kThreads % p.packs;
     step_start_ = (reversed ? -1 - samples : samples) * p.sample();
     step_ = (reversed ? p.packs - packs : packs) * n;
   }
