@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in parts that each end within LIMIT seconds. Where time is short, several in one call, by
-# what each may take: LIMIT=300 ... build; LIMIT=200 ... test. After an edit of csrc: build again.
+# what each may take: LIMIT=330 ... build; LIMIT=200 ... test. After an edit of csrc: build again.
 #
 #   benchmarks/gpu_check.sh build      installs the checkout with its CUDA kernels
 #   benchmarks/gpu_check.sh test       the tests marked "cuda" (TESTS='...' : other arguments of pytest)
@@ -101,7 +101,7 @@ build() {
   # For the GPU that is here alone, which takes a fraction of the time; one's own choice stands.
   capability=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
   [ -z "$capability" ] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
-  # Of the CPU's kernels one set of instructions: the others are for no test here, and take longer than all of CUDA's.
+  # Of the CPU's kernels one set of instructions: the others are for no test here, and take minutes to compile.
   one=${FUSEDTRICKS_INSTRUCTION_SETS:-default}
   attempt build "$LIMIT" env FUSEDTRICKS_CUDA=1 FUSEDTRICKS_INSTRUCTION_SETS="$one" \
     "$PYTHON" -m pip install --no-index --disable-pip-version-check --no-build-isolation --no-deps -v -e .
@@ -115,7 +115,7 @@ need_build() {
   built || build || built
 }
 
-# Those that match TESTS, else all of CUDA: first what no other device has.
+# Those of TESTS, else all of CUDA: first what no other device has.
 run_tests() {
   local options=(-v --tb=short --maxfail=200 --durations=10 -p no:cacheprovider)
   local own=(tests/test_cuda.py tests/test_cuda_runtime.py tests/test_cuda_streams.py)
