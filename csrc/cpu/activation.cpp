@@ -1,9 +1,9 @@
 // The activations alone, in order of memory.
-#include "activation.h"
+#include "cpu/activation_loops.h"
 
-#include "../activation.h"
-#include "dispatch.h"
-#include "memory.h"
+#include "calls/activation.h"
+#include "cpu/parallel_tasks.h"
+#include "cpu/simd/streams.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -16,8 +16,8 @@ void slope(const T* grad, const T* kept, T* out, int64_t n, const Activation& ac
   const Act act(activation.parameters);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const Compute<T> s = load(kept[i]);
-    out[i] = store<T>(load(grad[i]) * act.grad_slope(s, act.keeps_result() ? s : act.forward(s)));
+    const OpMath<T> s = load(kept[i]);
+    out[i] = store<T>(load(grad[i]) * act.grad_grad(s, act.keeps_result() ? s : act.forward(s)));
   }
 }
 
@@ -71,7 +71,7 @@ void activation_backward_slope(const ActivationCall& call, const void* g, const 
   cpu::multiply(call, g, kept, out, [&](auto type) {
     using T = typename decltype(type)::type;
     cpu::DerivativeSpan<T, T> span = nullptr;
-    call.act.visit<Compute<T>>([&](auto act) { span = cpu::slope<T, decltype(act)>; });
+    call.act.visit<OpMath<T>>([&](auto act) { span = cpu::slope<T, decltype(act)>; });
     return span;
   });
 }

@@ -1,14 +1,14 @@
 // Whole samples of a batch, taken out and added: every element of the result is written once, whether it is copied or
 // added to, in spans of equal length however long a sample is.
-#include "../samples.h"
+#include "calls/samples.h"
 
 #include <c10/util/Exception.h>
 
 #include <vector>
 
-#include "../element.h"
-#include "dispatch.h"
-#include "memory.h"
+#include "core/scalar.h"
+#include "cpu/parallel_tasks.h"
+#include "cpu/simd/streams.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -30,7 +30,7 @@ void fill_table(const SamplesCall& call, int64_t* table) {
 
 // to = base + scale * row. No base stands for zeros.
 template <class T>
-void add_span(const T* base, const T* row, Compute<T> scale, T* to, int64_t n) {
+void add_span(const T* base, const T* row, OpMath<T> scale, T* to, int64_t n) {
   if (base) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) to[i] = store<T>(load(base[i]) + scale * load(row[i]));
@@ -79,7 +79,7 @@ void add_samples(const SamplesCall& call, const void* base, const void* rows, in
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const T *x = static_cast<const T*>(base), *row = static_cast<const T*>(rows);
-    const auto scale = Compute<T>(call.scale);
+    const auto scale = OpMath<T>(call.scale);
     cpu::for_parts(static_cast<T*>(out), call.samples, call.elements,
                    [&](int64_t sample, int64_t first, T* to, int64_t count) {
                      const T* from = x ? x + sample * call.elements + first : nullptr;
@@ -96,7 +96,7 @@ void select_samples(const SamplesCall& call, const void* x, void* out) {
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const T* from = static_cast<const T*>(x);
-    const auto scale = Compute<T>(call.scale);
+    const auto scale = OpMath<T>(call.scale);
     cpu::for_parts(static_cast<T*>(out), call.rows, call.elements, [&](int64_t j, int64_t first, T* to, int64_t count) {
       const T* row = from + call.index[j] * call.elements + first;
       cpu::add_span<T>(nullptr, row, scale, to, count);

@@ -1,9 +1,9 @@
 // The activations alone.
-#include "../activation.h"
+#include "calls/activation.h"
 
-#include "../dtypes.h"
-#include "activation.cuh"
-#include "flat.cuh"
+#include "core/dtypes.h"
+#include "cuda/device/activation_packs.cuh"
+#include "cuda/device/flat.cuh"
 
 namespace fusedtricks::cuda {
 namespace {
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) forward(const T* x, T* y, int64_t co
   for (int u = 0; u < kFlatUnroll; ++u) packs[u] = load_piece<Read::kOnce>(x, pieces[u], count);
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) {
-    Compute<T> z[n];
+    OpMath<T> z[n];
     unpack(packs[u], z);
     activate(act, z);
     store_piece(y, pieces[u], rounded_pack<T>(z));
@@ -39,14 +39,14 @@ __global__ void __launch_bounds__(kThreads) multiply(const T* g, const T* kept, 
   }
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) {
-    Compute<T> d[n], k[n];
+    OpMath<T> d[n], k[n];
     unpack(gradients[u], d);
     unpack(packs[u], k);
     activation.visit([&](const auto& act) {
 #pragma unroll
       for (int e = 0; e < n; ++e) {
-        const Compute<T> y = act.keeps_result() ? k[e] : act.forward(k[e]);
-        d[e] *= factor == Factor::kDerivative ? act.grad(k[e], y) : act.grad_slope(k[e], y);
+        const OpMath<T> y = act.keeps_result() ? k[e] : act.forward(k[e]);
+        d[e] *= factor == Factor::kDerivative ? act.grad(k[e], y) : act.grad_grad(k[e], y);
       }
     });
     store_piece(out, pieces[u], rounded_pack<T>(d));
@@ -72,7 +72,7 @@ void launch_multiply(const ActivationCall& call, const void* g, const void* kept
   with_pack(call.dtype, {g, kept, out}, [&](auto type, auto pack) {
     using T = typename decltype(type)::type;
     constexpr int n = decltype(pack)::value;
-    with_activation<Compute<T>, (n > 1 && factor == Factor::kDerivative)>(call.act, [&](auto act) {
+    with_activation<OpMath<T>, (n > 1 && factor == Factor::kDerivative)>(call.act, [&](auto act) {
       launch(multiply<T, n, decltype(act), factor>, flat_blocks(call.n, n), kThreads, 0, static_cast<const T*>(g),
              static_cast<const T*>(kept), static_cast<T*>(out), call.n, act);
     });
@@ -88,7 +88,7 @@ void activation_forward(const ActivationCall& call, const void* x, void* y) {
   cuda::with_pack(call.dtype, {x, y}, [&](auto type, auto pack) {
     using T = typename decltype(type)::type;
     constexpr int n = decltype(pack)::value;
-    cuda::with_activation<Compute<T>, (n > 1)>(call.act, [&](auto act) {
+    cuda::with_activation<OpMath<T>, (n > 1)>(call.act, [&](auto act) {
       cuda::launch(cuda::forward<T, n, decltype(act)>, cuda::flat_blocks(call.n, n), cuda::kThreads, 0,
                    static_cast<const T*>(x), static_cast<T*>(y), call.n, act);
     });

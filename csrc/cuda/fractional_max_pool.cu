@@ -1,14 +1,14 @@
 // Fractional max-pooling with an activation: a thread has one window, and in the backward one position, which looks at
 // the windows that cover it. Tables say where windows begin and which is the first to cover a position.
-#include "../fractional_max_pool.h"
+#include "calls/fractional_max_pool.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "../dtypes.h"
-#include "activation.cuh"
-#include "mask.cuh"
-#include "walk.cuh"
+#include "core/dtypes.h"
+#include "cuda/device/activation_packs.cuh"
+#include "cuda/dropout/mask.cuh"
+#include "cuda/device/walk.cuh"
 
 namespace fusedtricks::cuda {
 namespace {
@@ -73,7 +73,7 @@ __device__ __forceinline__ int64_t thread_index() { return int64_t(blockIdx.x) *
 
 template <class T>
 struct GivenSamples {
-  using Arithmetic = Compute<T>;  // as stock's on a GPU
+  using Arithmetic = OpMath<T>;  // as stock's on a GPU
 
   const T* values;
   int64_t* record;  // of a seed; there is none
@@ -187,7 +187,7 @@ __device__ __forceinline__ V activated(const Activation& activation, V z) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     pool(PoolShape shape, PlaneTable starts, Activation act, const T* x, T* y, void* places) {
-  using V = Compute<T>;
+  using V = OpMath<T>;
   const int64_t index = thread_index(), elements = shape.windows();
   if (index >= shape.planes() * elements) return;
   const Element window(shape, shape.output, elements, index);
@@ -238,7 +238,7 @@ struct Covering {
 template <class T>
 __global__ void __launch_bounds__(kThreads) gather(PoolShape shape, PlaneTable starts, PlaneTable firsts,
                                                    Activation act, const T* dy, const T* y, const void* places, T* dx) {
-  using V = Compute<T>;
+  using V = OpMath<T>;
   const int64_t index = thread_index(), elements = shape.positions();
   if (index >= shape.planes() * elements) return;
   const Element element(shape, shape.input, elements, index);

@@ -1,9 +1,9 @@
 // Whole samples of a batch, taken out and added: every element of the result is written once, whether it is copied or
 // added to.
-#include "../samples.h"
+#include "calls/samples.h"
 
-#include "../dtypes.h"
-#include "flat.cuh"
+#include "core/dtypes.h"
+#include "cuda/device/flat.cuh"
 
 namespace fusedtricks::cuda {
 namespace {
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, int n>
 __global__ void __launch_bounds__(kThreads)
-    add(const T* base, const T* rows, T* out, int64_t samples, int64_t elements, Table table, Compute<T> scale) {
+    add(const T* base, const T* rows, T* out, int64_t samples, int64_t elements, Table table, OpMath<T> scale) {
   const int64_t count = samples * elements, numel = table.rows * elements;
   Piece<n> pieces[kFlatUnroll], added[kFlatUnroll];
   Pack<T, n> packs[kFlatUnroll], terms[kFlatUnroll];
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) {
     if (!added[u].empty()) {
-      Compute<T> sum[n], term[n];
+      OpMath<T> sum[n], term[n];
       unpack(packs[u], sum);
       unpack(terms[u], term);
 #pragma unroll
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
 // NaN where the index is none of a sample: to check it here costs nothing, and the host would have to wait.
 template <class T, int n>
 __global__ void __launch_bounds__(kThreads, kBlocks) select(const T* x, T* out, int64_t samples, int64_t elements,
-                                                            int64_t rows, const int64_t* index, Compute<T> scale) {
+                                                            int64_t rows, const int64_t* index, OpMath<T> scale) {
   const int64_t count = rows * elements, numel = samples * elements;
   Piece<n> pieces[kFlatUnroll], taken[kFlatUnroll];
   Pack<T, n> packs[kFlatUnroll];
@@ -81,10 +81,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select(const T* x, T* out, 
   for (int u = 0; u < kFlatUnroll; ++u) packs[u] = load_piece<Read::kOnce>(x, taken[u], numel);
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) {
-    Compute<T> values[n];
+    OpMath<T> values[n];
     unpack(packs[u], values);
 #pragma unroll
-    for (int e = 0; e < n; ++e) values[e] = taken[u].empty() ? canonical<Compute<T>>(NAN) : scale * values[e];
+    for (int e = 0; e < n; ++e) values[e] = taken[u].empty() ? canonical<OpMath<T>>(NAN) : scale * values[e];
     store_piece(out, pieces[u], rounded_pack<T>(values));
   }
 }
@@ -125,7 +125,7 @@ void add_samples(const SamplesCall& call, const void* base, const void* rows, in
     constexpr int n = decltype(pack)::value;
     cuda::launch(cuda::add<T, n>, cuda::flat_blocks(count, n), cuda::kThreads, 0, static_cast<const T*>(base),
                  static_cast<const T*>(rows), static_cast<T*>(out), call.samples, call.elements,
-                 cuda::Table{table, call.index, call.rows}, Compute<T>(call.scale));
+                 cuda::Table{table, call.index, call.rows}, OpMath<T>(call.scale));
   });
 }
 
@@ -136,7 +136,7 @@ void select_samples(const SamplesCall& call, const void* x, void* out) {
     using T = typename decltype(type)::type;
     constexpr int n = decltype(pack)::value;
     cuda::launch(cuda::select<T, n>, cuda::flat_blocks(count, n), cuda::kThreads, 0, static_cast<const T*>(x),
-                 static_cast<T*>(out), call.samples, call.elements, call.rows, call.index, Compute<T>(call.scale));
+                 static_cast<T*>(out), call.samples, call.elements, call.rows, call.index, OpMath<T>(call.scale));
   });
 }
 

@@ -1,0 +1,123 @@
+// What the kernels of batch_norm_act are given, raw memory, and the arithmetic of one channel that they share.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include "calls/kernel.h"
+#include "core/activation_functions.h"
+#include "core/batch_norm_math.h"
+#include "core/layout.h"
+#include "core/mask_source.h"
+
+namespace fusedtricks {
+
+// A one-dimensional tensor of one value per channel, in any floating dtype and stride; none where data is null.
+struct ChannelValues {
+  void* data = nullptr;
+  c10::ScalarType dtype = c10::ScalarType::Float;
+  int64_t stride = 1;
+
+  FT_INLINE explicit operator bool() const { return data; }
+  FT_INLINE double get(int64_t channel) const {
+    const int64_t i = channel * stride;
+    switch (dtype) {
+      case c10::ScalarType::Float:
+        return static_cast<const float*>(data)[i];
+      case c10::ScalarType::Double:
+        return static_cast<const double*>(data)[i];
+      case c10::ScalarType::BFloat16:
+        return load(static_cast<const c10::BFloat16*>(data)[i]);
+      default:
+        return load(static_cast<const c10::Half*>(data)[i]);
+    }
+  }
+  FT_INLINE double get_or(int64_t channel, double otherwise) const { return data ? get(channel) : otherwise; }
+  FT_INLINE void set(int64_t channel, double value) const {
+    const int64_t i = channel * stride;
+    switch (dtype) {
+      case c10::ScalarType::Float:
+        static_cast<float*>(data)[i] = float(value);
+        break;
+      case c10::ScalarType::Double:
+        static_cast<double*>(data)[i] = value;
+        break;
+      case c10::ScalarType::BFloat16:
+        static_cast<c10::BFloat16*>(data)[i] = store<c10::BFloat16>(canonical<float>(value));
+        break;
+      default:
+        static_cast<c10::Half*>(data)[i] = store<c10::Half>(float(value));
+        break;
+    }
+  }
+};
+
+struct BatchNormForward {
+  Layout layout;
+  c10::ScalarType dtype;
+  Activation act;
+  const void *x, *residual;  // residual may be null
+  void* y;
+  ChannelValues weight, bias, running_mean, running_var;
+  int64_t* num_batches_tracked;  // may be null
+  double *mean, *rstd;           // out: what this call normalised with
+  bool training;
+  double momentum;  // below 0: the cumulative average
+  double eps;
+  void* workspace;  // of batch_norm_forward_workspace bytes
+  MaskSource mask{};  // dropout of the result, or none
+
+  bool drops() const { return bool(mask); }
+  FT_INLINE ChannelStatistics running_statistics(int64_t c) const {
+    return {running_mean.get(c), running_var.get_or(c, 1)};
+  }
+  FT_INLINE double rstd_of(ChannelStatistics s) const { return 1 / sqrt(s.var + eps); }
+
+  // Has to come once a call, before any channel is recorded.
+  FT_INLINE void count_batch() const {
+    if (training && running_mean && num_batches_tracked) ++*num_batches_tracked;
+  }
+  // Writes what a channel was normalised with and, in training, its running statistics.
+  FT_INLINE void record(int64_t c, ChannelStatistics s) const {
+    mean[c] = s.mean;
+    rstd[c] = rstd_of(s);
+    if (!training || !running_mean) return;
+    const double count = double(layout.per_channel());
+    const double share = momentum < 0 ? 1 / double(*num_batches_tracked) : momentum;
+    running_mean.set(c, (1 - share) * running_mean.get(c) + share * s.mean);
+    running_var.set(c, (1 - share) * running_var.get(c) + share * (s.var * (count / (count - 1))));
+  }
+};
+
+// dx, dz, dweight and dbias may be absent. With z = batch_norm(x) + residual the activation's derivative is taken from
+// output or, where that is null, at z; dz, the residual's gradient, is then written and must be there.
+//
+// With dropout behind the activation, dy is masked and scaled first. The output tells the derivative where its sign
+// alone says it, and then also what was kept. With the identity there is nothing to tell, and output is dy.
+struct BatchNormBackward {
+  Layout layout;
+  c10::ScalarType dtype;
+  Activation act;
+  const void *dy, *x, *output, *residual;
+  void *dx, *dz;
+  ChannelValues weight, bias, dweight, dbias;
+  const double *mean, *rstd;
+  bool training;
+  void* workspace;  // of batch_norm_backward_workspace bytes
+  MaskSource mask{};  // of the forward's dropout, or none
+
+  FT_INLINE bool drops() const { return bool(mask); }
+  bool needs_mask() const { return drops() && (!output || act.is_identity()); }
+  FT_INLINE bool after_residual() const { return output || residual; }
+  FT_INLINE bool needs_sums() const { return (training && dx) || dweight || dbias; }
+};
+
+namespace kernels {
+
+inline const Kernel<int64_t(const BatchNormForward&)> batch_norm_forward_workspace{"batch_norm_forward_workspace"};
+inline const Kernel<int64_t(const BatchNormBackward&)> batch_norm_backward_workspace{"batch_norm_backward_workspace"};
+inline const Kernel<void(const BatchNormForward&)> batch_norm_forward{"batch_norm_forward"};
+inline const Kernel<void(const BatchNormBackward&)> batch_norm_backward{"batch_norm_backward"};
+
+}  // namespace kernels
+
+}  // namespace fusedtricks

@@ -1,0 +1,69 @@
+// The arithmetic of one BatchNorm channel, for host and device: statistics merged, coefficients of the sweeps.
+#pragma once
+
+#include "core/scalar.h"
+
+namespace fusedtricks {
+
+// A channel's mean and biased variance.
+struct ChannelStatistics {
+  double mean, var;
+};
+
+// Count, mean and sum of squared deviations of one channel, merged by Chan, Golub & LeVeque's formula (1979).
+template <class V>
+struct Moments {
+  V count = 0, mean = 0, m2 = 0;
+
+  FT_INLINE void merge(const Moments& other) {
+    if (other.count == V(0)) return;
+    const V total = count + other.count, share = other.count / total, delta = other.mean - mean;
+    m2 += other.m2 + delta * delta * (count * share);
+    // Where the difference is not finite, an infinite mean stays infinite.
+    mean = delta * V(0) == V(0) ? mean + delta * share : mean * (count / total) + other.mean * share;
+    count = total;
+  }
+};
+
+enum Coefficient { kShift, kScale, kOffset, kRstd, kSlope, kConstant, kCoefficients };
+
+// Constants of the elementwise sweeps, for z = (x - shift) * scale + offset and
+// dx = dz * scale + (x - shift) * rstd * slope + constant. The shift is the mean rounded to the compute type, and
+// offset and constant hold what the rounding lost: nothing cancels when the mean is large. No constant is of the size
+// of rstd^2, which would underflow where x is huge.
+template <class V>
+struct ForwardCoefficients {
+  V shift, scale, offset, rstd;
+
+  FT_INLINE ForwardCoefficients(double mean, double rstd_, double weight, double bias) {
+    const double exact_scale = weight * rstd_;
+    shift = canonical<V>(mean);
+    scale = canonical<V>(exact_scale);
+    offset = canonical<V>(bias - (mean - shift) * exact_scale);
+    rstd = canonical<V>(rstd_);
+  }
+};
+
+template <class V>
+struct BackwardCoefficients {
+  double dweight;
+  V slope, constant;
+
+  // The part of dx that comes from the statistics; none in evaluation, where an infinite xhat is no NaN.
+  static FT_INLINE V of_statistics(V xhat, V slope, V constant) {
+    const V sum = xhat * slope + constant;
+    return slope == V(0) ? constant : sum;
+  }
+
+  // From the sums over the channel of dz and of dz * (x - shift) * rstd.
+  FT_INLINE BackwardCoefficients(double sum_dz, double sum_dz_xhat, double mean, V shift, double rstd, double weight,
+                                 double count, bool training) {
+    const double lost = (mean - shift) * rstd;
+    dweight = sum_dz_xhat - lost * sum_dz;
+    const double share = -weight * rstd / count, exact_slope = training ? share * dweight : 0;
+    slope = canonical<V>(exact_slope);
+    constant = training ? canonical<V>(share * sum_dz - exact_slope * lost) : V(0);
+  }
+};
+
+}  // namespace fusedtricks

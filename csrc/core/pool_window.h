@@ -1,0 +1,50 @@
+// Max-pooling windows over the two axes of an image.
+//
+// A window has kernel places along an axis, `dilation` apart; the first of window o lies at o * stride - padding. The
+// place of an element in a window is row * columns.kernel + column: it is what argmax holds, in one byte.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+
+namespace fusedtricks {
+
+constexpr int64_t kMaxPlaces = 256;
+
+struct PoolAxis {
+  int64_t size, outputs, kernel, stride, padding, dilation;
+
+  // From the first place of a window to behind its last.
+  FT_INLINE int64_t extent() const { return (kernel - 1) * dilation + 1; }
+  FT_INLINE int64_t start(int64_t o) const { return o * stride - padding; }
+  // Places [first_place, end_place) of a window lie inside the image, one at least.
+  FT_INLINE int64_t first_place(int64_t o) const { return start(o) < 0 ? (dilation - 1 - start(o)) / dilation : 0; }
+  FT_INLINE int64_t end_place(int64_t o) const {
+    const int64_t inside = (size - start(o) + dilation - 1) / dilation;
+    return inside < kernel ? inside : kernel;
+  }
+  // Windows [first_whole, end_whole) lie inside the image altogether.
+  FT_INLINE int64_t first_whole() const {
+    const int64_t first = (padding + stride - 1) / stride;
+    return first < outputs ? first : outputs;
+  }
+  FT_INLINE int64_t end_whole() const {
+    const int64_t room = size + padding - extent(), end = room < 0 ? 0 : room / stride + 1;
+    return end < first_whole() ? first_whole() : end < outputs ? end : outputs;
+  }
+  // The first window that reaches position i or starts behind it.
+  FT_INLINE int64_t first_reaching(int64_t i) const {
+    const int64_t before = i + padding - extent();
+    return before < 0 ? 0 : before / stride + 1;
+  }
+};
+
+struct MaxPool {
+  PoolAxis rows, columns;
+
+  FT_INLINE int64_t places() const { return rows.kernel * columns.kernel; }
+  FT_INLINE int64_t outputs() const { return rows.outputs * columns.outputs; }
+};
+
+}  // namespace fusedtricks

@@ -1,0 +1,103 @@
+// What the CPU kernels of batch_norm_act share.
+#pragma once
+
+#include <vector>
+
+#include "calls/batch_norm.h"
+
+#if defined(__AVX512F__)
+#define FT_LANES 64
+#elif defined(__AVX2__)
+#define FT_LANES 32
+#else
+#define FT_LANES 16
+#endif
+
+namespace fusedtricks::cpu {
+
+// As the loops see them, with what a loop over such channels does at once: `rows` rows, and sums in `lanes` lanes.
+template <class V>
+struct OneChannel {
+  // Few enough for a plane of 7 x 7 to have a full row.
+  static constexpr int rows = 1, lanes = 32 * int(sizeof(float)) / int(sizeof(V));
+
+  V value[kCoefficients];
+
+  OneChannel from(int64_t) const { return *this; }
+
+  template <Coefficient which>
+  FT_INLINE V get(int64_t) const {
+    return value[which];
+  }
+};
+
+template <class V>
+struct ManyChannels {
+  // Four rows share the loads of their coefficients; the sums of a tile of channels fill a good part of the registers.
+  static constexpr int rows = 4, lanes = FT_LANES * int(sizeof(float)) / int(sizeof(V));
+
+  const V* first;  // of kCoefficients arrays, `channels` apart
+  int64_t channels;
+
+  template <Coefficient which>
+  FT_INLINE V get(int64_t channel) const {
+    return first[which * channels + channel];
+  }
+  ManyChannels from(int64_t channel) const { return {first + channel, channels}; }
+};
+
+template <class V>
+struct Coefficients {
+  std::vector<V> values;
+  int64_t channels;
+
+  explicit Coefficients(int64_t c) : values(kCoefficients * c), channels(c) {}
+
+  V& at(Coefficient which, int64_t channel) { return values[which * channels + channel]; }
+  OneChannel<V> one(int64_t channel) const {
+    OneChannel<V> c;
+    for (int i = 0; i < kCoefficients; ++i) c.value[i] = values[i * channels + channel];
+    return c;
+  }
+  ManyChannels<V> many() const { return {values.data(), channels}; }
+
+  void set_forward(int64_t c, double mean, double rstd, double weight, double bias) {
+    const ForwardCoefficients<V> one(mean, rstd, weight, bias);
+    at(kShift, c) = one.shift;
+    at(kScale, c) = one.scale;
+    at(kOffset, c) = one.offset;
+    at(kRstd, c) = one.rstd;
+  }
+
+  // From the sums over the channel of dz and of dz * (x - shift) * rstd. Returns dweight.
+  double set_backward(int64_t c, double sum_dz, double sum_dz_xhat, double mean, double rstd, double weight,
+                      double count, bool training) {
+    const BackwardCoefficients<V> one(sum_dz, sum_dz_xhat, mean, at(kShift, c), rstd, weight, count, training);
+    at(kSlope, c) = one.slope;
+    at(kConstant, c) = one.constant;
+    return one.dweight;
+  }
+};
+
+// Count, mean and sum of squared deviations, merged by Chan, Golub & LeVeque's formula (1979).
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+
+  void merge(double other_count, double other_mean, double other_m2) {
+    if (other_count == 0) return;
+    const double total = count + other_count, share = other_count / total, delta = other_mean - mean;
+    m2 += other_m2 + delta * delta * (count * share);
+    // Where the difference is not finite, an infinite mean stays infinite.
+    mean = delta * 0 == 0 ? mean + delta * share : mean * (count / total) + other_mean * share;
+    count = total;
+  }
+};
+
+// Whether sums of d = x - shift and of d^2 over `count` values in the compute type give their variance to rounding:
+// they do unless the shift lies over two deviations off the mean, or the squares overflow. Then the values are summed
+// again, exactly. The choice depends on the data alone.
+inline bool sums_are_sound(double sum, double sum_of_squares, double count) {
+  return sum * sum <= 0.8 * count * sum_of_squares && sum_of_squares * 0 == 0;
+}
+
+}  // namespace fusedtricks::cpu

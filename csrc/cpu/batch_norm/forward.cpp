@@ -1,0 +1,96 @@
+// batch_norm_act forward: one sweep for the statistics, one for y = act((x - mean) * rstd * weight + bias [+
+// residual]), and its dropout.
+#include "cpu/batch_norm/dropout_tiles.h"
+#include "cpu/batch_norm/statistics.h"
+#include "cpu/dropout/random.h"
+
+namespace fusedtricks::cpu {
+namespace {
+
+// A sweep's write of one span.
+template <class T, class Channels>
+struct ForwardSpans {
+  const BatchNormForward& a;
+  const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
+  const NormalizeSpan<T, Channels> normalize = normalize_span<T, Channels>(a.act, a.residual);
+  const DropSpans<T, Channels> dropped{a.act, bool(a.residual)};
+
+  explicit ForwardSpans(const BatchNormForward& arguments) : a(arguments) {}
+
+  template <class Dropper>
+  void write(T* to, int64_t i, RowSpan span, Channels channels, Dropper& dropper) const {
+    if (a.drops())
+      dropped.write(x, residual, to, i, span, channels, a.act, dropper, OpMath<T>(a.rate.scale));
+    else
+      normalize(x + i, residual ? residual + i : nullptr, to, span, channels, a.act);
+  }
+};
+
+template <class T>
+void forward_planes(const BatchNormForward& a, const Mask& mask) {
+  using V = OpMath<T>;
+  const ForwardSpans<T, OneChannel<V>> one(a);
+  const ForwardSpans<T, ManyChannels<V>> many(a);
+  const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
+  T* y = static_cast<T*>(a.y);
+  const PlanesPlan plan(a.layout);
+  const bool stream = worth_streaming(plan.layout.per_channel() * plan.layout.channels, sizeof(T));
+  for_normalized_planes<T>(a, plan, [&](int64_t task, const Coefficients<V>& coefficients) {
+    OrderedDropper dropper(mask, 0);
+    const auto with = [&](const auto& spans) {
+      return [&](T* to, int64_t i, RowSpan span, auto channels) { spans.write(to, i, span, channels, dropper); };
+    };
+    write_planes(plan, y, task, stream, coefficients, {x, residual}, with(one), with(many));
+  });
+}
+
+template <class T>
+void forward_rows(const BatchNormForward& a, const Mask& mask) {
+  using V = OpMath<T>;
+  const ForwardSpans<T, ManyChannels<V>> spans(a);
+  const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
+  T* y = static_cast<T*>(a.y);
+  const RowsPlan plan(a.layout, sizeof(T));
+  const Coefficients<V> coefficients = row_coefficients<T>(a, plan);
+  for_blocks(plan, true, [&](const Block& b) {
+    touch_block(plan, x, b);
+    if (residual) touch_block(plan, residual, b);
+    RowsDropper dropper(mask, a.layout, false);
+    const auto write = [&](const Block& part) {
+      write_block(plan, y, part, [&](T* to, int64_t i, int64_t c, RowSpan span) {
+        spans.write(to, i, span, coefficients.many().from(c), dropper);
+      });
+    };
+    if (a.drops())
+      dropper.for_parts(b, write);
+    else
+      write(b);
+  });
+}
+
+// Draws the mask of the call's dropout and records it; any mask where there is none.
+Mask draw_mask(const BatchNormForward& a) {
+  int64_t state[] = {0, 0};
+  if (a.drops()) {
+    state[0] = a.seed ? *a.seed : int64_t(draw_seed());
+    std::copy(state, state + 2, a.rng_state);
+  }
+  return {state, a.rate};
+}
+
+}  // namespace
+}  // namespace fusedtricks::cpu
+
+int64_t fusedtricks::backend::batch_norm_forward_workspace(const BatchNormForward&) { return 0; }
+
+void fusedtricks::backend::batch_norm_forward(const BatchNormForward& a) {
+  a.count_batch();
+  const cpu::Mask mask = cpu::draw_mask(a);
+  visit_dtype(a.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (a.layout.rows)
+      cpu::forward_rows<T>(a, mask);
+    else
+      cpu::forward_planes<T>(a, mask);
+  });
+}

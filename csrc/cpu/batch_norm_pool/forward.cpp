@@ -1,0 +1,186 @@
+// batch_norm_act_max_pool2d forward: one sweep for the statistics, one for the maxima of
+// act((x - mean) * rstd * weight + bias). Rows of activated values are kept, in the compute type, as long as a window
+// reaches them.
+#include "cpu/batch_norm_pool/pooled_image.h"
+#include "cpu/batch_norm/statistics.h"
+
+namespace fusedtricks::cpu {
+namespace {
+
+template <class V>
+using ActivateSpan = void (*)(V*, int64_t, const Activation&);
+
+template <class V, class Act>
+void activate(V* z, int64_t n, const Activation& activation) {
+  const Act act(activation.parameters);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) z[i] = act.forward(z[i]);
+}
+
+template <class V>
+ActivateSpan<V> activate_span(const Activation& activation) {
+  ActivateSpan<V> span = nullptr;
+  activation.visit<V>([&](auto act) { span = activate<V, decltype(act)>; });
+  return span;
+}
+
+template <class T>
+void normalize_row(const T* x, OpMath<T>* z, const PooledImage& image, const OneChannel<OpMath<T>>& channel) {
+  using V = OpMath<T>;
+  normalize<T, V, OneChannel<V>, Identity<V>, false>(x, nullptr, z, RowSpan{image.row(), 0, 0}, channel, {});
+}
+
+template <class T>
+void normalize_row(const T* x, OpMath<T>* z, const PooledImage& image, const ManyChannels<OpMath<T>>& channels) {
+  using V = OpMath<T>;
+  const int64_t n = image.inner;
+  for (int64_t i = 0, group; i < image.pool.columns.size; i += group) {
+    group = image.pool.columns.size - i >= ManyChannels<V>::rows ? ManyChannels<V>::rows : 1;
+    const int64_t stride = group == 1 ? 0 : n;
+    normalize<T, V, ManyChannels<V>, Identity<V>, false>(x + i * n, nullptr, z + i * n, RowSpan{n, stride, stride},
+                                                         channels, {});
+  }
+}
+
+// Pools the images of a task, one after the other.
+template <class T>
+class Pooling {
+  using V = OpMath<T>;
+
+ public:
+  Pooling(const PooledImage& image, const Activation& act)
+      : image_(image),
+        act_(act),
+        activate_(act.is_identity() ? nullptr : activate_span<V>(act)),
+        kept_(std::min(image.pool.rows.extent(), image.pool.rows.size)),
+        lines_(kept_ * image.row() + 1) {}  // one more: see read_strided
+
+  // Rows [begin, end) of the outputs of one image.
+  template <class Channels>
+  void pool(const T* x, T* y, uint8_t* argmax, int64_t begin, int64_t end, const Channels& channels) {
+    const PoolAxis& rows = image_.pool.rows;
+    int64_t next = 0;
+    for (int64_t o = begin; o < end; ++o) {
+      // Rows between the places of a window are those of another one.
+      next = std::max(next, rows.start(o));
+      for (; next < std::min(rows.start(o) + rows.extent(), rows.size); ++next) activate_row(x, next, channels);
+      ahead_ = o + 1 < end && next + rows.stride <= rows.size ? x + next * image_.row() : nullptr;
+      pool_row(o, y + o * image_.output_row(), argmax + o * image_.output_row());
+    }
+  }
+
+ private:
+  const PooledImage& image_;
+  const Activation& act_;
+  ActivateSpan<V> activate_;
+  int64_t kept_;
+  AlignedVector<V> lines_;
+  const T* ahead_ = nullptr;  // the rows of x that the next row of outputs will want, or null
+
+  V* line(int64_t row) { return lines_.data() + row % kept_ * image_.row(); }
+
+  template <class Channels>
+  void activate_row(const T* x, int64_t row, const Channels& channels) {
+    normalize_row(x + row * image_.row(), line(row), image_, channels);
+    if (activate_) activate_(line(row), image_.row(), act_);
+  }
+
+  // Outputs whose windows lie in the image altogether have the same taps, moved.
+  void pool_row(int64_t o, T* y, uint8_t* argmax) {
+    const PoolAxis& columns = image_.pool.columns;
+    const int64_t begin = columns.first_whole(), end = columns.end_whole();
+    for (int64_t i = 0; i < columns.outputs;) {
+      const int64_t count = begin <= i && i < end ? end - i : 1;
+      Taps<V> taps;
+      add_taps(o, i, taps);
+      pool_outputs(taps, i, count, y + i * image_.inner, argmax + i * image_.inner);
+      i += count;
+    }
+  }
+
+  void pool_outputs(const Taps<V>& taps, int64_t first, int64_t count, T* y, uint8_t* argmax) {
+    const int64_t C = image_.inner, stride = image_.pool.columns.stride;
+    if (image_.is_plane()) return max_of_plane(taps, count, stride, y, argmax);
+    for (int64_t i = 0; i < count; ++i) {
+      if (ahead_) ask_for_columns((first + i) * stride);
+      max_of_channels(taps, i * stride * C, C, y + i * C, argmax + i * C);
+    }
+  }
+
+  // Of the next rows, while outputs are computed.
+  void ask_for_columns(int64_t column) {
+    const PoolAxis &rows = image_.pool.rows, &columns = image_.pool.columns;
+    const int64_t n = std::min(columns.stride, columns.size - column) * image_.inner;
+    for (int64_t r = 0; r < rows.stride; ++r) {
+      const T* from = ahead_ + r * image_.row() + column * image_.inner;
+      for (int64_t i = 0; i < n; i += kCacheLine / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+    }
+  }
+
+  void add_taps(int64_t row_output, int64_t column_output, Taps<V>& taps) {
+    const PoolAxis &rows = image_.pool.rows, &columns = image_.pool.columns;
+    const int64_t first = columns.first_place(column_output), end = columns.end_place(column_output);
+    for (int64_t r = rows.first_place(row_output); r < rows.end_place(row_output); ++r) {
+      const V* row = line(rows.start(row_output) + r * rows.dilation);
+      for (int64_t c = first; c < end; ++c) {
+        const int64_t column = columns.start(column_output) + c * columns.dilation;
+        taps.add(row + column * image_.inner, r * columns.kernel + c);
+      }
+    }
+  }
+};
+
+template <class T>
+void forward_planes(const BatchNormPoolForward& a) {
+  using V = OpMath<T>;
+  const T* x = static_cast<const T*>(a.norm.x);
+  T* y = static_cast<T*>(a.y);
+  const PlanesPlan plan(a.norm.layout);
+  const PooledImage image{a.pool, 1};
+  for_normalized_planes<T>(a.norm, plan, [&](int64_t task, const Coefficients<V>& coefficients) {
+    Pooling<T> pooling(image, a.norm.act);
+    const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
+    for_lines(a.norm.layout.samples, a.pool.rows.outputs, task % plan.parts, plan.parts, true,
+              [&](int64_t sample, int64_t begin, int64_t end) {
+                for (int64_t c = c0; c < c0 + count; ++c) {
+                  const int64_t plane = sample * a.norm.layout.channels + c, first = plane * image.output_size();
+                  pooling.pool(x + plane * image.size(), y + first, a.argmax + first, begin, end, coefficients.one(c));
+                }
+              });
+  });
+}
+
+template <class T>
+void forward_rows(const BatchNormPoolForward& a) {
+  using V = OpMath<T>;
+  const T* x = static_cast<const T*>(a.norm.x);
+  T* y = static_cast<T*>(a.y);
+  const RowsPlan plan(a.norm.layout, sizeof(T));
+  const PooledImage image{a.pool, plan.channels};
+  const Coefficients<V> coefficients = row_coefficients<T>(a.norm, plan);
+  const int64_t parts = row_parts(a.norm.layout, a.pool.rows.outputs, sizeof(T));
+  parallel_tasks_reversed(parts, [&](int64_t part) {
+    Pooling<T> pooling(image, a.norm.act);
+    for_lines(a.norm.layout.samples, a.pool.rows.outputs, part, parts, true,
+              [&](int64_t sample, int64_t begin, int64_t end) {
+                const int64_t first = sample * image.output_size();
+                pooling.pool(x + sample * image.size(), y + first, a.argmax + first, begin, end, coefficients.many());
+              });
+  });
+}
+
+}  // namespace
+}  // namespace fusedtricks::cpu
+
+int64_t fusedtricks::backend::batch_norm_pool_forward_workspace(const BatchNormPoolForward&) { return 0; }
+
+void fusedtricks::backend::batch_norm_pool_forward(const BatchNormPoolForward& a) {
+  a.norm.count_batch();
+  visit_dtype(a.norm.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (a.norm.layout.rows)
+      cpu::forward_rows<T>(a);
+    else
+      cpu::forward_planes<T>(a);
+  });
+}

@@ -1,0 +1,41 @@
+// What the directions of batch_norm_act_max_pool2d share: an image that is pooled, a plane of one channel or a sample
+// of all of them.
+#pragma once
+
+#include "calls/batch_norm_pool.h"
+#include "cpu/batch_norm/planes.h"
+#include "cpu/batch_norm/channels_last.h"
+#include "cpu/batch_norm_pool/maxima.h"
+
+namespace fusedtricks::cpu {
+
+// `inner` neighbouring elements are of one position: a channel each, or one element where the image is a plane.
+struct PooledImage {
+  MaxPool pool;
+  int64_t inner;
+
+  bool is_plane() const { return inner == 1; }
+  int64_t row() const { return pool.columns.size * inner; }
+  int64_t output_row() const { return pool.columns.outputs * inner; }
+  int64_t size() const { return pool.rows.size * row(); }
+  int64_t output_size() const { return pool.rows.outputs * output_row(); }
+};
+
+// Calls f(sample, begin, end) for a part of the lines of all samples, `lines` each; reversed: the last samples first.
+template <class F>
+void for_lines(int64_t samples, int64_t lines, int64_t part, int64_t parts, bool reversed, const F& f) {
+  const int64_t first = samples * lines * part / parts, last = samples * lines * (part + 1) / parts;
+  const int64_t first_sample = first / lines, count = (last + lines - 1) / lines - first_sample;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t sample = first_sample + (reversed ? count - 1 - i : i), start = sample * lines;
+    f(sample, std::max(first, start) - start, std::min(last, start + lines) - start);
+  }
+}
+
+// Parts of the lines of all samples, for tensors in rows.
+inline int64_t row_parts(const Layout& layout, int64_t lines, int64_t element_size) {
+  const int64_t bytes = layout.per_channel() * layout.channels * element_size;
+  return std::min(layout.samples * lines, std::clamp<int64_t>(bytes / kTaskBytes, 1, kMaxTasks));
+}
+
+}  // namespace fusedtricks::cpu

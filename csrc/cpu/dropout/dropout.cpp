@@ -1,0 +1,62 @@
+// Dropout: y = x * mask * scale in one pass, the mask recomputed from (seed, offset, logical index) wherever it is
+// needed. The backward is the same pass over dy.
+#include "calls/dropout.h"
+
+#include "cpu/dropout/mask_sweeps.h"
+#include "cpu/dropout/random.h"
+
+namespace fusedtricks::cpu {
+namespace {
+
+// Contiguous: element i takes word i. The words of a step need no memory; meanwhile the elements of later steps can
+// come and those of earlier ones can go.
+template <class T>
+void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
+  constexpr int64_t kTask = 16384, kStep = OrderedWords::count, kAhead = 4096 / sizeof(T);
+  static_assert(kTask % kStep == 0 && kStep <= kTile);
+  const bool stream = x != y && worth_streaming(n, sizeof(T));
+
+  parallel_tasks((n + kTask - 1) / kTask, [&](int64_t task) {
+    const int64_t end = std::min(n, (task + 1) * kTask);
+    for (int64_t i = task * kTask; i < end; i += kStep) {
+      OrderedWords words;
+      for (int64_t j = 0; j < kStep; j += kCacheLine / int64_t(sizeof(T))) __builtin_prefetch(x + i + kAhead + j);
+      const uint32_t* word = words.fill(mask, uint64_t(i));
+      emit(y + i, std::min(kStep, end - i), stream,
+           [&](T* to, int64_t, int64_t count) { drop_span(x + i, to, count, word, mask.rate); });
+    }
+    if (stream) stream_fence();
+  });
+}
+
+template <class T>
+void drop_rows(const T* x, T* y, const Layout& layout, const Mask& mask) {
+  for_row_blocks(layout, [&](int64_t, int64_t sample, int64_t s0, int positions) {
+    for_row_steps(mask, layout, sample, s0, positions,
+                  [&](int64_t i, int64_t n, const uint32_t* word) { drop_span(x + i, y + i, n, word, mask.rate); });
+  });
+}
+
+}  // namespace
+}  // namespace fusedtricks::cpu
+
+void fusedtricks::backend::dropout_forward(const DropoutCall& call, std::optional<int64_t> seed, int64_t* rng_state) {
+  rng_state[0] = seed ? *seed : int64_t(cpu::draw_seed());
+  rng_state[1] = 0;
+  dropout_backward(call, rng_state);
+}
+
+void fusedtricks::backend::dropout_backward(const DropoutCall& call, const int64_t* rng_state) {
+  const cpu::Mask mask(rng_state, call.rate);
+  visit_dtype(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const T* x = static_cast<const T*>(call.x);
+    T* y = static_cast<T*>(call.y);
+    if (call.rate.drops_all())
+      std::fill_n(y, call.numel(), T(0));
+    else if (call.in_logical_order)
+      cpu::drop_contiguous(x, y, call.numel(), mask);
+    else
+      cpu::drop_rows(x, y, call.layout, mask);
+  });
+}

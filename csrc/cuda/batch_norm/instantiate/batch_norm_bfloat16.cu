@@ -1,0 +1,3 @@
+#include "cuda/batch_norm/launch.cuh"
+
+template struct fusedtricks::cuda::BatchNormKernels<c10::BFloat16>;

@@ -1,3 +1,0 @@
-#include "batch_norm_launch.cuh"
-
-template struct fusedtricks::cuda::BatchNormKernels<c10::Half>;

@@ -1,0 +1,3 @@
+#include "cuda/batch_norm_pool/launch.cuh"
+
+template struct fusedtricks::cuda::BatchNormPoolKernels<c10::BFloat16>;

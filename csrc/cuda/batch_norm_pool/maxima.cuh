@@ -1,0 +1,61 @@
+// Where the windows of max-pooling lie, for threads that start from an output or from an element.
+#pragma once
+
+#include "core/pool_window.h"
+#include "cuda/device/pack.cuh"
+
+namespace fusedtricks::cuda {
+
+// a / b of numbers that are not negative: in 32 bits where they fit, which is several times as fast.
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+  if ((a | b) >> 32 == 0) return int64_t(uint32_t(a) / uint32_t(b));
+  return a / b;
+}
+
+// One position of a tensor of images, at a channel where they lie in rows. Otherwise an image is a plane.
+struct Position {
+  int64_t image, channel, row, column;
+
+  // Of the element at an index, in images of that size.
+  __device__ __forceinline__ Position(int64_t index, bool rows, int64_t channels, int64_t height, int64_t width) {
+    const int64_t inner = rows ? channels : 1, position = quotient(index, inner), line = quotient(position, width);
+    channel = index - position * inner;
+    column = position - line * width;
+    image = quotient(line, height);
+    row = line - image * height;
+  }
+
+  // To the next element in memory, of the same image unless it is the last.
+  __device__ __forceinline__ void advance(bool rows, int64_t channels, int64_t height, int64_t width) {
+    if (rows && ++channel < channels) return;
+    channel = 0;
+    if (++column < width) return;
+    column = 0;
+    if (++row < height) return;
+    row = 0;
+    ++image;
+  }
+};
+
+// Calls f(window, place) for the windows that have a position of the axis at one of their places.
+template <class F>
+__device__ __forceinline__ void for_windows(const PoolAxis& axis, int64_t position, const F& f) {
+  const int64_t extent = axis.extent(), last = quotient(position + axis.padding, axis.stride);
+  for (int64_t o = last < axis.outputs ? last : axis.outputs - 1; o >= 0; --o) {
+    const int64_t offset = position - axis.start(o);
+    if (offset >= extent) return;
+    const int64_t place = axis.dilation == 1 ? offset : quotient(offset, axis.dilation);
+    if (place * axis.dilation == offset) f(o, place);
+  }
+}
+
+// The same for both axes, with the window's number in its image.
+template <class F>
+__device__ __forceinline__ void for_windows(const MaxPool& pool, const Position& at, const F& f) {
+  for_windows(pool.rows, at.row, [&](int64_t o, int64_t r) {
+    for_windows(pool.columns, at.column,
+                [&](int64_t i, int64_t c) { f(o * pool.columns.outputs + i, int(r * pool.columns.kernel + c)); });
+  });
+}
+
+}  // namespace fusedtricks::cuda

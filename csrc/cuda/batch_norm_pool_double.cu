@@ -1,3 +1,0 @@
-#include "batch_norm_pool_launch.cuh"
-
-template struct fusedtricks::cuda::BatchNormPoolKernels<double>;
