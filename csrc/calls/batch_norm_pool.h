@@ -14,7 +14,7 @@ struct BatchNormPoolForward {
   uint8_t* argmax;
 
   FT_INLINE Layout outputs() const {
-    return {norm.layout.samples, norm.layout.channels, pool.outputs(), norm.layout.rows};
+    return {norm.layout.samples, norm.layout.channels, pool.outputs(), norm.layout.channels_last};
   }
 };
 
@@ -25,7 +25,7 @@ struct BatchNormPoolBackward {
   const uint8_t* argmax;
 
   FT_INLINE Layout outputs() const {
-    return {norm.layout.samples, norm.layout.channels, pool.outputs(), norm.layout.rows};
+    return {norm.layout.samples, norm.layout.channels, pool.outputs(), norm.layout.channels_last};
   }
 };
 

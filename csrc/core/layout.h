@@ -7,11 +7,11 @@
 
 namespace fusedtricks {
 
-// planes: N samples of C planes of S positions each, a plane contiguous (NCHW).
-// rows:   N * S rows of C channels each, a row contiguous (channels_last, and every (N, C) tensor).
+// Else: N samples of C planes of S positions each, a plane contiguous (NCHW).
+// channels_last: N * S rows of C channels each, a row contiguous (every (N, C) tensor too).
 struct Layout {
   int64_t samples, channels, positions;
-  bool rows;
+  bool channels_last;
 
   FT_INLINE int64_t per_channel() const { return samples * positions; }
 };

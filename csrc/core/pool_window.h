@@ -41,10 +41,10 @@ struct PoolAxis {
 };
 
 struct MaxPool {
-  PoolAxis rows, columns;
+  PoolAxis height, width;
 
-  FT_INLINE int64_t places() const { return rows.kernel * columns.kernel; }
-  FT_INLINE int64_t outputs() const { return rows.outputs * columns.outputs; }
+  FT_INLINE int64_t places() const { return height.kernel * width.kernel; }
+  FT_INLINE int64_t outputs() const { return height.outputs * width.outputs; }
 };
 
 }  // namespace fusedtricks

@@ -192,7 +192,7 @@ void backward_planes(Pass<T>& pass) {
 }
 
 template <class T>
-void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPartials& partials) {
+void row_sums(const ChannelsLastPlan& plan, const Pass<T>& pass, const Block& b, RowPartials& partials) {
   using Channels = ManyChannels<OpMath<T>>;
   const Channels channels = pass.coefficients.many();
   const bool streams_dz =
@@ -203,7 +203,7 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
   if (pass.residual) touch_block(plan, pass.residual, b);
   touch_block(plan, pass.x, b);
   if (pass.a.drops()) {
-    RowsDropper dropper(pass.mask, pass.a.layout, true);
+    ChannelsLastDropper dropper(pass.mask, pass.a.layout, true);
     dropper.for_parts(b, [&](const Block& part) {
       for (int64_t r = part.r0; r < part.r1; ++r) {
         pass.write_dropped(r * plan.channels + part.c0, part.c1 - part.c0, channels.from(part.c0), dropper);
@@ -225,9 +225,9 @@ void row_sums(const RowsPlan& plan, const Pass<T>& pass, const Block& b, RowPart
 }
 
 template <class T>
-void backward_rows(Pass<T>& pass) {
+void backward_channels_last(Pass<T>& pass) {
   using Channels = ManyChannels<OpMath<T>>;
-  RowsPlan plan(pass.a.layout, sizeof(T));
+  ChannelsLastPlan plan(pass.a.layout, sizeof(T));
   if (pass.is_in_place()) plan.streams = false;
   const BackwardSpans<T, Channels> spans(pass.act, pass.a.act);
   RowPartials partials(plan);
@@ -262,8 +262,8 @@ int64_t fusedtricks::backend::batch_norm_backward_workspace(const BatchNormBackw
 void fusedtricks::backend::batch_norm_backward(const BatchNormBackward& a) {
   visit_dtype(a.dtype, [&](auto type) {
     cpu::Pass<typename decltype(type)::type> pass(a);
-    if (a.layout.rows)
-      cpu::backward_rows(pass);
+    if (a.layout.channels_last)
+      cpu::backward_channels_last(pass);
     else
       cpu::backward_planes(pass);
   });

@@ -18,11 +18,11 @@ constexpr int64_t kMergeChannels = 128;
 constexpr int64_t kParallelMerge = 8192;  // partial results from which merging them is shared out
 
 // A function of shape and element size alone.
-struct RowsPlan {
+struct ChannelsLastPlan {
   int64_t rows, channels, row_chunks, segments, block_rows;
   bool touches, streams;
 
-  RowsPlan(const Layout& l, int64_t element_size) : rows(l.per_channel()), channels(l.channels) {
+  ChannelsLastPlan(const Layout& l, int64_t element_size) : rows(l.per_channel()), channels(l.channels) {
     const int64_t bytes = rows * channels * element_size;
     segments = std::max<int64_t>(1, channels / kSegment);
     const int64_t segment_bytes = std::max<int64_t>(1, channels / segments * element_size);
@@ -48,7 +48,7 @@ struct Block {
 
 // Calls f(block) for every block; reversed: the newest first.
 template <class F>
-void for_blocks(const RowsPlan& plan, bool reversed, const F& f) {
+void for_blocks(const ChannelsLastPlan& plan, bool reversed, const F& f) {
   const auto task = [&](int64_t t) {
     const int64_t chunk = t / plan.segments, segment = t % plan.segments;
     const int64_t begin = plan.first_row(chunk), end = plan.first_row(chunk + 1);
@@ -66,7 +66,7 @@ void for_blocks(const RowsPlan& plan, bool reversed, const F& f) {
 }
 
 template <class T>
-void touch_block(const RowsPlan& plan, const T* x, const Block& b) {
+void touch_block(const ChannelsLastPlan& plan, const T* x, const Block& b) {
   if (!plan.touches) return;
   const int64_t size = sizeof(T);
   touch(x + b.r0 * plan.channels + b.c0, b.r1 - b.r0, plan.channels * size, (b.c1 - b.c0) * size);
@@ -77,14 +77,14 @@ struct RowPartials {
   int64_t channels;
   std::vector<double> values;
 
-  explicit RowPartials(const RowsPlan& plan) : channels(plan.channels), values(plan.row_chunks * 2 * plan.channels) {}
+  explicit RowPartials(const ChannelsLastPlan& plan) : channels(plan.channels), values(plan.row_chunks * 2 * plan.channels) {}
   double* first(int64_t chunk) { return values.data() + chunk * 2 * channels; }
   double* second(int64_t chunk) { return first(chunk) + channels; }
 };
 
 // Calls f(channel) for all channels once a sweep is complete.
 template <class F>
-void for_channels(const RowsPlan& plan, const F& f) {
+void for_channels(const ChannelsLastPlan& plan, const F& f) {
   const auto task = [&](int64_t t) {
     for (int64_t c = t * kMergeChannels; c < std::min(plan.channels, (t + 1) * kMergeChannels); ++c) f(c);
   };
@@ -97,7 +97,7 @@ void for_channels(const RowsPlan& plan, const F& f) {
 
 // Calls write(destination, index, channel, span) for groups of rows of the block, at most kSegment channels each.
 template <class T, class Write>
-void write_block(const RowsPlan& plan, T* out, const Block& b, const Write& write) {
+void write_block(const ChannelsLastPlan& plan, T* out, const Block& b, const Write& write) {
   for (int64_t c = b.c0; c < b.c1; c += kSegment) {
     const int64_t first = b.r0 * plan.channels + c;
     write_rows(out + first, b.r1 - b.r0, plan.channels, std::min(kSegment, b.c1 - c), plan.streams,

@@ -15,11 +15,11 @@
 
 namespace fusedtricks::cpu {
 
-// As the loops see them, with what a loop over such channels does at once: `rows` rows, and sums in `lanes` lanes.
+// As the loops see them, with what a loop over such channels does at once: `tile_rows` rows, and sums in `lanes` lanes.
 template <class V>
 struct OneChannel {
   // Few enough for a plane of 7 x 7 to have a full row.
-  static constexpr int rows = 1, lanes = 32 * int(sizeof(float)) / int(sizeof(V));
+  static constexpr int tile_rows = 1, lanes = 32 * int(sizeof(float)) / int(sizeof(V));
 
   V value[kCoefficients];
 
@@ -34,7 +34,7 @@ struct OneChannel {
 template <class V>
 struct ManyChannels {
   // Four rows share the loads of their coefficients; the sums of a tile of channels fill a good part of the registers.
-  static constexpr int rows = 4, lanes = FT_LANES * int(sizeof(float)) / int(sizeof(V));
+  static constexpr int tile_rows = 4, lanes = FT_LANES * int(sizeof(float)) / int(sizeof(V));
 
   const V* first;  // of kCoefficients arrays, `channels` apart
   int64_t channels;

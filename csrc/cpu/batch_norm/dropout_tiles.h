@@ -31,7 +31,7 @@ struct DropSpans {
   template <class Dropper>
   void write(const T* x, const T* residual, T* to, int64_t index, RowSpan span, Channels channels,
              const Activation& act, Dropper& dropper, V scale) const {
-    const int rows = Channels::rows > 1 && span.in_stride ? Channels::rows : 1;
+    const int rows = Channels::tile_rows > 1 && span.in_stride ? Channels::tile_rows : 1;
     if constexpr (in_place) {
       normalize(x + index, residual ? residual + index : nullptr, to, span, channels, act);
       for (int r = 0; r < rows; ++r) {
@@ -40,7 +40,7 @@ struct DropSpans {
       }
       return;
     }
-    alignas(kCacheLine) V tile[Channels::rows * kSegment];
+    alignas(kCacheLine) V tile[Channels::tile_rows * kSegment];
     for (int64_t at = 0; at < span.n; at += kSegment) {
       const int64_t n = std::min(kSegment, span.n - at), first = index + at;
       normalize(x + first, residual ? residual + first : nullptr, tile,
@@ -55,10 +55,10 @@ struct DropSpans {
 };
 
 // The dropout of rows, whose elements are neighbours in logical order only where a row is a sample.
-class RowsDropper {
+class ChannelsLastDropper {
  public:
   // reads_ahead: the next row is asked for.
-  RowsDropper(const Mask& mask, const Layout& layout, bool reads_ahead)
+  ChannelsLastDropper(const Mask& mask, const Layout& layout, bool reads_ahead)
       : mask_(mask), layout_(layout), ordered_(mask, reads_ahead ? layout.channels : 0) {}
 
   // Calls f(part) for the parts of a block. drop() serves the part of the call.

@@ -45,17 +45,17 @@ void forward_planes(const BatchNormForward& a, const Mask& mask) {
 }
 
 template <class T>
-void forward_rows(const BatchNormForward& a, const Mask& mask) {
+void forward_channels_last(const BatchNormForward& a, const Mask& mask) {
   using V = OpMath<T>;
   const ForwardSpans<T, ManyChannels<V>> spans(a);
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   T* y = static_cast<T*>(a.y);
-  const RowsPlan plan(a.layout, sizeof(T));
+  const ChannelsLastPlan plan(a.layout, sizeof(T));
   const Coefficients<V> coefficients = row_coefficients<T>(a, plan);
   for_blocks(plan, true, [&](const Block& b) {
     touch_block(plan, x, b);
     if (residual) touch_block(plan, residual, b);
-    RowsDropper dropper(mask, a.layout, false);
+    ChannelsLastDropper dropper(mask, a.layout, false);
     const auto write = [&](const Block& part) {
       write_block(plan, y, part, [&](T* to, int64_t i, int64_t c, RowSpan span) {
         spans.write(to, i, span, coefficients.many().from(c), dropper);
@@ -88,8 +88,8 @@ void fusedtricks::backend::batch_norm_forward(const BatchNormForward& a) {
   const cpu::Mask mask = cpu::draw_mask(a);
   visit_dtype(a.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (a.layout.rows)
-      cpu::forward_rows<T>(a, mask);
+    if (a.layout.channels_last)
+      cpu::forward_channels_last<T>(a, mask);
     else
       cpu::forward_planes<T>(a, mask);
   });

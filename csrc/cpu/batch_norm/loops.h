@@ -131,7 +131,7 @@ FT_INLINE void add_long_runs(const T* x, const T* dy, T* out, const Runs& runs, 
 
 template <class Channels, Write write, class T, class Terms>
 FT_INLINE void add_runs(const T* x, const T* dy, T* out, const Runs& runs, Lanes<Channels>& sums, const Terms& terms) {
-  constexpr bool has_rest = Channels::rows == 1;  // runs of one channel are of any length
+  constexpr bool has_rest = Channels::tile_rows == 1;  // runs of one channel are of any length
   if (runs.n >= Channels::lanes) return add_long_runs<has_rest, write>(x, dy, out, runs, sums, terms);
   for (int64_t run = 0; run < runs.count; ++run) {
 #pragma omp simd
@@ -154,7 +154,7 @@ void add_moments(const T* x, Runs runs, Channels channels, Lanes<Channels>& sums
   });
 }
 
-// Where the Channels::rows rows of a span lie, n elements each. A stride of 0 repeats one row.
+// Where the Channels::tile_rows rows of a span lie, n elements each. A stride of 0 repeats one row.
 struct RowSpan {
   int64_t n, in_stride, out_stride;
 };
@@ -169,7 +169,7 @@ void normalize(const T* x, const T* residual, Out* y, RowSpan span, Channels cha
     const V shift = channels.template get<kShift>(i), scale = channels.template get<kScale>(i),
             offset = channels.template get<kOffset>(i);
 #pragma GCC unroll 4
-    for (int r = 0; r < Channels::rows; ++r) {
+    for (int r = 0; r < Channels::tile_rows; ++r) {
       V z = (load(x[r * span.in_stride + i]) - shift) * scale + offset;
       if (has_residual) z += load(residual[r * span.in_stride + i]);
       y[r * span.out_stride + i] = store<Out>(act.forward(z));
@@ -217,7 +217,7 @@ void differentiate(const Gradient* dy, const T* x, T* dx, RowSpan span, Channels
             slope = channels.template get<kSlope>(i), constant = channels.template get<kConstant>(i),
             scale_of_dz = scale * dz_scale;
 #pragma GCC unroll 4
-    for (int r = 0; r < Channels::rows; ++r) {
+    for (int r = 0; r < Channels::tile_rows; ++r) {
       const V d = load(x[r * span.in_stride + i]) - shift, z = d * scale + offset;
       const V dz = load(dy[r * span.in_stride + i]) * act.grad(z, act.forward(z));
       dx[r * span.out_stride + i] =
@@ -256,7 +256,7 @@ struct BackwardSpans {
     });
     after.visit<OpMath<T>>([&](auto act) {
       using Act = decltype(act);
-      constexpr Write streamed = Channels::rows == 1 ? Write::kPlain : Write::kStreamed;
+      constexpr Write streamed = Channels::tile_rows == 1 ? Write::kPlain : Write::kStreamed;
       add_residual_gradients = streams_dz ? cpu::add_residual_gradients<streamed, T, Channels, Act>
                                           : cpu::add_residual_gradients<Write::kPlain, T, Channels, Act>;
     });

@@ -38,7 +38,7 @@ void for_normalized_planes(const BatchNormForward& a, const PlanesPlan& plan, co
 }
 
 template <class T>
-Coefficients<OpMath<T>> row_coefficients(const BatchNormForward& a, const RowsPlan& plan) {
+Coefficients<OpMath<T>> row_coefficients(const BatchNormForward& a, const ChannelsLastPlan& plan) {
   using V = OpMath<T>;
   const T* x = static_cast<const T*>(a.x);
   Coefficients<V> coefficients(plan.channels);

@@ -32,7 +32,7 @@ struct PoolPass {
   const BatchNormPoolBackward& a;
   const T *x = static_cast<const T*>(a.norm.x), *dy = static_cast<const T*>(a.dy);
   T* dx = static_cast<T*>(a.norm.dx);
-  PooledImage image{a.pool, a.norm.layout.rows ? a.norm.layout.channels : 1};
+  PooledImage image{a.pool, a.norm.layout.channels_last ? a.norm.layout.channels : 1};
   PlaceOffsets places{a.pool, image.inner};
   bool stream = worth_streaming(a.norm.layout.per_channel() * a.norm.layout.channels, sizeof(T));
   Coefficients<V> coefficients{a.norm.layout.channels};
@@ -54,7 +54,7 @@ struct PoolPass {
 
   // From an image to the first element of a window, inside the image or not.
   int64_t window(int64_t row_output, int64_t column_output) const {
-    return a.pool.rows.start(row_output) * image.row() + a.pool.columns.start(column_output) * image.inner;
+    return a.pool.height.start(row_output) * image.row() + a.pool.width.start(column_output) * image.inner;
   }
 };
 
@@ -99,7 +99,7 @@ class PlaneSums {
     const int64_t width = image.output_row(), first = plane * image.output_size() + first_row * width;
     for (int64_t o = 0; o < count; ++o) {
       gather_maxima(x + pass_.window(first_row + o, 0), pass_.a.argmax + first + o * width, pass_.places, width,
-                    image.pool.columns.stride, &maxima_[o * width]);
+                    image.pool.width.stride, &maxima_[o * width]);
     }
     widen(pass_.dy + first, count * width, gradients_.data());
     spans_.add_gradients(gradients_.data(), maxima_.data(), Runs{1, 0, count * width}, channel, pass_.a.norm.act,
@@ -109,7 +109,7 @@ class PlaneSums {
 
 // Adds up a block of outputs that lie in rows.
 template <class T>
-void add_row_sums(const PoolPass<T>& pass, const RowsPlan& plan, const Block& b, RowPartials& partials) {
+void add_row_sums(const PoolPass<T>& pass, const ChannelsLastPlan& plan, const Block& b, RowPartials& partials) {
   using V = OpMath<T>;
   using Channels = ManyChannels<V>;
   constexpr int lanes = Channels::lanes;
@@ -119,7 +119,7 @@ void add_row_sums(const PoolPass<T>& pass, const RowsPlan& plan, const Block& b,
   for (int64_t r = b.r0; r < b.r1; ++r) {
     const int64_t sample = r / pool.outputs(), output = r % pool.outputs();
     windows[r - b.r0] =
-        sample * pass.image.size() + pass.window(output / pool.columns.outputs, output % pool.columns.outputs);
+        sample * pass.image.size() + pass.window(output / pool.width.outputs, output % pool.width.outputs);
   }
   for (int64_t c = b.c0; c < b.c1; c += lanes) {
     const int width = int(std::min<int64_t>(lanes, b.c1 - c));
@@ -152,14 +152,14 @@ class Unpooling {
       : pass_(pass),
         one_(pass.a.norm.act),
         many_(pass.a.norm.act),
-        rows_(std::clamp<int64_t>(kBandElements / pass.image.row(), 1, pass.image.pool.rows.size)),
-        reach_(std::min(pass.image.pool.rows.extent() - 1, pass.image.pool.rows.size)),
+        rows_(std::clamp<int64_t>(kBandElements / pass.image.row(), 1, pass.image.pool.height.size)),
+        reach_(std::min(pass.image.pool.height.extent() - 1, pass.image.pool.height.size)),
         band_((2 * reach_ + rows_) * pass.image.row()) {}
 
   // Rows [begin, end) of image number `image`.
   template <class Channels>
   void differentiate(int64_t image, int64_t begin, int64_t end, const Channels& channels) {
-    const PoolAxis& rows = pass_.image.pool.rows;
+    const PoolAxis& rows = pass_.image.pool.height;
     std::fill(band_.begin(), band_.end(), V(0));
     int64_t next = rows.first_reaching(begin);
     for (int64_t row = begin; row < end; row += rows_) {
@@ -187,9 +187,9 @@ class Unpooling {
     V* to = first() + pass_.window(output, 0) - row * shape.row();
     const T* dy = pass_.dy + from;
     const uint8_t* argmax = pass_.a.argmax + from;
-    const int64_t stride = shape.pool.columns.stride;
+    const int64_t stride = shape.pool.width.stride;
     if (shape.is_plane()) return scatter_gradients(dy, argmax, pass_.places, shape.output_row(), stride, to);
-    for (int64_t i = 0; i < shape.pool.columns.outputs; ++i) {
+    for (int64_t i = 0; i < shape.pool.width.outputs; ++i) {
       const int64_t at = i * shape.inner;
       scatter_gradients(dy + at, argmax + at, pass_.places, shape.inner, 1, to + i * stride * shape.inner);
     }
@@ -202,7 +202,7 @@ class Unpooling {
   }
 
   void write(int64_t at, int64_t count, const ManyChannels<V>& channels) {
-    const int64_t C = pass_.image.inner, positions = count * pass_.image.pool.columns.size;
+    const int64_t C = pass_.image.inner, positions = count * pass_.image.pool.width.size;
     for (int64_t c = 0; c < C; c += kSegment) {
       write_rows(pass_.dx + at + c, positions, C, std::min(kSegment, C - c), pass_.stream,
                  [&](T* to, int64_t i, RowSpan span) {
@@ -241,7 +241,7 @@ void backward_planes(PoolPass<T>& pass) {
       [&](int64_t task) {
         if (!pass.a.norm.needs_sums()) return;
         PlaneSums<T> sums(pass);
-        for_planes_of(task, pass.a.pool.rows.outputs, false,
+        for_planes_of(task, pass.a.pool.height.outputs, false,
                       [&](int64_t plane, int64_t begin, int64_t end, int64_t c, int64_t i) {
                         PoolSums& s = partials[plan.slot(task) + i];
                         sums.add(plane, begin, end, pass.coefficients.one(c), s.dz, s.dz_xhat);
@@ -259,7 +259,7 @@ void backward_planes(PoolPass<T>& pass) {
       [&](int64_t task) {
         if (!pass.dx) return;
         Unpooling<T> unpooling(pass);
-        for_planes_of(task, pass.a.pool.rows.size, true,
+        for_planes_of(task, pass.a.pool.height.size, true,
                       [&](int64_t plane, int64_t begin, int64_t end, int64_t c, int64_t) {
                         unpooling.differentiate(plane, begin, end, pass.coefficients.one(c));
                       });
@@ -267,9 +267,9 @@ void backward_planes(PoolPass<T>& pass) {
 }
 
 template <class T>
-void backward_rows(PoolPass<T>& pass) {
+void backward_channels_last(PoolPass<T>& pass) {
   const Layout& layout = pass.a.norm.layout;
-  const RowsPlan plan(pass.a.outputs(), sizeof(T));
+  const ChannelsLastPlan plan(pass.a.outputs(), sizeof(T));
   RowPartials partials(plan);
   if (pass.a.norm.needs_sums()) {
     for_blocks(plan, false, [&](const Block& b) { add_row_sums(pass, plan, b, partials); });
@@ -280,7 +280,7 @@ void backward_rows(PoolPass<T>& pass) {
     pass.finish_channel(c, s.dz, s.dz_xhat);
   });
   if (!pass.dx) return;
-  const int64_t lines = pass.a.pool.rows.size, parts = row_parts(layout, lines, sizeof(T));
+  const int64_t lines = pass.a.pool.height.size, parts = row_parts(layout, lines, sizeof(T));
   parallel_tasks_reversed(parts, [&](int64_t part) {
     Unpooling<T> unpooling(pass);
     for_lines(layout.samples, lines, part, parts, true, [&](int64_t sample, int64_t begin, int64_t end) {
@@ -297,8 +297,8 @@ int64_t fusedtricks::backend::batch_norm_pool_backward_workspace(const BatchNorm
 void fusedtricks::backend::batch_norm_pool_backward(const BatchNormPoolBackward& a) {
   visit_dtype(a.norm.dtype, [&](auto type) {
     cpu::PoolPass<typename decltype(type)::type> pass(a);
-    if (a.norm.layout.rows)
-      cpu::backward_rows(pass);
+    if (a.norm.layout.channels_last)
+      cpu::backward_channels_last(pass);
     else
       cpu::backward_planes(pass);
   });

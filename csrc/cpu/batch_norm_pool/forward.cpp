@@ -34,8 +34,8 @@ template <class T>
 void normalize_row(const T* x, OpMath<T>* z, const PooledImage& image, const ManyChannels<OpMath<T>>& channels) {
   using V = OpMath<T>;
   const int64_t n = image.inner;
-  for (int64_t i = 0, group; i < image.pool.columns.size; i += group) {
-    group = image.pool.columns.size - i >= ManyChannels<V>::rows ? ManyChannels<V>::rows : 1;
+  for (int64_t i = 0, group; i < image.pool.width.size; i += group) {
+    group = image.pool.width.size - i >= ManyChannels<V>::tile_rows ? ManyChannels<V>::tile_rows : 1;
     const int64_t stride = group == 1 ? 0 : n;
     normalize<T, V, ManyChannels<V>, Identity<V>, false>(x + i * n, nullptr, z + i * n, RowSpan{n, stride, stride},
                                                          channels, {});
@@ -52,13 +52,13 @@ class Pooling {
       : image_(image),
         act_(act),
         activate_(act.is_identity() ? nullptr : activate_span<V>(act)),
-        kept_(std::min(image.pool.rows.extent(), image.pool.rows.size)),
+        kept_(std::min(image.pool.height.extent(), image.pool.height.size)),
         lines_(kept_ * image.row() + 1) {}  // one more: see read_strided
 
   // Rows [begin, end) of the outputs of one image.
   template <class Channels>
   void pool(const T* x, T* y, uint8_t* argmax, int64_t begin, int64_t end, const Channels& channels) {
-    const PoolAxis& rows = image_.pool.rows;
+    const PoolAxis& rows = image_.pool.height;
     int64_t next = 0;
     for (int64_t o = begin; o < end; ++o) {
       // Rows between the places of a window are those of another one.
@@ -87,7 +87,7 @@ class Pooling {
 
   // Outputs whose windows lie in the image altogether have the same taps, moved.
   void pool_row(int64_t o, T* y, uint8_t* argmax) {
-    const PoolAxis& columns = image_.pool.columns;
+    const PoolAxis& columns = image_.pool.width;
     const int64_t begin = columns.first_whole(), end = columns.end_whole();
     for (int64_t i = 0; i < columns.outputs;) {
       const int64_t count = begin <= i && i < end ? end - i : 1;
@@ -99,7 +99,7 @@ class Pooling {
   }
 
   void pool_outputs(const Taps<V>& taps, int64_t first, int64_t count, T* y, uint8_t* argmax) {
-    const int64_t C = image_.inner, stride = image_.pool.columns.stride;
+    const int64_t C = image_.inner, stride = image_.pool.width.stride;
     if (image_.is_plane()) return max_of_plane(taps, count, stride, y, argmax);
     for (int64_t i = 0; i < count; ++i) {
       if (ahead_) ask_for_columns((first + i) * stride);
@@ -109,7 +109,7 @@ class Pooling {
 
   // Of the next rows, while outputs are computed.
   void ask_for_columns(int64_t column) {
-    const PoolAxis &rows = image_.pool.rows, &columns = image_.pool.columns;
+    const PoolAxis &rows = image_.pool.height, &columns = image_.pool.width;
     const int64_t n = std::min(columns.stride, columns.size - column) * image_.inner;
     for (int64_t r = 0; r < rows.stride; ++r) {
       const T* from = ahead_ + r * image_.row() + column * image_.inner;
@@ -118,7 +118,7 @@ class Pooling {
   }
 
   void add_taps(int64_t row_output, int64_t column_output, Taps<V>& taps) {
-    const PoolAxis &rows = image_.pool.rows, &columns = image_.pool.columns;
+    const PoolAxis &rows = image_.pool.height, &columns = image_.pool.width;
     const int64_t first = columns.first_place(column_output), end = columns.end_place(column_output);
     for (int64_t r = rows.first_place(row_output); r < rows.end_place(row_output); ++r) {
       const V* row = line(rows.start(row_output) + r * rows.dilation);
@@ -140,7 +140,7 @@ void forward_planes(const BatchNormPoolForward& a) {
   for_normalized_planes<T>(a.norm, plan, [&](int64_t task, const Coefficients<V>& coefficients) {
     Pooling<T> pooling(image, a.norm.act);
     const int64_t c0 = plan.first_channel(task), count = plan.channel_count(task);
-    for_lines(a.norm.layout.samples, a.pool.rows.outputs, task % plan.parts, plan.parts, true,
+    for_lines(a.norm.layout.samples, a.pool.height.outputs, task % plan.parts, plan.parts, true,
               [&](int64_t sample, int64_t begin, int64_t end) {
                 for (int64_t c = c0; c < c0 + count; ++c) {
                   const int64_t plane = sample * a.norm.layout.channels + c, first = plane * image.output_size();
@@ -151,17 +151,17 @@ void forward_planes(const BatchNormPoolForward& a) {
 }
 
 template <class T>
-void forward_rows(const BatchNormPoolForward& a) {
+void forward_channels_last(const BatchNormPoolForward& a) {
   using V = OpMath<T>;
   const T* x = static_cast<const T*>(a.norm.x);
   T* y = static_cast<T*>(a.y);
-  const RowsPlan plan(a.norm.layout, sizeof(T));
+  const ChannelsLastPlan plan(a.norm.layout, sizeof(T));
   const PooledImage image{a.pool, plan.channels};
   const Coefficients<V> coefficients = row_coefficients<T>(a.norm, plan);
-  const int64_t parts = row_parts(a.norm.layout, a.pool.rows.outputs, sizeof(T));
+  const int64_t parts = row_parts(a.norm.layout, a.pool.height.outputs, sizeof(T));
   parallel_tasks_reversed(parts, [&](int64_t part) {
     Pooling<T> pooling(image, a.norm.act);
-    for_lines(a.norm.layout.samples, a.pool.rows.outputs, part, parts, true,
+    for_lines(a.norm.layout.samples, a.pool.height.outputs, part, parts, true,
               [&](int64_t sample, int64_t begin, int64_t end) {
                 const int64_t first = sample * image.output_size();
                 pooling.pool(x + sample * image.size(), y + first, a.argmax + first, begin, end, coefficients.many());
@@ -178,8 +178,8 @@ void fusedtricks::backend::batch_norm_pool_forward(const BatchNormPoolForward& a
   a.norm.count_batch();
   visit_dtype(a.norm.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (a.norm.layout.rows)
-      cpu::forward_rows<T>(a);
+    if (a.norm.layout.channels_last)
+      cpu::forward_channels_last<T>(a);
     else
       cpu::forward_planes<T>(a);
   });

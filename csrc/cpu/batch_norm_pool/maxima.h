@@ -138,8 +138,8 @@ struct PlaceOffsets {
 
   PlaceOffsets(const MaxPool& pool, int64_t step) {
     for (int64_t place = 0; place < pool.places(); ++place) {
-      const int64_t row = place / pool.columns.kernel, column = place % pool.columns.kernel;
-      offset[place] = (row * pool.rows.dilation * pool.columns.size + column * pool.columns.dilation) * step;
+      const int64_t row = place / pool.width.kernel, column = place % pool.width.kernel;
+      offset[place] = (row * pool.height.dilation * pool.width.size + column * pool.width.dilation) * step;
     }
   }
 };

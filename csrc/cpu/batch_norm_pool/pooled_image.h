@@ -15,10 +15,10 @@ struct PooledImage {
   int64_t inner;
 
   bool is_plane() const { return inner == 1; }
-  int64_t row() const { return pool.columns.size * inner; }
-  int64_t output_row() const { return pool.columns.outputs * inner; }
-  int64_t size() const { return pool.rows.size * row(); }
-  int64_t output_size() const { return pool.rows.outputs * output_row(); }
+  int64_t row() const { return pool.width.size * inner; }
+  int64_t output_row() const { return pool.width.outputs * inner; }
+  int64_t size() const { return pool.height.size * row(); }
+  int64_t output_size() const { return pool.height.outputs * output_row(); }
 };
 
 // Calls f(sample, begin, end) for a part of the lines of all samples, `lines` each; reversed: the last samples first.

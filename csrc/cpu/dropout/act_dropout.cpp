@@ -30,7 +30,7 @@ void forward(const ActDropoutForward& a, const Mask* mask) {
 }
 
 template <class T>
-void backward_rows(const Backward<T>& pass, const Mask& mask) {
+void backward_channels_last(const Backward<T>& pass, const Mask& mask) {
   using V = OpMath<T>;
   const Layout& layout = pass.a.tail.layout;
   V* partial = static_cast<V*>(pass.a.workspace);
@@ -129,7 +129,7 @@ void act_dropout_backward(const ActDropoutBackward& a, const int64_t* rng_state)
     if (a.tail.in_order)
       cpu::backward_in_order(pass, mask ? &*mask : nullptr);
     else
-      cpu::backward_rows(pass, *mask);
+      cpu::backward_channels_last(pass, *mask);
   });
 }
 

@@ -150,7 +150,7 @@ void fusedtricks::backend::feature_dropout_backward(const FeatureDropoutCall& ca
   const cpu::Mask mask(rng_state, call.rate);
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (call.by_rows() && !call.rate.drops_all())
+    if (call.channels_innermost() && !call.rate.drops_all())
       cpu::drop_rows<T>(call, mask);
     else
       cpu::drop_groups<T>(call, mask);

@@ -53,7 +53,7 @@ void for_channel_groups(const PoolCall& call, const int64_t* rng_state, int64_t 
 constexpr int64_t kPoolBytes = 256 << 10;
 
 template <class T>
-void pool_rows(const PoolCall& call, const T* x, T* y, void* places, const int64_t* rng_state) {
+void pool_channels_last(const PoolCall& call, const T* x, T* y, void* places, const int64_t* rng_state) {
   constexpr int lanes = kPoolLanes<T>;
   const PoolShape& shape = call.shape;
   const int64_t C = shape.channels, width = shape.output[kWidth], rows = shape.output[kDepth] * shape.output[kHeight];
@@ -106,7 +106,7 @@ inline bool any_reaches(const int64_t* at, int count, int64_t extent, int64_t pa
 constexpr int64_t kOutside = 8;
 
 template <class T>
-void pool_rows_backward(const PoolCall& call, const T* dy, const T* y, const void* places, const int64_t* rng_state,
+void pool_channels_last_backward(const PoolCall& call, const T* dy, const T* y, const void* places, const int64_t* rng_state,
                         T* dx) {
   using V = OpMath<T>;
   constexpr int lanes = kPoolLanes<T>;

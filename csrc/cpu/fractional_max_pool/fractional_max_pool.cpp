@@ -16,7 +16,7 @@ void fractional_max_pool_forward(const PoolCall& call, std::optional<int64_t> se
   rng_state[1] = 0;
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto pool = call.shape.rows ? cpu::pool_rows<T> : cpu::pool_planes<T>;
+    const auto pool = call.shape.channels_last ? cpu::pool_channels_last<T> : cpu::pool_planes<T>;
     pool(call, static_cast<const T*>(x), static_cast<T*>(y), places, rng_state);
   });
 }
@@ -25,7 +25,7 @@ void fractional_max_pool_backward(const PoolCall& call, const void* dy, const vo
                                   const int64_t* rng_state, void* dx) {
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto differentiate = call.shape.rows ? cpu::pool_rows_backward<T> : cpu::pool_planes_backward<T>;
+    const auto differentiate = call.shape.channels_last ? cpu::pool_channels_last_backward<T> : cpu::pool_planes_backward<T>;
     // The identity looks at no result: any address will do.
     const void* result = y ? y : dy;
     differentiate(call, static_cast<const T*>(dy), static_cast<const T*>(result), places, rng_state,
@@ -42,8 +42,8 @@ void fractional_max_pool_indices(const PoolCall& call, const void* places, const
     table.set(plane, 1);
     const int64_t sample = plane / shape.channels, channel = plane % shape.channels;
     const int32_t* start = table.starts(kWidth, 0);
-    const int64_t step = shape.rows ? shape.channels : 1;
-    const int64_t first = shape.rows ? sample * windows * shape.channels + channel : plane * windows;
+    const int64_t step = shape.channels_last ? shape.channels : 1;
+    const int64_t first = shape.channels_last ? sample * windows * shape.channels + channel : plane * windows;
     for (; row < end; ++row) {
       const int64_t position = table.position(row, 0);
       for (int64_t i = 0; i < width; ++i) {
