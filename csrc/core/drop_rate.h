@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/macros.h"
+
 namespace fusedtricks {
 
 // What becomes of the values that dropout keeps and drops: kept ones are divided by the probability of that, or stay as
@@ -32,7 +34,7 @@ struct DropRate {
     return rate;
   }
 
-  bool drops_all() const { return threshold >> 32; }
+  FT_INLINE bool drops_all() const { return threshold >> 32; }
   bool keeps_all() const { return threshold == 0; }
   bool is_linear() const { return shift == 0 && fill == 0; }
   // That of the gradient.
