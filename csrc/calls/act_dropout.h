@@ -31,7 +31,7 @@ struct TailLayout {
 struct ActDropoutForward {
   TailLayout tail;
   Activation act;
-  MaskSource mask;  // none where everything is kept
+  MaskSource mask;                  // none where everything is kept
   const void *x, *bias, *residual;  // bias: in the compute type; it and the residual may be null
   void* y;
 };
@@ -57,7 +57,8 @@ struct ActDropoutBackward {
 namespace kernels {
 
 inline const Kernel<void(const ActDropoutForward&)> act_dropout_forward{"act_dropout_forward"};
-inline const Kernel<int64_t(const ActDropoutBackward&)> act_dropout_backward_workspace{"act_dropout_backward_workspace"};
+inline const Kernel<int64_t(const ActDropoutBackward&)> act_dropout_backward_workspace{
+    "act_dropout_backward_workspace"};
 inline const Kernel<void(const ActDropoutBackward&)> act_dropout_backward{"act_dropout_backward"};
 
 }  // namespace kernels

@@ -63,7 +63,7 @@ struct BatchNormForward {
   bool training;
   double momentum;  // below 0: the cumulative average
   double eps;
-  void* workspace;  // of batch_norm_forward_workspace bytes
+  void* workspace;    // of batch_norm_forward_workspace bytes
   MaskSource mask{};  // dropout of the result, or none
 
   bool drops() const { return bool(mask); }
@@ -102,7 +102,7 @@ struct BatchNormBackward {
   ChannelValues weight, bias, dweight, dbias;
   const double *mean, *rstd;
   bool training;
-  void* workspace;  // of batch_norm_backward_workspace bytes
+  void* workspace;    // of batch_norm_backward_workspace bytes
   MaskSource mask{};  // of the forward's dropout, or none
 
   FT_INLINE bool drops() const { return bool(mask); }

@@ -8,9 +8,9 @@
 
 #include "calls/kernel.h"
 #include "core/activation_functions.h"
-#include "core/scalar.h"
 #include "core/mask_source.h"
 #include "core/philox.h"
+#include "core/scalar.h"
 
 namespace fusedtricks {
 

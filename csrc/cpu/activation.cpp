@@ -12,7 +12,7 @@ constexpr int64_t kSpan = 16384;                  // elements of a task
 constexpr int64_t kStreamResultBytes = 32 << 20;  // the backward may still find a smaller result in the caches
 
 template <class T, class Act>
-void slope(const T* grad, const T* kept, T* out, int64_t n, const Activation& activation) {
+void apply_grad_grad(const T* grad, const T* kept, T* out, int64_t n, const Activation& activation) {
   const Act act(activation.parameters);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
@@ -44,36 +44,38 @@ void multiply(const ActivationCall& call, const void* grad, const void* kept, vo
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
-
-namespace fusedtricks::backend {
-
 void activation_forward(const ActivationCall& call, const void* x, void* y) {
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto span = cpu::activation_span<T>(call.act);
+    const auto span = activation_span<T>(call.act);
     const T* in = static_cast<const T*>(x);
-    const bool stream = x != y && cpu::worth_streaming(call.n, sizeof(T), cpu::kStreamResultBytes);
-    cpu::for_spans(static_cast<T*>(y), call.n, stream,
-                   [&](int64_t i, T* to, int64_t count) { span(in + i, to, count, call.act); });
+    const bool stream = x != y && worth_streaming(call.n, sizeof(T), kStreamResultBytes);
+    for_spans(static_cast<T*>(y), call.n, stream,
+              [&](int64_t i, T* to, int64_t count) { span(in + i, to, count, call.act); });
   });
 }
 
 void activation_backward(const ActivationCall& call, const void* dy, const void* kept, void* dx) {
-  cpu::multiply(call, dy, kept, dx, [&](auto type) {
+  multiply(call, dy, kept, dx, [&](auto type) {
     using T = typename decltype(type)::type;
-    return cpu::derivative_span<T, T>(call.act);
+    return derivative_span<T, T>(call.act);
   });
 }
 
-void activation_backward_slope(const ActivationCall& call, const void* g, const void* kept, void* out) {
-  cpu::multiply(call, g, kept, out, [&](auto type) {
+void activation_grad_grad(const ActivationCall& call, const void* g, const void* kept, void* out) {
+  multiply(call, g, kept, out, [&](auto type) {
     using T = typename decltype(type)::type;
-    cpu::DerivativeSpan<T, T> span = nullptr;
-    call.act.visit<OpMath<T>>([&](auto act) { span = cpu::slope<T, decltype(act)>; });
+    DerivativeSpan<T, T> span = nullptr;
+    call.act.visit<OpMath<T>>([&](auto act) { span = apply_grad_grad<T, decltype(act)>; });
     return span;
   });
 }
 
-}  // namespace fusedtricks::backend
+const Provided provided[] = {
+    {kernels::activation_forward, activation_forward},
+    {kernels::activation_backward, activation_backward},
+    {kernels::activation_grad_grad, activation_grad_grad},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cpu

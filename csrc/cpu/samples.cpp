@@ -69,39 +69,40 @@ void for_parts(T* out, int64_t samples, int64_t elements, const Part& part) {
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
-
-namespace fusedtricks::backend {
-
 void add_samples(const SamplesCall& call, const void* base, const void* rows, int64_t* table, void* out) {
-  cpu::fill_table(call, table);
+  fill_table(call, table);
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const T *x = static_cast<const T*>(base), *row = static_cast<const T*>(rows);
     const auto scale = OpMath<T>(call.scale);
-    cpu::for_parts(static_cast<T*>(out), call.samples, call.elements,
-                   [&](int64_t sample, int64_t first, T* to, int64_t count) {
-                     const T* from = x ? x + sample * call.elements + first : nullptr;
-                     const int64_t j = table[sample];
-                     if (j == cpu::kAbsent) return cpu::copy_span(from, to, count);
-                     cpu::add_span(from, row + j * call.elements + first, scale, to, count);
-                   });
+    for_parts(static_cast<T*>(out), call.samples, call.elements,
+              [&](int64_t sample, int64_t first, T* to, int64_t count) {
+                const T* from = x ? x + sample * call.elements + first : nullptr;
+                const int64_t j = table[sample];
+                if (j == kAbsent) return copy_span(from, to, count);
+                add_span(from, row + j * call.elements + first, scale, to, count);
+              });
   });
 }
 
 void select_samples(const SamplesCall& call, const void* x, void* out) {
   std::vector<int64_t> table(call.samples);
-  cpu::fill_table(call, table.data());
+  fill_table(call, table.data());
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const T* from = static_cast<const T*>(x);
     const auto scale = OpMath<T>(call.scale);
-    cpu::for_parts(static_cast<T*>(out), call.rows, call.elements, [&](int64_t j, int64_t first, T* to, int64_t count) {
+    for_parts(static_cast<T*>(out), call.rows, call.elements, [&](int64_t j, int64_t first, T* to, int64_t count) {
       const T* row = from + call.index[j] * call.elements + first;
-      cpu::add_span<T>(nullptr, row, scale, to, count);
+      add_span<T>(nullptr, row, scale, to, count);
     });
   });
 }
 
-}  // namespace fusedtricks::backend
+const Provided provided[] = {
+    {kernels::add_samples, add_samples},
+    {kernels::select_samples, select_samples},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cpu

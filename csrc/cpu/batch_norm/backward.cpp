@@ -2,9 +2,9 @@
 // writes dz, the residual's gradient, and both go on from dz as it was rounded. With dropout the first sweep masks dy,
 // into dx's memory, and both go on from there: its scale multiplies the sums, and dx in its loop, so that nothing is
 // rounded twice.
+#include "cpu/batch_norm/channels_last.h"
 #include "cpu/batch_norm/dropout_tiles.h"
 #include "cpu/batch_norm/planes.h"
-#include "cpu/batch_norm/channels_last.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -12,12 +12,6 @@ namespace {
 struct Sums {
   double dz = 0, dz_xhat = 0;
 };
-
-// The mask of the forward's dropout; any where there was none.
-Mask recorded_mask(const BatchNormBackward& a) {
-  constexpr int64_t none[] = {0, 0};
-  return {a.drops() ? a.rng_state : none, a.rate};
-}
 
 template <class From, class To>
 void scale_span(const From* x, To* y, int64_t n, OpMath<To> scale) {
@@ -43,8 +37,8 @@ struct Pass {
   DerivativeSpan<T, V> derivative_at_z = derivative_span<T, V>(a.act);
   DerivativeSpan<V, V> derivative_of_tile = derivative_span<V, V>(a.act);
   ActivationSpan<V> activate = activation_span<V>(a.act);
-  const Mask mask = recorded_mask(a);
-  const double scale_of_dz = a.drops() && !a.after_residual() ? a.rate.scale : 1;
+  const Mask mask{a.mask};
+  const double scale_of_dz = a.drops() && !a.after_residual() ? a.mask.rate.scale : 1;
   Coefficients<V> coefficients{a.layout.channels};
 
   explicit Pass(const BatchNormBackward& arguments) : a(arguments) {
@@ -101,9 +95,9 @@ struct Pass {
       V gradient[kTile], kept[kTile];
       const int64_t count = std::min(kTile, n - i), at = first + i;
       if (a.needs_mask())
-        dropper.drop(dy + at, gradient, count, at, V(a.rate.scale));
+        dropper.drop(dy + at, gradient, count, at, V(a.mask.rate.scale));
       else
-        scale_span(dy + at, gradient, count, V(a.rate.scale));
+        scale_span(dy + at, gradient, count, V(a.mask.rate.scale));
       fill_with_kept(at, count, channels.from(i), kept);
       derivative_of_tile(gradient, kept, gradient, count, a.act);
       scale_span(gradient, dz_out + at, count, V(1));
@@ -250,21 +244,26 @@ void backward_channels_last(Pass<T>& pass) {
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
-
 // Of dy's size where it is masked, and there is no dx to hold it.
-int64_t fusedtricks::backend::batch_norm_backward_workspace(const BatchNormBackward& a) {
+int64_t batch_norm_backward_workspace(const BatchNormBackward& a) {
   const bool is_wanted = a.drops() && !a.after_residual() && !a.dx;
   return is_wanted ? a.layout.per_channel() * a.layout.channels * int64_t(c10::elementSize(a.dtype)) : 0;
 }
 
-void fusedtricks::backend::batch_norm_backward(const BatchNormBackward& a) {
+void batch_norm_backward(const BatchNormBackward& a) {
   visit_dtype(a.dtype, [&](auto type) {
-    cpu::Pass<typename decltype(type)::type> pass(a);
+    Pass<typename decltype(type)::type> pass(a);
     if (a.layout.channels_last)
-      cpu::backward_channels_last(pass);
+      backward_channels_last(pass);
     else
-      cpu::backward_planes(pass);
+      backward_planes(pass);
   });
 }
+
+const Provided provided[] = {
+    {kernels::batch_norm_backward_workspace, batch_norm_backward_workspace},
+    {kernels::batch_norm_backward, batch_norm_backward},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cpu

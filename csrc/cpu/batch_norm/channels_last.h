@@ -77,7 +77,8 @@ struct RowPartials {
   int64_t channels;
   std::vector<double> values;
 
-  explicit RowPartials(const ChannelsLastPlan& plan) : channels(plan.channels), values(plan.row_chunks * 2 * plan.channels) {}
+  explicit RowPartials(const ChannelsLastPlan& plan)
+      : channels(plan.channels), values(plan.row_chunks * 2 * plan.channels) {}
   double* first(int64_t chunk) { return values.data() + chunk * 2 * channels; }
   double* second(int64_t chunk) { return first(chunk) + channels; }
 };

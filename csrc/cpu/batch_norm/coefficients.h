@@ -79,20 +79,6 @@ struct Coefficients {
   }
 };
 
-// Count, mean and sum of squared deviations, merged by Chan, Golub & LeVeque's formula (1979).
-struct Moments {
-  double count = 0, mean = 0, m2 = 0;
-
-  void merge(double other_count, double other_mean, double other_m2) {
-    if (other_count == 0) return;
-    const double total = count + other_count, share = other_count / total, delta = other_mean - mean;
-    m2 += other_m2 + delta * delta * (count * share);
-    // Where the difference is not finite, an infinite mean stays infinite.
-    mean = delta * 0 == 0 ? mean + delta * share : mean * (count / total) + other_mean * share;
-    count = total;
-  }
-};
-
 // Whether sums of d = x - shift and of d^2 over `count` values in the compute type give their variance to rounding:
 // they do unless the shift lies over two deviations off the mean, or the squares overflow. Then the values are summed
 // again, exactly. The choice depends on the data alone.

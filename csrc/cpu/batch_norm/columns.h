@@ -57,8 +57,8 @@ void add_tile_moments(const T* x, int64_t rows, int64_t stride, int width, doubl
   }
   if (unsound) exact_tile(x, rows, stride, width, tile_mean, tile_m2);
   for (int j = 0; j < width; ++j) {
-    Moments m{double(done), mean[j], m2[j]};
-    m.merge(n, tile_mean[j], tile_m2[j]);
+    Moments<double> m{double(done), mean[j], m2[j]};
+    m.merge({n, tile_mean[j], tile_m2[j]});
     mean[j] = m.mean;
     m2[j] = m.m2;
   }

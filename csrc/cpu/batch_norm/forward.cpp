@@ -2,7 +2,6 @@
 // residual]), and its dropout.
 #include "cpu/batch_norm/dropout_tiles.h"
 #include "cpu/batch_norm/statistics.h"
-#include "cpu/dropout/random.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -20,7 +19,7 @@ struct ForwardSpans {
   template <class Dropper>
   void write(T* to, int64_t i, RowSpan span, Channels channels, Dropper& dropper) const {
     if (a.drops())
-      dropped.write(x, residual, to, i, span, channels, a.act, dropper, OpMath<T>(a.rate.scale));
+      dropped.write(x, residual, to, i, span, channels, a.act, dropper, OpMath<T>(a.mask.rate.scale));
     else
       normalize(x + i, residual ? residual + i : nullptr, to, span, channels, a.act);
   }
@@ -68,29 +67,24 @@ void forward_channels_last(const BatchNormForward& a, const Mask& mask) {
   });
 }
 
-// Draws the mask of the call's dropout and records it; any mask where there is none.
-Mask draw_mask(const BatchNormForward& a) {
-  int64_t state[] = {0, 0};
-  if (a.drops()) {
-    state[0] = a.seed ? *a.seed : int64_t(draw_seed());
-    std::copy(state, state + 2, a.rng_state);
-  }
-  return {state, a.rate};
-}
+int64_t batch_norm_forward_workspace(const BatchNormForward&) { return 0; }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
-
-int64_t fusedtricks::backend::batch_norm_forward_workspace(const BatchNormForward&) { return 0; }
-
-void fusedtricks::backend::batch_norm_forward(const BatchNormForward& a) {
+void batch_norm_forward(const BatchNormForward& a) {
   a.count_batch();
-  const cpu::Mask mask = cpu::draw_mask(a);
+  const Mask mask(a.mask);
   visit_dtype(a.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (a.layout.channels_last)
-      cpu::forward_channels_last<T>(a, mask);
+      forward_channels_last<T>(a, mask);
     else
-      cpu::forward_planes<T>(a, mask);
+      forward_planes<T>(a, mask);
   });
 }
+
+const Provided provided[] = {
+    {kernels::batch_norm_forward_workspace, batch_norm_forward_workspace},
+    {kernels::batch_norm_forward, batch_norm_forward},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cpu

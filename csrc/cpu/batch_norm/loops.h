@@ -265,8 +265,8 @@ struct BackwardSpans {
 
 // Mean and sum of squared deviations of count values, `stride` apart, in double whatever they are.
 template <class T>
-Moments exact_moments(const T* x, int64_t count, int64_t stride) {
-  Moments m;
+Moments<double> exact_moments(const T* x, int64_t count, int64_t stride) {
+  Moments<double> m;
   double sum = 0, error = 0;
   for (int64_t i = 0; i < count; ++i) sum += double(load(x[i * stride]));
   m.count = double(count);

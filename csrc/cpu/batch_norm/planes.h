@@ -67,22 +67,22 @@ double first_shift(const T* x, int64_t n) {
 // Moments of one channel over one chunk, and the merge of them into what came before.
 template <class T>
 void merge_chunk(const PlanesPlan& plan, const T* x, int64_t c, const Chunk& k,
-                 const Lanes<OneChannel<OpMath<T>>>& lanes, double shift, Moments& moments) {
+                 const Lanes<OneChannel<OpMath<T>>>& lanes, double shift, Moments<double>& moments) {
   const double count = double((k.n1 - k.n0) * (k.s1 - k.s0));
   const double sum = lanes.total_sum(), squares = lanes.total_product();
   if (sums_are_sound(sum, squares, count)) {
-    moments.merge(count, shift + sum / count, squares - sum * sum / count);
+    moments.merge({count, shift + sum / count, squares - sum * sum / count});
     return;
   }
   for (int64_t n = k.n0; n < k.n1; ++n) {
-    const Moments exact = exact_moments(x + plan.index(n, c, k.s0), k.s1 - k.s0, 1);
-    moments.merge(exact.count, exact.mean, exact.m2);
+    const Moments<double> exact = exact_moments(x + plan.index(n, c, k.s0), k.s1 - k.s0, 1);
+    moments.merge(exact);
   }
 }
 
 // The moments of a task's channels over its chunks.
 template <class T>
-void plane_moments(const PlanesPlan& plan, const T* x, int64_t task, Moments* moments) {
+void plane_moments(const PlanesPlan& plan, const T* x, int64_t task, Moments<double>* moments) {
   using V = OpMath<T>;
   const int64_t c0 = plan.first_channel(task);
   for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {

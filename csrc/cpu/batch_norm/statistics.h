@@ -2,8 +2,8 @@
 // set for the sweep that normalises.
 #pragma once
 
-#include "cpu/batch_norm/planes.h"
 #include "cpu/batch_norm/channels_last.h"
+#include "cpu/batch_norm/planes.h"
 
 namespace fusedtricks::cpu {
 
@@ -20,17 +20,16 @@ void finish_channel(const BatchNormForward& a, int64_t c, double mean, double m2
 template <class T, class Write>
 void for_normalized_planes(const BatchNormForward& a, const PlanesPlan& plan, const Write& write) {
   Coefficients<OpMath<T>> coefficients(a.layout.channels);
-  std::vector<Moments> partials(plan.slots());
+  std::vector<Moments<double>> partials(plan.slots());
   for_planes(
       plan,
       [&](int64_t task) {
         if (a.training) plane_moments(plan, static_cast<const T*>(a.x), task, &partials[plan.slot(task)]);
       },
       [&](int64_t c) {
-        Moments m;
+        Moments<double> m;
         for (int64_t part = 0; part < plan.parts; ++part) {
-          const Moments& p = partials[plan.slot_of(c, part)];
-          m.merge(p.count, p.mean, p.m2);
+          m.merge(partials[plan.slot_of(c, part)]);
         }
         finish_channel(a, c, m.mean, m.m2, coefficients);
       },
@@ -54,9 +53,9 @@ Coefficients<OpMath<T>> row_coefficients(const BatchNormForward& a, const Channe
     });
   }
   for_channels(plan, [&](int64_t c) {
-    Moments m;
+    Moments<double> m;
     for (int64_t i = 0; a.training && i < plan.row_chunks; ++i) {
-      m.merge(double(plan.first_row(i + 1) - plan.first_row(i)), partials.first(i)[c], partials.second(i)[c]);
+      m.merge({double(plan.first_row(i + 1) - plan.first_row(i)), partials.first(i)[c], partials.second(i)[c]});
     }
     finish_channel(a, c, m.mean, m.m2, coefficients);
   });

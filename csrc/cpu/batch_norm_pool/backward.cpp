@@ -289,17 +289,22 @@ void backward_channels_last(PoolPass<T>& pass) {
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
+int64_t batch_norm_pool_backward_workspace(const BatchNormPoolBackward&) { return 0; }
 
-int64_t fusedtricks::backend::batch_norm_pool_backward_workspace(const BatchNormPoolBackward&) { return 0; }
-
-void fusedtricks::backend::batch_norm_pool_backward(const BatchNormPoolBackward& a) {
+void batch_norm_pool_backward(const BatchNormPoolBackward& a) {
   visit_dtype(a.norm.dtype, [&](auto type) {
-    cpu::PoolPass<typename decltype(type)::type> pass(a);
+    PoolPass<typename decltype(type)::type> pass(a);
     if (a.norm.layout.channels_last)
-      cpu::backward_channels_last(pass);
+      backward_channels_last(pass);
     else
-      cpu::backward_planes(pass);
+      backward_planes(pass);
   });
 }
+
+const Provided provided[] = {
+    {kernels::batch_norm_pool_backward_workspace, batch_norm_pool_backward_workspace},
+    {kernels::batch_norm_pool_backward, batch_norm_pool_backward},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cpu

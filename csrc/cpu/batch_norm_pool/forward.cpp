@@ -1,8 +1,8 @@
 // batch_norm_act_max_pool2d forward: one sweep for the statistics, one for the maxima of
 // act((x - mean) * rstd * weight + bias). Rows of activated values are kept, in the compute type, as long as a window
 // reaches them.
-#include "cpu/batch_norm_pool/pooled_image.h"
 #include "cpu/batch_norm/statistics.h"
+#include "cpu/batch_norm_pool/pooled_image.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -169,18 +169,23 @@ void forward_channels_last(const BatchNormPoolForward& a) {
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
+int64_t batch_norm_pool_forward_workspace(const BatchNormPoolForward&) { return 0; }
 
-int64_t fusedtricks::backend::batch_norm_pool_forward_workspace(const BatchNormPoolForward&) { return 0; }
-
-void fusedtricks::backend::batch_norm_pool_forward(const BatchNormPoolForward& a) {
+void batch_norm_pool_forward(const BatchNormPoolForward& a) {
   a.norm.count_batch();
   visit_dtype(a.norm.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (a.norm.layout.channels_last)
-      cpu::forward_channels_last<T>(a);
+      forward_channels_last<T>(a);
     else
-      cpu::forward_planes<T>(a);
+      forward_planes<T>(a);
   });
 }
+
+const Provided provided[] = {
+    {kernels::batch_norm_pool_forward_workspace, batch_norm_pool_forward_workspace},
+    {kernels::batch_norm_pool_forward, batch_norm_pool_forward},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cpu

@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/scalar.h"
 #include "core/pool_window.h"
+#include "core/scalar.h"
 #include "cpu/simd/streams.h"
 
 namespace fusedtricks::cpu {

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "calls/batch_norm_pool.h"
-#include "cpu/batch_norm/planes.h"
 #include "cpu/batch_norm/channels_last.h"
+#include "cpu/batch_norm/planes.h"
 #include "cpu/batch_norm_pool/maxima.h"
 
 namespace fusedtricks::cpu {

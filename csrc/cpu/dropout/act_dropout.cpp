@@ -1,9 +1,10 @@
 // dropout(act(x + bias)) + residual: the sweeps over the tensor, whose tiles act_dropout_tiles.h computes.
 #include "calls/act_dropout.h"
 
+#include <optional>
+
 #include "cpu/dropout/act_dropout_tiles.h"
 #include "cpu/dropout/mask_sweeps.h"
-#include "cpu/dropout/random.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -94,43 +95,45 @@ void drop_all(const ActDropoutForward& a) {
     std::fill_n(y, a.tail.numel(), T(0));
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
+std::optional<Mask> mask_of(const MaskSource& source) {
+  return source ? std::optional<Mask>(Mask(source)) : std::nullopt;
+}
 
-namespace fusedtricks::backend {
-
-void act_dropout_forward(const ActDropoutForward& a, std::optional<int64_t> seed, int64_t* rng_state) {
-  if (rng_state) {
-    rng_state[0] = seed ? *seed : int64_t(cpu::draw_seed());
-    rng_state[1] = 0;
-  }
-  const auto mask = rng_state ? std::optional<cpu::Mask>(cpu::Mask(rng_state, a.rate)) : std::nullopt;
+void act_dropout_forward(const ActDropoutForward& a) {
+  const auto mask = mask_of(a.mask);
   visit_dtype(a.tail.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (a.rate.drops_all())
-      cpu::drop_all<T>(a);
+    if (a.mask.rate.drops_all())
+      drop_all<T>(a);
     else
-      cpu::forward<T>(a, mask ? &*mask : nullptr);
+      forward<T>(a, mask ? &*mask : nullptr);
   });
 }
 
 int64_t act_dropout_backward_workspace(const ActDropoutBackward& a) {
   if (!a.dbias) return 0;
   const int64_t element = a.tail.dtype == c10::ScalarType::Double ? sizeof(double) : sizeof(float);
-  const int64_t rows = a.tail.in_order ? cpu::SumPlan(a.tail).rows() : cpu::row_blocks(a.tail.layout);
+  const int64_t rows = a.tail.in_order ? SumPlan(a.tail).rows() : row_blocks(a.tail.layout);
   return rows * a.tail.places.count * element;
 }
 
-void act_dropout_backward(const ActDropoutBackward& a, const int64_t* rng_state) {
-  const auto mask = rng_state ? std::optional<cpu::Mask>(cpu::Mask(rng_state, a.rate)) : std::nullopt;
+void act_dropout_backward(const ActDropoutBackward& a) {
+  const auto mask = mask_of(a.mask);
   visit_dtype(a.tail.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const cpu::Backward<T> pass{a};
+    const Backward<T> pass{a};
     if (a.tail.in_order)
-      cpu::backward_in_order(pass, mask ? &*mask : nullptr);
+      backward_in_order(pass, mask ? &*mask : nullptr);
     else
-      cpu::backward_channels_last(pass, *mask);
+      backward_channels_last(pass, *mask);
   });
 }
 
-}  // namespace fusedtricks::backend
+const Provided provided[] = {
+    {kernels::act_dropout_forward, act_dropout_forward},
+    {kernels::act_dropout_backward_workspace, act_dropout_backward_workspace},
+    {kernels::act_dropout_backward, act_dropout_backward},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cpu

@@ -40,8 +40,7 @@ void load_biased(const T* x, const std::vector<OpMath<T>>& bias, const BiasPlace
 
 // y = dropped z [+ residual].
 template <bool has_mask, bool has_residual, class T>
-void store_dropped(const OpMath<T>* z, const T* residual, T* y, int64_t n, const uint32_t* word,
-                   const DropRate& rate) {
+void store_dropped(const OpMath<T>* z, const T* residual, T* y, int64_t n, const uint32_t* word, const DropRate& rate) {
   using V = OpMath<T>;
   const uint32_t threshold = uint32_t(rate.threshold);
   const V scale = V(rate.scale);
@@ -73,14 +72,14 @@ struct Forward {
   T* y = static_cast<T*>(a.y);
   std::vector<V> bias = unrolled_bias<V>(a.bias, a.tail.places, kMostOfTile);
   ActivationSpan<V> activate = activation_span<V>(a.act);
-  StoreDropped<T> finish = store_dropped_for<T>(!a.rate.keeps_all(), residual);
+  StoreDropped<T> finish = store_dropped_for<T>(!a.mask.rate.keeps_all(), residual);
 
   // The n elements from i on, into `to`.
   void write(int64_t i, int64_t n, const uint32_t* word, T* to) const {
     Tile<V> z;
     load_biased(x, bias, a.tail.places, i, n, z.value);
     if (!a.act.is_identity()) activate(z.value, z.value, n, a.act);
-    finish(z.value, residual ? residual + i : nullptr, to, n, word, a.rate);
+    finish(z.value, residual ? residual + i : nullptr, to, n, word, a.mask.rate);
   }
 };
 
@@ -101,12 +100,12 @@ struct Backward {
   // The gradients of the n elements from i on.
   void differentiate(int64_t i, int64_t n, const uint32_t* word, V* g) const {
     // Loaded first and masked then: a loop that does both waits for the words, and loads three times as slowly.
-    multiply_by(dy, a.has_mask ? V(1) : V(a.rate.scale), i, n, g);
-    if (a.has_mask) drop(g, nullptr, g, n, word, a.rate);
+    multiply_by(dy, a.mask ? V(1) : V(a.mask.rate.scale), i, n, g);
+    if (a.mask) drop(g, nullptr, g, n, word, a.mask.rate);
     if (a.kept == Kept::kNothing) return;
     Tile<V> k;
     if (a.kept == Kept::kResult) {
-      multiply_by(saved, V(1 / a.rate.scale), i, n, k.value);
+      multiply_by(saved, V(1 / a.mask.rate.scale), i, n, k.value);
     } else {
       load_biased(saved, bias, a.tail.places, i, n, k.value);
       if (a.act.keeps_result()) activate(k.value, k.value, n, a.act);

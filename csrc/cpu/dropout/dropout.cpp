@@ -3,7 +3,6 @@
 #include "calls/dropout.h"
 
 #include "cpu/dropout/mask_sweeps.h"
-#include "cpu/dropout/random.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -30,33 +29,29 @@ void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
 }
 
 template <class T>
-void drop_rows(const T* x, T* y, const Layout& layout, const Mask& mask) {
+void drop_channels_last(const T* x, T* y, const Layout& layout, const Mask& mask) {
   for_row_blocks(layout, [&](int64_t, int64_t sample, int64_t s0, int positions) {
     for_row_steps(mask, layout, sample, s0, positions,
                   [&](int64_t i, int64_t n, const uint32_t* word) { drop_span(x + i, y + i, n, word, mask.rate); });
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
-
-void fusedtricks::backend::dropout_forward(const DropoutCall& call, std::optional<int64_t> seed, int64_t* rng_state) {
-  rng_state[0] = seed ? *seed : int64_t(cpu::draw_seed());
-  rng_state[1] = 0;
-  dropout_backward(call, rng_state);
-}
-
-void fusedtricks::backend::dropout_backward(const DropoutCall& call, const int64_t* rng_state) {
-  const cpu::Mask mask(rng_state, call.rate);
+void dropout(const DropoutCall& call) {
+  const Mask mask(call.mask);
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const T* x = static_cast<const T*>(call.x);
     T* y = static_cast<T*>(call.y);
-    if (call.rate.drops_all())
+    if (mask.rate.drops_all())
       std::fill_n(y, call.numel(), T(0));
     else if (call.in_logical_order)
-      cpu::drop_contiguous(x, y, call.numel(), mask);
+      drop_contiguous(x, y, call.numel(), mask);
     else
-      cpu::drop_rows(x, y, call.layout, mask);
+      drop_channels_last(x, y, call.layout, mask);
   });
 }
+
+const Provided provided(kernels::dropout, dropout);
+
+}  // namespace
+}  // namespace fusedtricks::cpu

@@ -1,9 +1,8 @@
 // Dropout of whole channels, samples or batches. Neighbouring elements share a word: what is dropped is not read.
 #include "calls/feature_dropout.h"
 
-#include "cpu/parallel_tasks.h"
 #include "cpu/dropout/mask.h"
-#include "cpu/dropout/random.h"
+#include "cpu/parallel_tasks.h"
 
 namespace fusedtricks::cpu {
 namespace {
@@ -135,24 +134,19 @@ void drop_rows(const FeatureDropoutCall& call, const Mask& mask) {
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cpu
-
-void fusedtricks::backend::feature_dropout_forward(const FeatureDropoutCall& call, std::optional<int64_t> seed,
-                                                   int64_t* rng_state) {
-  rng_state[0] = seed ? *seed : int64_t(cpu::draw_seed());
-  rng_state[1] = 0;
-  feature_dropout_backward(call, rng_state);
-}
-
-void fusedtricks::backend::feature_dropout_backward(const FeatureDropoutCall& call, const int64_t* rng_state) {
+void feature_dropout(const FeatureDropoutCall& call) {
+  const Mask mask(call.mask);
   if (!call.numel) return;
-  const cpu::Mask mask(rng_state, call.rate);
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (call.channels_innermost() && !call.rate.drops_all())
-      cpu::drop_rows<T>(call, mask);
+    if (call.channels_innermost() && !mask.rate.drops_all())
+      drop_rows<T>(call, mask);
     else
-      cpu::drop_groups<T>(call, mask);
+      drop_groups<T>(call, mask);
   });
 }
+
+const Provided provided(kernels::feature_dropout, feature_dropout);
+
+}  // namespace
+}  // namespace fusedtricks::cpu

@@ -2,9 +2,10 @@
 // index).
 #pragma once
 
+#include "core/mask_source.h"
 #include "core/scalar.h"
-#include "cpu/simd/streams.h"
 #include "cpu/simd/philox_lanes.h"
+#include "cpu/simd/streams.h"
 
 namespace fusedtricks::cpu {
 
@@ -14,8 +15,10 @@ struct Mask {
   uint64_t seed, offset;
   DropRate rate;
 
-  Mask(const int64_t* rng_state, const DropRate& rate_)
-      : seed(uint64_t(rng_state[0])), offset(uint64_t(rng_state[1])), rate(rate_) {}
+  // Records a mask that was just drawn: once a call.
+  explicit Mask(const MaskSource& source) : seed(source.seed()), offset(source.offset()), rate(source.rate) {
+    source.write_record();
+  }
 };
 
 // x where kept, +0 where not. By bits: a multiplication would let a dropped NaN through, and a conditional expression

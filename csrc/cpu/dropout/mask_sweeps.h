@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/layout.h"
-#include "cpu/parallel_tasks.h"
 #include "cpu/dropout/mask.h"
+#include "cpu/parallel_tasks.h"
 
 namespace fusedtricks::cpu {
 

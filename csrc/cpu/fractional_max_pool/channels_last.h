@@ -4,8 +4,8 @@
 
 #include <limits>
 
-#include "cpu/parallel_tasks.h"
 #include "cpu/fractional_max_pool/windows.h"
+#include "cpu/parallel_tasks.h"
 
 namespace fusedtricks::cpu {
 
@@ -15,8 +15,8 @@ constexpr int kPoolLanes = int(kCacheLine / sizeof(T));
 
 // Takes one more place of each lane's window into its running maximum.
 template <int lanes, class T>
-FT_INLINE void take_place(const T* x, const int64_t (&offset)[lanes], OpMath<T> (&best)[lanes],
-                          int32_t (&found)[lanes], int32_t place) {
+FT_INLINE void take_place(const T* x, const int64_t (&offset)[lanes], OpMath<T> (&best)[lanes], int32_t (&found)[lanes],
+                          int32_t place) {
   T values[lanes];
   for (int c = 0; c < lanes; ++c) values[c] = x[offset[c]];
 #pragma omp simd
@@ -31,14 +31,14 @@ FT_INLINE void take_place(const T* x, const int64_t (&offset)[lanes], OpMath<T> 
 // Calls f(table, sample, first channel, channels, first item, end) for all groups of channels of a sample in turn, for
 // parts of `items`: what the groups read and write there lies in the same lines and pages. Small samples share a task.
 template <class T, class F>
-void for_channel_groups(const PoolCall& call, const int64_t* rng_state, int64_t items, int64_t length, const F& f) {
+void for_channel_groups(const PoolCall& call, int64_t items, int64_t length, const F& f) {
   constexpr int lanes = kPoolLanes<T>;
   const PoolShape& shape = call.shape;
   const int64_t C = shape.channels, parts = (items + length - 1) / length;
   const int64_t together = std::max<int64_t>(1, kPoolTask / (C * shape.positions()));
   parallel_tasks((shape.batch + together - 1) / together * parts, [&](int64_t task) {
     const int64_t first = task / parts * together, item = task % parts * length;
-    WindowTable table(call, rng_state, lanes);
+    WindowTable table(call, lanes);
     for (int64_t sample = first; sample < std::min(shape.batch, first + together); ++sample) {
       for (int64_t channel = 0; channel < C; channel += lanes) {
         const int count = int(std::min<int64_t>(lanes, C - channel));
@@ -53,7 +53,7 @@ void for_channel_groups(const PoolCall& call, const int64_t* rng_state, int64_t 
 constexpr int64_t kPoolBytes = 256 << 10;
 
 template <class T>
-void pool_channels_last(const PoolCall& call, const T* x, T* y, void* places, const int64_t* rng_state) {
+void pool_channels_last(const PoolCall& call, const T* x, T* y, void* places) {
   constexpr int lanes = kPoolLanes<T>;
   const PoolShape& shape = call.shape;
   const int64_t C = shape.channels, width = shape.output[kWidth], rows = shape.output[kDepth] * shape.output[kHeight];
@@ -92,8 +92,7 @@ void pool_channels_last(const PoolCall& call, const T* x, T* y, void* places, co
     }
   };
   const int64_t bytes_of_row = shape.positions() / rows * C * int64_t(sizeof(T));
-  for_channel_groups<T>(call, rng_state, rows, std::max<int64_t>(1, kPoolBytes / std::max<int64_t>(1, bytes_of_row)),
-                        group);
+  for_channel_groups<T>(call, rows, std::max<int64_t>(1, kPoolBytes / std::max<int64_t>(1, bytes_of_row)), group);
 }
 
 // Whether windows that begin there in some lane reach into [0, part): `at` by lane, `extent` up to a window's end.
@@ -106,8 +105,7 @@ inline bool any_reaches(const int64_t* at, int count, int64_t extent, int64_t pa
 constexpr int64_t kOutside = 8;
 
 template <class T>
-void pool_channels_last_backward(const PoolCall& call, const T* dy, const T* y, const void* places, const int64_t* rng_state,
-                        T* dx) {
+void pool_channels_last_backward(const PoolCall& call, const T* dy, const T* y, const void* places, T* dx) {
   using V = OpMath<T>;
   constexpr int lanes = kPoolLanes<T>;
   constexpr int64_t most_positions = kPoolBytes / int64_t(lanes * sizeof(V));  // whose sums fit L2
@@ -155,7 +153,7 @@ void pool_channels_last_backward(const PoolCall& call, const T* dy, const T* y, 
   const int64_t near =
       std::clamp<int64_t>(2 * kPoolBytes / (C * int64_t(sizeof(T))), most_positions / 8, most_positions);
   const int64_t deep = shape.kernel[kDepth] > 1 ? 4 * shape.kernel[kDepth] * slice : 0;
-  for_channel_groups<T>(call, rng_state, shape.positions(), std::max(near, deep), group);
+  for_channel_groups<T>(call, shape.positions(), std::max(near, deep), group);
 }
 
 }  // namespace fusedtricks::cpu

@@ -3,8 +3,8 @@
 
 #include <limits>
 
-#include "cpu/parallel_tasks.h"
 #include "cpu/fractional_max_pool/windows.h"
+#include "cpu/parallel_tasks.h"
 
 namespace fusedtricks::cpu {
 
@@ -156,7 +156,7 @@ void pool_rows_of_plane(const PoolShape& shape, const WindowTable& table, const 
 }
 
 template <class T>
-void pool_planes(const PoolCall& call, const T* x, T* y, void* places, const int64_t* rng_state) {
+void pool_planes(const PoolCall& call, const T* x, T* y, void* places) {
   const PoolShape& shape = call.shape;
   const int64_t width = shape.output[kWidth];
   const T* x_end = x + shape.planes() * shape.positions();
@@ -167,7 +167,7 @@ void pool_planes(const PoolCall& call, const T* x, T* y, void* places, const int
     pool_rows_of_plane(shape, table, x + plane * shape.positions(), x_end, row, end, results);
     results.flush();
   };
-  tasks.run([&] { return WindowTable(call, rng_state, 1); }, piece);
+  tasks.run([&] { return WindowTable(call, 1); }, piece);
 }
 
 // The gradient of `part` positions of a plane from `first` on: windows in their order, those that lie outside left out.
@@ -204,8 +204,7 @@ void scatter_plane(const PoolCall& call, const WindowTable& table, const std::ve
 }
 
 template <class T>
-void pool_planes_backward(const PoolCall& call, const T* dy, const T* y, const void* places, const int64_t* rng_state,
-                          T* dx) {
+void pool_planes_backward(const PoolCall& call, const T* dy, const T* y, const void* places, T* dx) {
   using V = OpMath<T>;
   struct State {
     WindowTable table;
@@ -228,7 +227,7 @@ void pool_planes_backward(const PoolCall& call, const T* dy, const T* y, const v
     }
   };
   const size_t sums = std::is_same_v<T, V> ? 0 : size_t(tasks.length);
-  tasks.run([&] { return State{WindowTable(call, rng_state, 1), std::vector<V>(sums)}; }, piece);
+  tasks.run([&] { return State{WindowTable(call, 1), std::vector<V>(sums)}; }, piece);
 }
 
 }  // namespace fusedtricks::cpu

@@ -14,8 +14,8 @@ constexpr int64_t kPoolTask = 16384;
 // Where the windows of up to `lanes` planes begin, the planes innermost.
 class WindowTable {
  public:
-  WindowTable(const PoolCall& call, const int64_t* rng_state, int lanes)
-      : shape_(call.shape), samples_(call.samples), rng_state_(rng_state), lanes_(lanes) {
+  WindowTable(const PoolCall& call, int lanes)
+      : shape_(call.shape), samples_(call.samples), random_(call.random), lanes_(lanes) {
     const int64_t* output = shape_.output;
     starts_.resize((output[kDepth] + output[kHeight] + output[kWidth]) * lanes);
   }
@@ -48,7 +48,7 @@ class WindowTable {
   double drawn(uint64_t index) {
     if (!block_ || index / 4 != counter_) {
       counter_ = index / 4;
-      block_ = philox_block(uint64_t(rng_state_[0]), uint64_t(rng_state_[1]), counter_);
+      block_ = philox_block(random_.seed(), random_.offset(), counter_);
     }
     return pool_sample(block_->word[index % 4]);
   }
@@ -69,7 +69,7 @@ class WindowTable {
 
   PoolShape shape_;
   PoolSamples samples_;
-  const int64_t* rng_state_;
+  MaskSource random_;
   int lanes_;
   std::vector<int32_t> starts_;
   uint64_t counter_ = 0;

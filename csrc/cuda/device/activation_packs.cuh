@@ -1,4 +1,4 @@
-// Activations of whole packs: one chosen when the kernel is compiled, or any of the list while it runs.
+// Activations of whole packs. A kernel is compiled for one activation, or takes any of the list at run time.
 #pragma once
 
 #include "core/activation_functions.h"
@@ -6,7 +6,7 @@
 
 namespace fusedtricks::cuda {
 
-// Compiled for this activation alone.
+// For kernels that are compiled for this activation alone.
 template <class Act>
 struct FixedActivation {
   static constexpr bool is_fixed = true;
@@ -19,7 +19,7 @@ struct FixedActivation {
   }
 };
 
-// Chosen once a pack. Serves all that are too rare to be worth kernels of their own.
+// For kernels that serve every activation: they choose it anew for each pack.
 template <class V>
 struct AnyActivation {
   static constexpr bool is_fixed = false;
@@ -32,8 +32,8 @@ struct AnyActivation {
   }
 };
 
-// Calls f with the activation as a FixedActivation or AnyActivation. Each kind that it may be costs a kernel of every
-// dtype and layout, so these are the ones of most networks; double has none, nor what is not may_be_fixed.
+// Calls f(FixedActivation or AnyActivation). Every fixed activation costs one more kernel for each dtype and layout, so
+// only those that most networks use are fixed, and none in double. may_be_fixed = false: never fixed.
 template <class V, bool may_be_fixed = true, class F>
 void with_activation(const Activation& activation, const F& f) {
   if constexpr (may_be_fixed && std::is_same_v<V, float>) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void activate(const Act& activation, V (&z)[n]) {
   });
 }
 
-// dy = dy act'(z).
+// dy = dy * act'(z).
 template <class Act, class V, int n>
 __device__ __forceinline__ void multiply_by_derivative(const Act& activation, V (&dy)[n], const V (&z)[n]) {
   activation.visit([&](const auto& act) {
@@ -63,7 +63,7 @@ __device__ __forceinline__ void multiply_by_derivative(const Act& activation, V 
   });
 }
 
-// The same from y = act(z), for an activation that keeps its result.
+// The same, given y = act(z) of an activation that keeps its result.
 template <class Act, class V, int n>
 __device__ __forceinline__ void multiply_by_derivative_of_result(const Act& activation, V (&dy)[n], const V (&y)[n]) {
   activation.visit([&](const auto& act) {

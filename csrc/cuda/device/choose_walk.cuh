@@ -2,17 +2,23 @@
 #pragma once
 
 #include "core/dtypes.h"
-#include "cuda/device/walk.cuh"
+#include "cuda/device/planes_walk.cuh"
+#include "cuda/device/rows_walk.cuh"
 
 namespace fusedtricks::cuda {
 
-// Calls f(walk) with the walk for that layout: by packs where every tensor begins at a multiple of one.
+// Whether every one of the tensors begins at a multiple of a pack. A null pointer stands for a tensor that is not there.
+inline bool are_pack_aligned(std::initializer_list<const void*> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), is_pack_aligned);
+}
+
+// Calls f(Type<Walk>) with the walk for the layout. It moves whole packs where every tensor is aligned for that, single
+// elements otherwise.
 template <class T, class F>
 void with_walk(const Layout& layout, std::initializer_list<const void*> tensors, const F& f) {
-  bool aligned = true;
-  for (const void* t : tensors) aligned = aligned && (!t || is_pack_aligned(t));
-  if (layout.rows && aligned) return f(Type<RowsWalk<kPack<T>>>());
-  if (layout.rows) return f(Type<RowsWalk<1>>());
+  const bool aligned = are_pack_aligned(tensors);
+  if (layout.channels_last && aligned) return f(Type<RowsWalk<kPack<T>>>());
+  if (layout.channels_last) return f(Type<RowsWalk<1>>());
   if (aligned) return f(Type<PlanesWalk<kPack<T>>>());
   f(Type<PlanesWalk<1>>());
 }

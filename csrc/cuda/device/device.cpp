@@ -1,4 +1,5 @@
-// What the CUDA kernels need of PyTorch.
+// Everything that the CUDA kernels need from the CUDA runtime and from PyTorch. This is the one file that the emulation
+// in tests/emulation leaves out.
 #include "cuda/device/device.h"
 
 #include <ATen/cuda/CUDAGeneratorImpl.h>
@@ -8,15 +9,17 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <set>
+#include <utility>
 
-#include "cuda/device/random_source.h"
+#include "calls/device.h"
 
 namespace fusedtricks::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
 
-int device_number() {
+int current_device() {
   int device = 0;
   C10_CUDA_CHECK(cudaGetDevice(&device));
   return device;
@@ -28,13 +31,13 @@ int ask(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
-// An attribute of every device, asked for once.
+// An attribute that CUDA is asked for once per GPU.
 class Attribute {
  public:
   explicit Attribute(cudaDeviceAttr attribute) : attribute_(attribute) {}
 
   int of_current_device() {
-    const int device = device_number();
+    const int device = current_device();
     if (device >= kMaxDevices) return ask(attribute_, device);
     int value = values_[device].load(std::memory_order_relaxed);  // 0: not asked yet
     if (!value) values_[device] = value = ask(attribute_, device);
@@ -46,20 +49,44 @@ class Attribute {
   std::atomic<int> values_[kMaxDevices] = {};
 };
 
+bool means_no_code_for_this_gpu(cudaError_t error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ||
+         error == cudaErrorInvalidDeviceFunction;
+}
+
+RandomSource draw_random_source() {
+  auto* generator =
+      at::get_generator_or_default<at::CUDAGeneratorImpl>(std::nullopt, at::cuda::detail::getDefaultCUDAGenerator());
+  const std::lock_guard<std::mutex> lock(generator->mutex_);
+  // Every call has a stream of its own, so it only needs the smallest increment that the generator accepts.
+  const at::PhiloxCudaState state = generator->philox_cuda_state(/*increment=*/4);
+  RandomSource source;
+  if (state.captured_) {
+    source.offset = state.offset_intragraph_;
+    source.seed_at = state.seed_.ptr;
+    source.offset_at = state.offset_.ptr;
+  } else {
+    source.seed = state.seed_.val;
+    source.offset = state.offset_.val;
+  }
+  return source;
+}
+
+const Provided provided(kernels::draw_random_source, draw_random_source);
+
 }  // namespace
 
 cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 void check_launch(cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next call would report it again
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ||
-      error == cudaErrorInvalidDeviceFunction) {
-    const int device = device_number();
-    TORCH_CHECK(false, "fusedtricks was built without code for this GPU, of compute capability ",
-                ask(cudaDevAttrComputeCapabilityMajor, device), ".", ask(cudaDevAttrComputeCapabilityMinor, device),
-                ": install it again with TORCH_CUDA_ARCH_LIST=", ask(cudaDevAttrComputeCapabilityMajor, device), ".",
-                ask(cudaDevAttrComputeCapabilityMinor, device));
+  cudaGetLastError();  // clears the error, or the next CUDA call would report it again
+  if (means_no_code_for_this_gpu(error)) {
+    const int device = current_device();
+    const int major = ask(cudaDevAttrComputeCapabilityMajor, device);
+    const int minor = ask(cudaDevAttrComputeCapabilityMinor, device);
+    TORCH_CHECK(false, "fusedtricks was built without code for this GPU, of compute capability ", major, ".", minor,
+                ": install it again with TORCH_CUDA_ARCH_LIST=", major, ".", minor);
   }
   C10_CUDA_CHECK(error);
 }
@@ -70,18 +97,22 @@ int multiprocessors() {
 }
 
 int64_t shared_memory_per_block(int blocks) {
-  static Attribute of_block(cudaDevAttrMaxSharedMemoryPerBlockOptin), all(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  static Attribute of_block(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  static Attribute of_multiprocessor(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   static Attribute reserved(cudaDevAttrReservedSharedMemoryPerBlock);
-  return std::min(of_block.of_current_device(), all.of_current_device() / blocks - reserved.of_current_device());
+  const int share = of_multiprocessor.of_current_device() / blocks - reserved.of_current_device();
+  return std::min(of_block.of_current_device(), share);
 }
 
-RandomSource draw_random_source() {
-  auto* generator =
-      at::get_generator_or_default<at::CUDAGeneratorImpl>(std::nullopt, at::cuda::detail::getDefaultCUDAGenerator());
-  const std::lock_guard<std::mutex> lock(generator->mutex_);
-  const at::PhiloxCudaState state = generator->philox_cuda_state(/*increment=*/4);  // the least that it takes
-  if (!state.captured_) return {state.seed_.val, state.offset_.val};
-  return {0, state.offset_intragraph_, state.seed_.ptr, state.offset_.ptr};
+void allow_large_shared_memory(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  const std::pair<const void*, int> key{kernel, current_device()};
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count(key)) return;
+  check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    int(shared_memory_per_block(/*blocks=*/1))));
+  allowed.insert(key);
 }
 
 }  // namespace fusedtricks::cuda

@@ -1,4 +1,4 @@
-// Packs: n neighbouring elements that move in one access of up to 16 bytes.
+// Packs: n elements that lie next to each other and move in one access of up to 16 bytes.
 #pragma once
 
 #include <cstring>
@@ -10,6 +10,7 @@ namespace fusedtricks::cuda {
 
 constexpr int kPackBytes = 16;
 
+// Elements of the largest pack.
 template <class T>
 constexpr int kPack = kPackBytes / int(sizeof(T));
 
@@ -18,8 +19,7 @@ struct alignas(sizeof(T) * n) Pack {
   T value[n];
 };
 
-// Whether what is read or written will be read again by the next kernel; else its line is the first to leave the
-// caches.
+// Whether the memory that is read or written now will be read again soon. If not, the caches may evict it first.
 enum class Read { kAgain, kOnce };
 enum class Write { kReadNext, kLast };
 
@@ -37,7 +37,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, n>& pack) {
   }
 }
 
-// The values of a pack in the compute type.
+// From a pack to its values in the type that is computed in, and back.
 template <class T, int n>
 __device__ __forceinline__ void unpack(const Pack<T, n>& pack, OpMath<T> (&values)[n]) {
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ __forceinline__ Pack<T, n> rounded_pack(const OpMath<T> (&values)[n])
   return pack;
 }
 
-// The elements [first, last) of the pack at `index` of a tensor.
+// Elements [first, last) of the pack that begins at `index` of a tensor.
 template <int n>
 struct Piece {
   int64_t index;
@@ -63,9 +63,10 @@ struct Piece {
   __device__ __forceinline__ bool empty() const { return first >= last; }
 };
 
-// The pack of a piece, zero where it is empty. What lies beside the piece is read as well, at the end of the tensor up
-// to the end of a block of 16 bytes, which no allocation cuts. The pack stays in one register of 16 bytes until it is
-// used: put together of elements, it would have to be there before the next is asked for.
+// The whole pack that a piece belongs to, or zeros if the piece is empty. So elements beside the piece are read as well.
+// At the end of a tensor this can reach past it, up to the next multiple of 16 bytes, which is still inside the
+// allocation. The 16 bytes stay in one uint4 until they are used: if the pack were assembled from elements, it would
+// have to arrive before the next load can be issued.
 template <Read read, class T, int n>
 __device__ __forceinline__ Pack<T, n> load_piece(const T* tensor, const Piece<n>& piece, int64_t numel) {
   Pack<T, n> pack;
@@ -80,6 +81,15 @@ __device__ __forceinline__ Pack<T, n> load_piece(const T* tensor, const Piece<n>
   return pack;
 }
 
+// The packs of several pieces that will be read again.
+template <class T, int n, int count>
+__device__ __forceinline__ void load_pieces(const T* tensor, const Piece<n> (&pieces)[count], int64_t numel,
+                                            Pack<T, n> (&packs)[count]) {
+#pragma unroll
+  for (int u = 0; u < count; ++u) packs[u] = load_piece<Read::kAgain>(tensor, pieces[u], numel);
+}
+
+// Writes the elements of the piece and nothing beside it.
 template <Write write = Write::kLast, class T, int n>
 __device__ __forceinline__ void store_piece(T* tensor, const Piece<n>& piece, const Pack<T, n>& pack) {
   if (piece.whole()) return store_pack<write, T, n>(tensor + piece.index, pack);
@@ -89,7 +99,8 @@ __device__ __forceinline__ void store_piece(T* tensor, const Piece<n>& piece, co
   }
 }
 
-// The same into shared memory, by copies that wait_for_copies waits for; nothing where the piece is empty.
+// Starts to copy the pack of a piece into shared memory; wait_for_copies() waits for it. Does nothing if the piece is
+// empty.
 template <class T, int n>
 __device__ __forceinline__ void copy_piece_async(Pack<T, n>* shared, const T* tensor, const Piece<n>& piece,
                                                  int64_t numel) {
@@ -98,7 +109,7 @@ __device__ __forceinline__ void copy_piece_async(Pack<T, n>* shared, const T* te
   if (!piece.empty()) *shared = load_piece<Read::kAgain>(tensor, piece, numel);
 }
 
-// Whether packs of a tensor that begins there may be moved in one access.
+// Whether the packs of a tensor that begins at this address can each be moved in one access.
 inline bool is_pack_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }
 
 }  // namespace fusedtricks::cuda

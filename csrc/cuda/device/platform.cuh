@@ -1,6 +1,6 @@
-// What the kernels need of CUDA: the runtime and its built-in functions, launches, shared memory of a size that the
-// launch gives, copies into it. Compiled by nvcc for a GPU; by a C++ compiler, with FUSEDTRICKS_EMULATED, to run on the
-// CPU in tests.
+// What the kernels use of CUDA: its runtime and built-in functions, launches, dynamic shared memory and asynchronous
+// copies into it. nvcc compiles the kernels for a GPU. With FUSEDTRICKS_EMULATED a C++ compiler compiles them for the
+// CPU instead, where the tests run them: then tests/emulation/emulation.h provides the same names.
 #pragma once
 
 #include <cstdint>
@@ -18,18 +18,14 @@
 
 namespace fusedtricks::cuda {
 
-// On the current stream. A kernel that cannot start is a RuntimeError. cooperative: all blocks run at once, so that
-// they can meet in grid_sync().
+// Launches on the current stream; throws a RuntimeError where the kernel cannot start. cooperative: all blocks run at
+// the same time, so that they can wait for each other.
 template <bool cooperative, class... Parameters, class... Arguments>
 void launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
                    Arguments... arguments) {
-  constexpr size_t without_asking = 48 << 10;
+  constexpr size_t default_limit = 48 << 10;
   const auto function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > without_asking) {
-    // The most there is, whatever this call needs: another thread may be about to launch the same kernel.
-    check_launch(
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_memory_per_block(1))));
-  }
+  if (shared_bytes > default_limit) allow_large_shared_memory(function);
   const auto run = [&](Parameters... values) {
     void* pointers[] = {&values...};
     const auto start = cooperative ? cudaLaunchCooperativeKernel<const void> : cudaLaunchKernel<const void>;
@@ -49,23 +45,26 @@ void launch_cooperative(Kernel* kernel, int64_t blocks, int threads, size_t shar
   launch_kernel<true>(kernel, blocks, threads, shared_bytes, arguments...);
 }
 
+// The block's dynamic shared memory, whose size the launch gives.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char bytes[];
   return reinterpret_cast<T*>(bytes);
 }
 
-// The 16 bytes at an address that is a multiple of 16; the twin reads the first `bytes_there` alone.
+// The 16 bytes at an address that is a multiple of 16. once: nothing reads them again, so the caches need not keep them.
+// The emulation reads no more than the first `bytes_there`, those that belong to the tensor.
 template <bool once>
 __device__ __forceinline__ uint4 read_block(const void* p, int64_t /*bytes_there*/) {
   const uint4* at = static_cast<const uint4*>(p);
   return once ? __ldcs(at) : *at;
 }
 
+// A barrier between all blocks of a cooperative launch.
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
 
-// Waits for other blocks, all of which run at once: until so many arrivals are counted, of which this block's is one.
-// What they wrote before can then be read past the first cache.
+// A barrier between some blocks of a cooperative launch. Each call adds one to *arrivals and returns when it has reached
+// `all`. What the other blocks wrote before they arrived can then be read, with loads that bypass the first-level cache.
 __device__ __forceinline__ void meet_blocks(uint32_t* arrivals, uint32_t all) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -77,14 +76,15 @@ __device__ __forceinline__ void meet_blocks(uint32_t* arrivals, uint32_t all) {
   __syncthreads();
 }
 
-// Copies 16 bytes from global to shared memory while the thread goes on, for wait_for_copies to wait for.
+// Starts to copy 16 bytes from global to shared memory. The thread goes on; wait_for_copies() waits for all the copies
+// that it has started.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   __pipeline_memcpy_async(shared, global, 16);
 }
 __device__ __forceinline__ void wait_for_copies() {
   __pipeline_commit();
   __pipeline_wait_prior(0);
-  asm volatile("" ::: "memory");  // what was copied is not read before
+  asm volatile("" ::: "memory");  // keeps the compiler from reading the copies earlier
 }
 
 }  // namespace fusedtricks::cuda

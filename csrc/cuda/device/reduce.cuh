@@ -1,11 +1,12 @@
-// Reductions over the threads of a block, and over the partial results of blocks: always the same tree, no atomics.
+// Reductions over the threads of a block, and over the partial results that blocks leave in memory. Both always add in
+// the same order, without atomic operations, so that results do not change from run to run.
 #pragma once
 
 #include "cuda/device/walk.cuh"
 
 namespace fusedtricks::cuda {
 
-// Two sums of one channel.
+// Two sums over the same elements.
 template <class V>
 struct Sums {
   V first = 0, second = 0;
@@ -16,28 +17,14 @@ struct Sums {
   }
 };
 
-// Count, mean and sum of squared deviations of one channel, merged by Chan, Golub & LeVeque's formula (1979).
-template <class V>
-struct Moments {
-  V count = 0, mean = 0, m2 = 0;
-
-  FT_INLINE void merge(const Moments& other) {
-    const V total = count + other.count;
-    if (total == V(0)) return;
-    const V share = other.count / total, delta = other.mean - mean;
-    // Where the difference is not finite, an infinite mean stays infinite.
-    mean = delta * V(0) == V(0) ? mean + delta * share : mean * (count / total) + other.mean * share;
-    m2 += other.m2 + (delta * count) * (delta * share);
-    count = total;
-  }
-};
-
-// Merges the values of all threads whose number is the same modulo `width`: the threads below `width` get the result.
-// Those behind the last whole `width` are left out. Every thread of the block has to call it.
+// Merges the values of all threads that have the same threadIdx.x % width. The threads below `width` get the result.
+// Threads beyond the last multiple of `width` take no part, but every thread of the block must call it. memory: shared
+// memory of merge_bytes<Value>(count) bytes.
 template <class Value, int count>
 __device__ void merge_threads(Value (&values)[count], int width, void* memory) {
   Value* shared = static_cast<Value*>(memory);
   const int thread = threadIdx.x;
+  // Teams of `width` threads. Each round the upper half of the teams hands its values to the lower half.
   for (int teams = kThreads / width; teams > 1;) {
     const int kept = (teams + 1) / 2 * width, given = teams * width - kept;
     if (thread >= kept && thread < kept + given) {
@@ -54,19 +41,19 @@ __device__ void merge_threads(Value (&values)[count], int width, void* memory) {
   }
 }
 
-// Bytes of shared memory that merge_threads takes.
+// Bytes of shared memory that merge_threads uses.
 template <class Value>
 constexpr size_t merge_bytes(int count) {
   return sizeof(Value) * count * (kThreads / 2);
 }
 
-// The sums over all partial results of what term(partial, channel) gives: for the thread of that number, those of the
-// block's channel, of C in the tensor. Every thread of the block has to call it, and to meet before the memory is used
-// again.
+// Adds up term(partial, channel) over all partial results of each of the block's channels. A thread gets the sums of
+// the channel with its own number; C is the number of channels of the tensor. Every thread of the block must call it,
+// and the block must meet at a barrier before it uses `memory` for anything else.
 template <class Plan, class Term>
 __device__ Sums<double> total_partials(const Plan& plan, int64_t C, int64_t block_channel, void* memory,
                                        const Term& term) {
-  // Of channels that stand for the same one the first gives it.
+  // Several channels of a fold can stand for one channel of the tensor. Then the first of them has its sums.
   const int width = C < plan.block_channels() ? int(C) : plan.block_channels();
   const int team = threadIdx.x / width, teams = kThreads / width;
   const int64_t channel = block_channel + threadIdx.x % width;
@@ -85,7 +72,7 @@ __device__ Sums<double> total_partials(const Plan& plan, int64_t C, int64_t bloc
   return totals[threadIdx.x % width];
 }
 
-// Bytes of shared memory that total_partials takes.
+// Bytes of shared memory that total_partials uses.
 template <class Plan>
 constexpr size_t total_bytes(const Plan& plan) {
   return sizeof(Sums<double>) * (kThreads / 2 + plan.block_channels());
