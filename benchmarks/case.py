@@ -3,25 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from .workload import Workload
+from .workload import Workload
 
 
 @dataclass(frozen=True)
 class Case:
-    """An op at one shape, element type, layout and direction.
+    """An op at one shape, dtype, layout and direction.
 
     Attributes:
         op: name of the op.
-        name: where the shape comes from, and the shape.
+        name: where the shape comes from, and the shape; of an "overhead" case, which op it is.
         shape: of the input.
         dtype: of the input; parameters are float32.
         layout: "contiguous" or "channels_last".
-        direction: "forward", "forward+backward" or, of a network, "training step".
+        direction: "forward", "forward+backward" or, for a network, "training step".
         build: makes what is checked and timed.
         device: "cpu" or "cuda".
     """
@@ -45,14 +43,14 @@ class Case:
 
     @property
     def id(self) -> str:
-        """op/case/direction/dtype/layout, which patterns are matched against."""
+        """op/name/direction/dtype/layout, which patterns are matched against."""
         return "/".join((self.op, self.name, self.direction, self.dtype_name, self.layout))
 
     def matches(self, *patterns: str) -> bool:
-        """Whether the id contains any of the patterns or, with wildcards, is matched by it."""
+        """Whether the id contains one of the patterns or, if that has wildcards, matches it as a whole."""
         return any(fnmatchcase(self.id, p) if set(p) & set("*?[") else p in self.id for p in patterns)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """32x64x56x56."""
+    """For example 32x64x56x56."""
     return "x".join(str(length) for length in shape)

@@ -8,9 +8,14 @@ import torch
 
 from fusedtricks import functional as fused_functional
 
-from .case import Case, shape_text
-from .cases import DROPOUT, NETWORKS, Shapes, activation, batch_norm, batch_norm_dropout, network_case, op_cases
-from .workload import Op
+from .batch_norm_ops import batch_norm, batch_norm_dropout
+from .case import Case
+from .cases import op_cases
+from .dropout_ops import DROPOUT
+from .elementwise_ops import activation
+from .networks import NETWORKS, network_case
+from .op import Op
+from .shapes import TINY_SHAPES, Shapes, images
 
 BATCH = 256
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
@@ -37,28 +42,23 @@ RESNET50_OPS = {
 }
 
 
-def _images(network: str, *shapes: tuple[int, int, int], batch: int = BATCH) -> Shapes:
-    return {f"{network}-{shape_text((batch, *shape))}": (batch, *shape) for shape in shapes}
-
-
 def layer_counts() -> dict[tuple[str, str], int]:
     """How many layers of ResNet-50 the op of this name at the case of this name stands for."""
     return {
         (op, name): count
         for op, layers in RESNET50_LAYERS.items()
-        for name, count in zip(_images("resnet50", *layers), layers.values(), strict=True)
+        for name, count in zip(images("resnet50", BATCH, *layers), layers.values(), strict=True)
     }
 
 
 # What the goals for single shapes are set for; the largest fill the caches several times over.
 TYPICAL = ((64, 56, 56), (256, 56, 56), (512, 28, 28), (256, 14, 14), (512, 7, 7))
-TYPICAL_SHAPES = _images("resnet50", *TYPICAL)
-LARGE_SHAPES = _images("resnet50", (64, 56, 56), (256, 56, 56))
-SMALL_SHAPES = _images("resnet50", (64, 56, 56), (256, 14, 14), (512, 7, 7), batch=8)
-MOBILENETV2_SHAPES = _images("mobilenetv2", (96, 112, 112), (144, 56, 56), (384, 14, 14), (960, 7, 7))
-ODD_SHAPES = _images("odd", (3, 225, 225), (100, 27, 27), (7, 55, 55))
+TYPICAL_SHAPES = images("resnet50", BATCH, *TYPICAL)
+LARGE_SHAPES = images("resnet50", BATCH, (64, 56, 56), (256, 56, 56))
+SMALL_SHAPES = images("resnet50", 8, (64, 56, 56), (256, 14, 14), (512, 7, 7))
+MOBILENETV2_SHAPES = images("mobilenetv2", BATCH, (96, 112, 112), (144, 56, 56), (384, 14, 14), (960, 7, 7))
+ODD_SHAPES = images("odd", BATCH, (3, 225, 225), (100, 27, 27), (7, 55, 55))
 FLAT_SHAPES: Shapes = {"mlp-65536x1024": (65536, 1024), "mlp-8192x4096": (8192, 4096), "mlp-1024x4096": (1024, 4096)}
-TINY_SHAPES: Shapes = {"tiny-64x128": (64, 128)}
 
 
 def _network_cases() -> Iterator[Case]:
@@ -80,9 +80,9 @@ def _op_cases() -> Iterator[Case]:
 
     relu, add_relu, leaky_relu = RESNET50_OPS["batch_norm_relu"], RESNET50_OPS["batch_norm_add_relu"], "leaky_relu"
     for name, layers in RESNET50_LAYERS.items():
-        yield from cases(RESNET50_OPS[name], _images("resnet50", *layers), (CHANNELS_LAST,), torch.bfloat16)
+        yield from cases(RESNET50_OPS[name], images("resnet50", BATCH, *layers), (CHANNELS_LAST,), torch.bfloat16)
     elsewhere = [shape for layers in RESNET50_LAYERS.values() for shape in layers]
-    yield from cases(relu, _images("resnet50", *elsewhere), (CHANNELS_LAST,), torch.bfloat16)
+    yield from cases(relu, images("resnet50", BATCH, *elsewhere), (CHANNELS_LAST,), torch.bfloat16)
     yield from cases(relu, TYPICAL_SHAPES)
     yield from cases(add_relu, LARGE_SHAPES)
     yield from cases(DROPOUT, LARGE_SHAPES)

@@ -8,9 +8,10 @@ from rich.table import Table
 
 from . import cases, cuda_cases, cuda_clock, cuda_targets, targets
 from .case import Case
+from .check import Mismatch
 from .measure import Clock, HostClock, Side
 from .report import Row
-from .workload import Mismatch, Workload
+from .workload import Workload
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fusedtricks
-from fusedtricks.demo.layers import FUSED, STOCK, Layers, bytes_kept_for_backward
+from fusedtricks.stock import FUSED, STOCK, Layers, bytes_kept_for_backward
 
 from .case import Case
+from .check import Mismatch
 from .measure import Side
-from .workload import Mismatch, Workload
+from .workload import Workload
 
 CHECKED_SAMPLES = 4
 FACTOR, SLACK = 3, 1e-3

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 ROUND_SECONDS = 2e-3
 LONG_SECONDS = 0.5
 
@@ -167,6 +169,19 @@ def _time_prepared(call: Callable[..., object], prepare: Callable[[], Any], repe
 
 def _minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@contextmanager
+def use_threads(count: int | None) -> Iterator[None]:
+    """Runs torch on so many threads, if given, and restores their number."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
 
 
 @contextmanager

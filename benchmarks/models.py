@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from fusedtricks.demo.layers import Layers, initialise_convolutions
+from fusedtricks.stock import Layers, initialise_convolutions
 
 
 class Bottleneck(nn.Module):

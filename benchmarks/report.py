@@ -19,10 +19,11 @@ from .measure import Samples, median_ratio
 from .workload import Workload
 
 Row = dict[str, Any]
+TRAINING_STEP = "training step"
 
 
 def machine(memory: str) -> dict[str, Any]:
-    """Where and on what the numbers were measured."""
+    """The machine, versions and commit that the numbers belong to."""
     return {
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
@@ -45,7 +46,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, with a "+" where files differ from it; outside of one what COMMIT says."""
+    """The commit of the checkout, with a "+" if files differ from it; without a checkout, the variable COMMIT."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -54,7 +55,7 @@ def _commit() -> str | None:
 
 
 def row(case: Case, workload: Workload, samples: dict[str, Samples], memory: str) -> Row:
-    """What is written of a case: the median of each side, ratios as medians of the rounds' ratios."""
+    """The row of a case: the median time of each side, and ratios, which are medians of the rounds' ratios."""
     eager, fused = samples["eager"], samples["fused"]
     copied, compiled = samples.get("copy"), samples.get("compile")
     kept_eager, kept_fused = workload.bytes_kept()
@@ -94,7 +95,7 @@ def _gbps(nbytes: int | None, ms: float) -> float | None:
 
 
 def table(rows: Iterable[Row], compiled: bool) -> Table:
-    """One line a row; where fused is the slower side the ratio says so by being below 1."""
+    """One line for each row; a ratio below 1 says that fused is slower."""
     result = Table(box=box.MARKDOWN)
     for name in ("op", "case", "direction", "dtype", "layout"):
         result.add_column(name, overflow="fold")
@@ -106,7 +107,7 @@ def table(rows: Iterable[Row], compiled: bool) -> Table:
         result.add_column(name, justify="right", no_wrap=True)
     for each in rows:
         cells = [each["op"], each["case"], each["direction"], each["dtype"], each["layout"]]
-        if each["min_bytes"] is None:
+        if each["direction"] == TRAINING_STEP:
             cells[1] += f" {shape_text(tuple(each['shape']))}"
         if "chains" in each:
             cells[1] += f", {each['chains']} chains"
@@ -124,7 +125,7 @@ def table(rows: Iterable[Row], compiled: bool) -> Table:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}" if value < 1 else f"{value:.2f}"
+    return "-" if value is None else f"{value:.3g}" if value < 1 else f"{value:.2f}"
 
 
 def _optional(value: float | None, format_spec: str) -> str:
@@ -132,21 +133,21 @@ def _optional(value: float | None, format_spec: str) -> str:
 
 
 def _kept(each: Row) -> str:
-    """Kept for backward, eager → fused: bytes an element of an op, MB of a network."""
+    """Kept for backward, eager → fused: in bytes per element, for a network in MB."""
     kept = each["kept_bytes_eager"], each["kept_bytes_fused"]
-    if each["min_bytes"] is None:
+    if each["direction"] == TRAINING_STEP:
         return f"{kept[0] / 1e6:.0f} → {kept[1] / 1e6:.0f} MB"
     return f"{kept[0] / each['elements']:.2f} → {kept[1] / each['elements']:.2f}"
 
 
 def _peak(each: Row, compiled: bool) -> str:
-    """The most memory at a time: of eager → (of compiled →) of fused."""
+    """Peak memory in MB: eager → (compiled →) fused."""
     sides = ("eager", "compile", "fused") if compiled and "peak_bytes_compile" in each else ("eager", "fused")
     return " → ".join(f"{each[f'peak_bytes_{side}'] / 1e6:.0f}" for side in sides)
 
 
 def summary(rows: list[Row]) -> Table:
-    """Geometric means of the ratios for each op, direction, dtype and layout, and the lost cases of each."""
+    """For each op, direction, dtype and layout: geometric means of the ratios, and how many cases are slower."""
     result = Table(box=box.MARKDOWN)
     for name in ("op", "direction", "dtype", "layout"):
         result.add_column(name, overflow="fold")

@@ -40,7 +40,7 @@ from benchmarks import report
 from benchmarks.case import Case
 from benchmarks.cases import select
 from benchmarks.devices import BACKENDS
-from benchmarks.measure import measure
+from benchmarks.measure import measure, use_threads
 
 SECONDS, QUICK_SECONDS = 2.0, 0.3
 TABLE_WIDTH = 200
@@ -116,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="time torch.compile of the eager code as well, of the cases that match",
     )
-    add("--threads", type=int, metavar="N", help="threads of torch; its own choice by default")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of torch, except in the overhead cases, which use one; torch's own choice by default",
+    )
     add("--memory", choices=("touched", "kept"), default="touched", help="see above")
     add("--seconds", type=float, metavar="S", help="begin no further round of a case after so long")
     add("--deadline", type=float, metavar="S", help="begin no further case after so long")
@@ -172,14 +177,15 @@ def _run(
 
 def _run_case(case: Case, seconds: float, arguments: argparse.Namespace) -> report.Row:
     workload = case.build(case)
-    workload.check()
-    sides = dict(workload.sides)
-    if arguments.compile and case.matches(arguments.compile):
-        sides["compile"] = workload.compiled()
-    backend = BACKENDS[case.device]
-    clock = backend.clock()
-    samples = measure(sides, seconds, workload.min_rounds, workload.max_rounds, clock=clock)
-    return report.row(case, workload, samples, arguments.memory) | clock.facts() | backend.peaks(workload, sides)
+    with use_threads(workload.threads):
+        workload.check()
+        sides = dict(workload.sides)
+        if arguments.compile and case.matches(arguments.compile):
+            sides["compile"] = workload.compiled()
+        backend = BACKENDS[case.device]
+        clock = backend.clock()
+        samples = measure(sides, seconds, workload.min_rounds, workload.max_rounds, clock=clock)
+        return report.row(case, workload, samples, arguments.memory) | clock.facts() | backend.peaks(workload, sides)
 
 
 def _print(

@@ -1,26 +1,40 @@
-"""DropConnect and stochastic depth beside what they replace, and the check that each draws what it says."""
+"""DropConnect and stochastic depth: what they replace, ours, and the reference."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusedtricks import functional as fused_functional
+from fusedtricks import eager
 from fusedtricks import nn as fused_nn
 from fusedtricks.nn.stochastic_depth import kept_samples
 
-from .workload import TOLERANCES, Mismatch, Op
+from .op import Op, Pair, Shape
 
-Pair = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 DROPPED_WEIGHTS, DROPPED_SAMPLES, HEAD_WIDTH = 0.5, 0.4, 64
 
 
 class StockDropConnect(nn.Linear):
-    """A linear layer of a weight that stock dropout dropped."""
+    """A linear layer whose weight goes through stock dropout."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, F.dropout(self.weight, DROPPED_WEIGHTS), self.bias)
+
+
+def _make_drop_connect(shape: Shape) -> Pair:
+    stock = StockDropConnect(shape[1], shape[1])
+    fused = fused_nn.DropConnectLinear(shape[1], shape[1], p=DROPPED_WEIGHTS)
+    fused.load_state_dict(stock.state_dict())
+    return stock, fused
+
+
+def _drop_connect_reference(model: Any, seed: int, x: Tensor) -> Tensor:
+    return eager.drop_connect_linear(x, model.weight, model.bias, DROPPED_WEIGHTS, seed=seed)
+
+
+DROP_CONNECT = Op("drop_connect", _make_drop_connect, _drop_connect_reference, draws=True)
 
 
 class MaskedDepth(nn.Module):
@@ -56,62 +70,21 @@ def transformer_block(width: int, depth: Callable[[nn.Module], nn.Module]) -> nn
     return nn.Sequential(depth(Attention(width)), depth(layers))
 
 
-def _make_drop_connect(shape: tuple[int, ...]) -> Pair:
-    stock = StockDropConnect(shape[1], shape[1])
-    fused = fused_nn.DropConnectLinear(shape[1], shape[1], p=DROPPED_WEIGHTS)
-    fused.load_state_dict(stock.state_dict())
-    return stock, fused
-
-
-def _make_depth(shape: tuple[int, ...]) -> Pair:
+def _make_depth(shape: Shape) -> Pair:
     stock = transformer_block(shape[-1], MaskedDepth)
     fused = transformer_block(shape[-1], lambda block: fused_nn.StochasticDepth(block, DROPPED_SAMPLES, "skip"))
     fused.load_state_dict(stock.state_dict())
     return stock, fused
 
 
-def check_drop_connect(
-    fused: Callable[..., Tensor], _: Callable[..., Tensor], inputs: list[Tensor], grad_output: Tensor | None
-) -> None:
-    """The layer of the weight that our dropout drops by the same state of the generator."""
-    assert isinstance(fused, nn.Linear)
-
-    def composed(x: Tensor) -> Tensor:
-        return F.linear(x, fused_functional.dropout(fused.weight, DROPPED_WEIGHTS), fused.bias)
-
-    _compare(fused, composed, inputs[0], grad_output)
+def _depth_reference(model: Any, seed: int, x: Tensor) -> Tensor:
+    """Each block on the samples that torch.randperm draws from the same state of the generator."""
+    kept = kept_samples(len(x), DROPPED_SAMPLES)
+    for layer in model:
+        index = torch.randperm(len(x), device=x.device)[:kept]
+        branch = layer.block(eager.select_samples(x, index))
+        x = eager.add_samples(x, branch, index, len(x) / kept)
+    return x
 
 
-def check_depth(
-    fused: Callable[..., Tensor], _: Callable[..., Tensor], inputs: list[Tensor], grad_output: Tensor | None
-) -> None:
-    """Each block on the samples that torch.randperm chooses by the same state of the generator."""
-    assert isinstance(fused, nn.Sequential)
-
-    def composed(x: Tensor) -> Tensor:
-        kept = kept_samples(len(x), DROPPED_SAMPLES)
-        for layer in fused:
-            assert isinstance(layer, fused_nn.StochasticDepth)
-            index = torch.randperm(len(x), device=x.device)[:kept]
-            x = x.index_add(0, index, layer.block(x[index]), alpha=len(x) / kept)
-        return x
-
-    _compare(fused, composed, inputs[0], grad_output)
-
-
-def _compare(fused: nn.Module, composed: Callable[[Tensor], Tensor], x: Tensor, grad_output: Tensor | None) -> None:
-    results = []
-    for function in (fused, composed):
-        torch.manual_seed(1)
-        leaves = [x.detach().clone().requires_grad_(), *fused.parameters()]
-        output = function(leaves[0])
-        gradients = torch.autograd.grad(output, leaves, grad_output) if grad_output is not None else ()
-        results.append([output.detach(), *gradients])
-    for i, (actual, expected) in enumerate(zip(*results, strict=True)):
-        error = ((actual - expected).norm() / expected.norm()).item()
-        if not error <= TOLERANCES[x.dtype]:
-            raise Mismatch(f"{'output' if i == 0 else f'gradient {i - 1}'}: off by {error:.1e} of its norm")
-
-
-DROP_CONNECT = Op("drop_connect", _make_drop_connect, check=check_drop_connect)
-STOCHASTIC_DEPTH = Op("stochastic_depth_skip", _make_depth, check=check_depth)
+STOCHASTIC_DEPTH = Op("stochastic_depth_skip", _make_depth, _depth_reference, draws=True)

@@ -1,38 +1,35 @@
 """The benchmarks: registry, runner, picture and networks. Nothing here looks at how long a thing takes."""
 
+import ast
 import json
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fusedtricks
+from fusedtricks import eager
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import compare, cuda_cases, cuda_targets, run
-from benchmarks.cases import (
-    CASES,
-    FAMILIES,
-    MOBILENETV2_EXPANDED,
-    MOBILENETV2_PROJECTED,
-    NETWORKS,
-    QUICK,
-    RESNET50,
-    select,
-)
+from benchmarks import check, compare, cuda_cases, cuda_targets, overhead, run, smoke
+from benchmarks.cases import CASES, QUICK, select
+from benchmarks.check import Arguments, Mismatch
 from benchmarks.cuda_cases import RESNET50_LAYERS, layer_counts
 from benchmarks.devices import BACKENDS
 from benchmarks.end_to_end import Family
 from benchmarks.measure import Side, measure
 from benchmarks.models import DropoutMLP, MobileNetV2, ResNet50
-from benchmarks.targets import TARGETS, target_cases
-from fusedtricks.demo.layers import FUSED, STOCK
+from benchmarks.networks import FAMILIES, NETWORKS
+from benchmarks.shapes import MOBILENETV2_EXPANDED, MOBILENETV2_PROJECTED, RESNET50
+from benchmarks.targets import TARGETS, Target, target_cases, target_table
+from fusedtricks.stock import FUSED, STOCK
 
 SCRIPTS = Path(run.__file__).parent
 ROW_KEYS = {
@@ -145,12 +142,205 @@ def test_fused_batch_norm_keeps_less_for_backward(tmp_path):
     assert row["kept_bytes_fused"] < 0.6 * row["kept_bytes_eager"]
 
 
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, as "benchmarks.case" or "fusedtricks.demo", those of type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, ["benchmarks" * bool(node.level), node.module]))
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_benchmarks_import_neither_the_demo_nor_each_other_in_a_circle():
+    imported = {f"benchmarks.{path.stem}": imports(path) for path in SCRIPTS.glob("*.py")}
+    assert not [name for names in imported.values() for name in names if name.startswith("fusedtricks.demo")]
+    left = {module: names & imported.keys() for module, names in imported.items()}
+    while leaves := [module for module, names in left.items() if not names & left.keys()]:
+        for module in leaves:
+            del left[module]
+    assert not left
+
+
+SMALL = {2: (6, 64), 3: (4, 64, 64), 4: (4, 64, 9, 9), 5: (2, 4, 9, 9, 9)}
+"""The largest lengths of a case that is made small, by its number of dimensions."""
+
+
+def made_small(case):
+    lengths = zip(case.shape, SMALL[len(case.shape)], strict=True)
+    return replace(case, shape=tuple(min(length) for length in lengths))
+
+
+def op_cases(**wanted):
+    """A case for each op, direction, dtype and layout of those attributes; networks and compiled ops left out."""
+    cases = {
+        (case.op, case.op == overhead.OP and case.name, len(case.shape), case.direction, case.dtype, case.layout): case
+        for case in CASES
+        if case.op not in ("end_to_end", "fuse") and not case.op.startswith("inductor")
+        if all(getattr(case, name) == value for name, value in wanted.items())
+    }
+    return list(cases.values())
+
+
+def test_every_op_passes_the_check_when_it_is_made_small():
+    cases = op_cases()
+    assert len({case.op for case in cases}) >= 33
+    for case in cases:
+        small = made_small(case)
+        small.build(small).check()
+
+
+def drawing_cases():
+    wanted = {"direction": "forward+backward", "dtype": torch.float32, "layout": "contiguous"}
+    return [case for case in op_cases(**wanted) if case.build.args[0].draws]
+
+
+def test_the_ops_that_draw_random_numbers_are_known():
+    ops = {case.op for case in drawing_cases()} - {overhead.OP}
+    assert ops == {
+        *("alpha_dropout", "batch_norm_relu_dropout", "drop_connect", "drop_path_add", "dropout", "dropout2d"),
+        *("fractional_max_pool2d_relu", "fractional_max_pool3d_relu", "gelu_dropout_bias", "relu_dropout_bias"),
+        "stochastic_depth_skip",
+    }
+
+
+@pytest.mark.parametrize("case", drawing_cases(), ids=lambda case: f"{case.op}-{case.name}")
+def test_the_check_sees_another_mask_than_that_of_the_seed(case, monkeypatch):
+    def other_state(device):
+        return drawn_seed(device) + 1
+
+    drawn_seed = check.drawn_seed
+    monkeypatch.setattr(check, "drawn_seed", other_state)
+    if case.op == "stochastic_depth_skip":  # draws its samples from torch's generator, without a seed
+        add = eager.add_samples
+        monkeypatch.setattr(eager, "add_samples", lambda x, rows, *others: add(x, rows.flip(0), *others))
+    small = made_small(case)
+    with pytest.raises(Mismatch):
+        small.build(small).check()
+
+
+class Scaled(torch.autograd.Function):
+    """Multiplies by one factor forward, by another one backward."""
+
+    @staticmethod
+    def forward(ctx, x, factor, backward_factor):
+        ctx.backward_factor = backward_factor
+        return x * factor
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.backward_factor, None, None
+
+
+WRONG = {
+    "values": lambda y: Scaled.apply(y, 1.01, 1.0),
+    "gradient": lambda y: Scaled.apply(y, 1.0, 1.01),
+    "not a number": lambda y: Scaled.apply(y, float("nan"), 1.0),
+    "strides": lambda y: y.mT.contiguous().mT,
+    "dtype": lambda y: y.double(),
+    "shape": lambda y: y[:1],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_check_sees_what_is_wrong(wrong):
+    """Of an op of every kind of result: values, gradient, strides, dtype and shape."""
+    x, grad_output = torch.randn(4, 3, 5, 7), torch.randn(4, 3, 5, 7)
+    arguments = Arguments([x], grad_output=grad_output if wrong != "shape" else None)
+
+    def checked(function):
+        check.check(function, lambda model, seed, x: x.sin(), arguments, torch.contiguous_format)
+
+    checked(torch.sin)
+    with pytest.raises(Mismatch, match={"values": "output", "gradient": "gradient of input 0"}.get(wrong)):
+        checked(lambda x: WRONG[wrong](torch.sin(x)))
+
+
+def test_the_check_sees_buffers_and_gradients_of_parameters():
+    def update(x: Tensor, weight: Tensor, buffer: Tensor, factor: float = 1.0, share: float = 1.0) -> Tensor:
+        buffer.add_(share * x.detach().mean(0))
+        return x * Scaled.apply(weight, 1.0, factor)
+
+    arguments = Arguments([torch.randn(4, 3)], [torch.randn(3)], [torch.ones(3)], torch.randn(4, 3))
+
+    def checked(**wrong: float) -> None:
+        def reference(model, seed, *tensors):
+            return update(*tensors)
+
+        check.check(partial(update, **wrong), reference, arguments, torch.contiguous_format)
+
+    checked()
+    with pytest.raises(Mismatch, match="gradient of parameter 0"):
+        checked(factor=1.01)
+    with pytest.raises(Mismatch, match="buffer 0"):
+        checked(share=1.1)
+
+
+def test_the_check_sees_a_stock_side_that_computes_something_else():
+    arguments = Arguments([torch.randn(4, 3)])
+    check.check_stock(torch.sin, torch.sin, lambda model, seed, x: x.sin(), arguments)
+    with pytest.raises(Mismatch, match="stock"):
+        check.check_stock(torch.cos, torch.sin, lambda model, seed, x: x.sin(), arguments)
+
+
+def test_smoke_says_what_is_wrong(monkeypatch, capsys):
+    monkeypatch.setattr(smoke, "SHAPES", ((3, 7, 9, 9), (5, 100)))
+    assert smoke.main(["--device", "cpu"]) == 0
+    monkeypatch.setattr(fusedtricks.functional, "gelu", lambda x: 1.1 * torch.nn.functional.gelu(x))
+    assert smoke.main(["--device", "cpu"]) == 1
+    assert "WRONG gelu (5, 100), torch.float64" in capsys.readouterr().out
+
+
+def test_overhead_cases_are_chosen_by_their_pattern_and_run_on_one_thread(monkeypatch, tmp_path):
+    assert {case.op for case in select(["overhead/*"])} == {overhead.OP}
+    acts = set(fusedtricks.functional.ACTIVATIONS) - {"identity"}
+    others = {"batch_norm_relu", "batch_norm_add_relu", "functional.batch_norm_act", "fuse.batch_norm_relu"}
+    assert {op.name for op in overhead.OPS} == acts | others | {"dropout", "act_dropout"}
+    monkeypatch.setattr(overhead, "MIN_ROUNDS", 3)
+    torch.set_num_threads(2)
+    status, written = run_cases(tmp_path, "overhead/batch_norm_relu/*")
+    assert status == 0 and torch.get_num_threads() == 2
+    assert [row["threads"] for row in written["rows"]] == [1, 1]
+
+
+def test_overhead_goals_are_shares_of_the_time_of_stock():
+    shares = {(t.cases[0], t.direction): t.share for t in TARGETS if t.op == overhead.OP}
+    assert shares["batch_norm_relu", "forward"] == 0.45 and shares["batch_norm_relu", "forward+backward"] == 0.6
+    target = Target(overhead.OP, ("relu",), "forward", "float32", "contiguous", share=0.5)
+    assert target.ratio == 2.0
+    row = {"op": overhead.OP, "case": "relu", "direction": "forward", "dtype": "float32", "layout": "contiguous"}
+    for ratio, met in ((0.91, "yes"), (0.90, "NO")):
+        table = target_table([row | {"ratio_eager": ratio, "ratio_copy": None}])
+        assert list(table.columns[-1].cells) == [met]
+        assert list(table.columns[6].cells) == ["≤ 1.1 of the time"]
+
+
 def test_wrong_values_are_not_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(fusedtricks.functional, "selu", lambda x: x * 1.01)
     status, written = run_cases(tmp_path, "selu/tiny", "silu/tiny*/float32/*")
     assert status == 1
     assert {row["op"] for row in written["rows"]} == {"silu"}
     assert written["wrong"].keys() == {case.id for case in select(["selu/tiny"])}
+
+
+WRONG_FORMS = {
+    "alpha_dropout": ("alpha_dropout", lambda function: lambda x, **options: 1.01 * function(x, **options)),
+    "drop_path": ("drop_path_add", lambda function: lambda x, p, residual: function(x, p, 1.01 * residual)),
+    "dropout": ("dropout/mlp-256", lambda function: lambda x: 1.01 * function(x)),
+    "dropout2d": ("dropout2d/*512x7x7", lambda function: lambda x, p: function(x, p / 2)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FORMS)
+def test_dropout_with_wrong_values_is_not_timed(name, tmp_path, monkeypatch):
+    op, wrong_form = WRONG_FORMS[name]
+    monkeypatch.setattr(fusedtricks.functional, name, wrong_form(getattr(fusedtricks.functional, name)))
+    pattern = f"{op}*/forward/float32/contiguous"
+    status, written = run_cases(tmp_path, pattern)
+    assert status == 1 and written["rows"] == []
+    assert written["wrong"].keys() == {case.id for case in select([pattern])}
 
 
 def test_no_case_is_an_error(capsys):

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from .layers import STOCK_ACTIVATIONS
+from ..stock import ACTIVATIONS
 
 EXTRAS = ("sklearn", "matplotlib", "tqdm")
 
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=_positive, default=8)
     parser.add_argument("--batch-size", type=_positive, default=64)
     parser.add_argument("--images", type=_positive, help="train on only so many images")
-    parser.add_argument("--act", choices=STOCK_ACTIVATIONS, default="relu", help="the activation")
+    parser.add_argument("--act", choices=ACTIVATIONS, default="relu", help="the activation")
     parser.add_argument(
         "--dropout", type=_probability, default=0.0, metavar="P", help="drop features with this probability"
     )

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..stock import FUSED, STOCK
 from .data import Digits
-from .layers import FUSED, STOCK
 from .training import Learner, Settings, build_network, train_side_by_side
 
 DOUBLE_LOSS_BOUND = 1e-6

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..stock import FUSED, STOCK, Layers, bytes_kept_for_backward
 from . import report
 from .agreement import StepComparison, check_curves, check_double
 from .data import Digits, load_digits
-from .layers import FUSED, STOCK, Layers, bytes_kept_for_backward
 from .training import Learner, Settings, build_network, nudge, steps_per_epoch, train_side_by_side
 
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from ..stock import Layers, initialise_convolutions
 from .data import CLASSES
-from .layers import Layers, initialise_convolutions
 
 WIDTHS = (16, 32, 64)
 BLOCKS_PER_STAGE = 2

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..stock import Layers
 from .data import Digits
-from .layers import Layers
 from .network import ResidualNetwork
 
 WARM_UP_STEPS = 3

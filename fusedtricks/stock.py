@@ -1,4 +1,8 @@
-"""The two sets of layers that the demo and the benchmarks build one and the same network from."""
+"""The stock layers that ours are compared with, by `fusedtricks demo` and by the benchmarks.
+
+A network is written once, for a set of `Layers`, and built from `STOCK` and from `FUSED`. `bytes_kept_for_backward`
+counts what either keeps.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fusedtricks import nn as fused_nn
+from . import nn as fused_nn
 
-# The stock activation layer after BatchNorm: in place where its gradient needs the result alone.
-STOCK_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
     "relu6": lambda: nn.ReLU6(inplace=True),
     "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
@@ -25,14 +28,15 @@ STOCK_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,
     "softplus": nn.Softplus,
 }
+"""Makes the stock layer of each activation as it is used after BatchNorm: in place where the gradient allows it."""
 
 
-class _StockNormAct(_BatchNorm):
+class _NormAct(_BatchNorm):
     """Stock BatchNorm, the residual added in place, the stock activation layer, one after another."""
 
     def __init__(self, num_features: int, *, act: str = "relu") -> None:
         super().__init__(num_features)
-        self.act = None if act == "identity" else STOCK_ACTIVATIONS[act]()
+        self.act = None if act == "identity" else ACTIVATIONS[act]()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = super().forward(x)
@@ -41,23 +45,27 @@ class _StockNormAct(_BatchNorm):
         return y if self.act is None else self.act(y)
 
 
-class StockNormAct1d(_StockNormAct, nn.BatchNorm1d):
-    """``activation(BatchNorm1d(x) [+ residual])`` of stock layers."""
+class NormAct1d(_NormAct, nn.BatchNorm1d):
+    """`activation(BatchNorm1d(x) [+ residual])` of stock layers."""
 
 
-class StockNormAct2d(_StockNormAct, nn.BatchNorm2d):
-    """``activation(BatchNorm2d(x) [+ residual])`` of stock layers."""
+class NormAct2d(_NormAct, nn.BatchNorm2d):
+    """`activation(BatchNorm2d(x) [+ residual])` of stock layers."""
+
+
+class NormAct3d(_NormAct, nn.BatchNorm3d):
+    """`activation(BatchNorm3d(x) [+ residual])` of stock layers."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What a network is built from; networks of either set have the same ``state_dict`` keys and shapes.
+    """What a network is built from. Networks of either set have the same `state_dict` keys and shapes.
 
     Attributes:
         name: "stock" or "fused".
-        norm_act: ``(num_features, act=...)`` -> a module of ``(x, residual=None)``.
-        relu: a ReLU layer that stands alone.
-        dropout: ``(p)`` -> a dropout layer.
+        norm_act: `(num_features, act=...)` -> a module called with `(x, residual=None)`.
+        relu: makes a ReLU layer that stands alone.
+        dropout: `(p)` -> a dropout layer.
     """
 
     name: str
@@ -66,7 +74,7 @@ class Layers:
     dropout: Callable[[float], nn.Module]
 
 
-STOCK = Layers("stock", StockNormAct2d, lambda: nn.ReLU(inplace=True), nn.Dropout)
+STOCK = Layers("stock", NormAct2d, lambda: nn.ReLU(inplace=True), nn.Dropout)
 FUSED = Layers("fused", fused_nn.BatchNormAct2d, lambda: fused_nn.ReLU(inplace=True), fused_nn.Dropout)
 
 
@@ -80,7 +88,7 @@ def initialise_convolutions(network: nn.Module) -> None:
 
 
 def bytes_kept_for_backward(forward: Callable[..., object], *inputs: Tensor) -> int:
-    """Bytes that a forward pass keeps for backward: distinct storages, but no parameters and buffers."""
+    """Bytes of the storages that a forward pass keeps for backward, without those of parameters and buffers."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
