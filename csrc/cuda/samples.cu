@@ -1,5 +1,5 @@
-// Whole samples of a batch, taken out and added: every element of the result is written once, whether it is copied or
-// added to.
+// Takes whole samples out of a batch, or adds to whole samples. Every element of the result is written once, whether it
+// is copied or added to.
 #include "calls/samples.h"
 
 #include "core/dtypes.h"
@@ -8,16 +8,18 @@
 namespace fusedtricks::cuda {
 namespace {
 
-// Blocks that a multiprocessor has room for: left to choose, the compiler spills registers to fit more.
+// Blocks that a multiprocessor must have registers for. Without this bound the compiler aims at more and spills
+// registers.
 constexpr int kBlocks = 4;
 
-// Which row is added to a sample: row j says so in table[index[j]]. What no row has written there is whatever memory
-// holds, and shows as no number of a row or as that of one for another sample.
+// Which row is added to a sample: row j writes its number to table[index[j]]. The table is not initialised, so an entry
+// that no row has written can be anything. It is recognised by being no number of a row, or that of a row which belongs
+// to another sample.
 struct Table {
   const int64_t *table, *index;
   int64_t rows;
 
-  // -1 for none.
+  // The row for a sample, -1 if there is none.
   __device__ __forceinline__ int64_t find(int64_t sample) const {
     const int64_t row = table[sample];
     return 0 <= row && row < rows && index[row] == sample ? row : -1;
@@ -63,10 +65,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// NaN where the index is none of a sample: to check it here costs nothing, and the host would have to wait.
+// Gives NaN where an index names no sample. To check the index here costs nothing; on the host it would mean waiting
+// for the GPU.
 template <class T, int n>
-__global__ void __launch_bounds__(kThreads, kBlocks) select(const T* x, T* out, int64_t samples, int64_t elements,
-                                                            int64_t rows, const int64_t* index, OpMath<T> scale) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    select(const T* x, T* out, int64_t samples, int64_t elements, int64_t rows, const int64_t* index, OpMath<T> scale) {
   const int64_t count = rows * elements, numel = samples * elements;
   Piece<n> pieces[kFlatUnroll], taken[kFlatUnroll];
   Pack<T, n> packs[kFlatUnroll];
@@ -89,55 +92,54 @@ __global__ void __launch_bounds__(kThreads, kBlocks) select(const T* x, T* out, 
   }
 }
 
-// Calls f(Type<T>, n) for the dtype and the largest pack of n elements that all tensors begin with, and a sample is
-// whole packs of.
+// Calls f(Type<T>, n) with the largest pack of n elements that divides a sample; n is 1 if the tensors are not aligned.
 template <int n, class T, class F>
-void with_pack(bool aligned, int64_t elements, const F& f) {
+void with_fitting_pack(bool aligned, int64_t elements, const F& f) {
   if constexpr (n > 1) {
-    if (!aligned || elements % n) return with_pack<n / 2, T>(aligned, elements, f);
+    if (!aligned || elements % n) return with_fitting_pack<n / 2, T>(aligned, elements, f);
   }
   f(Type<T>{}, std::integral_constant<int, n>());
 }
 
 template <class F>
 void with_pack_of_sample(const SamplesCall& call, std::initializer_list<const void*> tensors, const F& f) {
-  const bool aligned = std::all_of(tensors.begin(), tensors.end(), is_pack_aligned);
+  const bool aligned = are_pack_aligned(tensors);
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_pack<kPack<T>, T>(aligned, call.elements, f);
+    with_fitting_pack<kPack<T>, T>(aligned, call.elements, f);
   });
 }
-
-}  // namespace
-}  // namespace fusedtricks::cuda
-
-namespace fusedtricks::backend {
 
 void add_samples(const SamplesCall& call, const void* base, const void* rows, int64_t* table, void* out) {
   const int64_t count = call.samples * call.elements;
   if (!count) return;
   if (call.rows) {
-    cuda::launch(cuda::fill_table, cuda::ceil_div(call.rows, cuda::kThreads), cuda::kThreads, 0, call.index, call.rows,
-                 call.samples, table);
+    launch(fill_table, ceil_div(call.rows, kThreads), kThreads, 0, call.index, call.rows, call.samples, table);
   }
-  cuda::with_pack_of_sample(call, {base, rows, out}, [&](auto type, auto pack) {
+  with_pack_of_sample(call, {base, rows, out}, [&](auto type, auto pack) {
     using T = typename decltype(type)::type;
     constexpr int n = decltype(pack)::value;
-    cuda::launch(cuda::add<T, n>, cuda::flat_blocks(count, n), cuda::kThreads, 0, static_cast<const T*>(base),
-                 static_cast<const T*>(rows), static_cast<T*>(out), call.samples, call.elements,
-                 cuda::Table{table, call.index, call.rows}, OpMath<T>(call.scale));
+    launch(add<T, n>, flat_blocks(count, n), kThreads, 0, static_cast<const T*>(base), static_cast<const T*>(rows),
+           static_cast<T*>(out), call.samples, call.elements, Table{table, call.index, call.rows},
+           OpMath<T>(call.scale));
   });
 }
 
 void select_samples(const SamplesCall& call, const void* x, void* out) {
   const int64_t count = call.rows * call.elements;
   if (!count) return;
-  cuda::with_pack_of_sample(call, {x, out}, [&](auto type, auto pack) {
+  with_pack_of_sample(call, {x, out}, [&](auto type, auto pack) {
     using T = typename decltype(type)::type;
     constexpr int n = decltype(pack)::value;
-    cuda::launch(cuda::select<T, n>, cuda::flat_blocks(count, n), cuda::kThreads, 0, static_cast<const T*>(x),
-                 static_cast<T*>(out), call.samples, call.elements, call.rows, call.index, OpMath<T>(call.scale));
+    launch(select<T, n>, flat_blocks(count, n), kThreads, 0, static_cast<const T*>(x), static_cast<T*>(out),
+           call.samples, call.elements, call.rows, call.index, OpMath<T>(call.scale));
   });
 }
 
-}  // namespace fusedtricks::backend
+const Provided provided[] = {
+    {kernels::add_samples, add_samples},
+    {kernels::select_samples, select_samples},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cuda

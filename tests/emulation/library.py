@@ -1,6 +1,6 @@
 """The library of the CUDA kernels, compiled by a C++ compiler against the emulation: it answers for CPU tensors.
 
-Apart from csrc/cuda/device.cpp, which asks CUDA's runtime, every source is the one that nvcc compiles.
+Every source is the one that nvcc compiles, apart from csrc/cuda/device/device.cpp, which asks CUDA's runtime.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 
 ROOT = Path(__file__).parent.parent.parent
 COMPILER = shlex.split(os.environ.get("CXX") or "g++")
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-pthread", "-Wall", "-Wno-unknown-pragmas"]
-MACROS = ["FUSEDTRICKS_EMULATED", "FUSEDTRICKS_BACKEND=CPU", "FUSEDTRICKS_ISA=default"]
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-pthread"]
+FLAGS += ["-Wall", "-Wno-unknown-pragmas"]
+MACROS = ["FUSEDTRICKS_EMULATED", "FUSEDTRICKS_ISA=default"]
 
 
 def sources(csrc: Path) -> list[Path]:
-    kernels = [path for path in sorted((csrc / "cuda").iterdir()) if path.suffix in (".cu", ".cpp")]
-    glue = [*sorted((csrc / "backend").glob("*.cpp")), csrc / "cpu" / "capability.cpp"]
-    return [*(path for path in kernels if path.name != "device.cpp"), *glue, ROOT / "tests/emulation/random.cpp"]
+    kernels = [path for path in sorted((csrc / "cuda").rglob("*")) if path.suffix in (".cu", ".cpp")]
+    return [*(path for path in kernels if path.name != "device.cpp"), csrc / "calls" / "library.cpp"]
 
 
 def run(*command: str | Path) -> None:
@@ -32,10 +32,16 @@ def run(*command: str | Path) -> None:
     assert process.returncode == 0, f"{' '.join(map(str, command))}\n{process.stderr[:5000]}"
 
 
-def compile_sources(paths: Sequence[Path], folder: Path, flags: Sequence[str] = ()) -> list[Path]:
-    """Compiles each source to an object in the folder, as many at once as there are cores."""
-    include = Path(torch.__file__).parent / "include"
-    folders = [ROOT / "tests/emulation", include, include / "torch/csrc/api/include"]
+def compile_sources(csrc: Path, paths: Sequence[Path], folder: Path, flags: Sequence[str] = ()) -> list[Path]:
+    """Compiles each source to an object in the folder, as many at once as there are cores.
+
+    Args:
+        csrc: the folder that the sources are from and include from.
+        paths: of the sources. Those that take longest come first, so that none of them is left alone at the end.
+        folder: for the objects.
+        flags: for the compiler, after all others.
+    """
+    folders = [csrc, ROOT / "tests/emulation", Path(torch.__file__).parent / "include"]
     options = [*FLAGS, *(f"-D{macro}" for macro in MACROS), *(f"-I{path}" for path in folders), *flags]
     folder.mkdir(parents=True, exist_ok=True)
     objects = [folder / f"{path.parent.name}_{path.name}.o" for path in paths]
@@ -62,7 +68,9 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
         folder: gets the objects too, in `objects`.
         flags: for the compiler and the linker, after all others.
     """
-    return link(compile_sources(sources(ROOT / "csrc"), folder / "objects", flags), folder / "library.so", flags)
+    csrc = ROOT / "csrc"
+    objects = compile_sources(csrc, sources(csrc), folder / "objects", flags)
+    return link(objects, folder / "library.so", flags)
 
 
 def build_edited(folder: Path, built: Path, only: str, path: str, edit: Callable[[str], str]) -> Path:
@@ -71,7 +79,7 @@ def build_edited(folder: Path, built: Path, only: str, path: str, edit: Callable
     Args:
         folder: gets the copy, the object and the library.
         built: a folder that `build` filled without flags: the other objects come from there.
-        only: name of the source to compile, in csrc/cuda.
+        only: path of the source to compile, in csrc/cuda.
         path: of the file to edit, in csrc/cuda.
         edit: makes its new text.
     """
@@ -79,7 +87,7 @@ def build_edited(folder: Path, built: Path, only: str, path: str, edit: Callable
     shutil.copytree(ROOT / "csrc", csrc)
     edited = csrc / "cuda" / path
     edited.write_text(edit(edited.read_text()))
-    objects = compile_sources([csrc / "cuda" / only], folder / "objects")
+    objects = compile_sources(csrc, [csrc / "cuda" / only], folder / "objects")
     unchanged = [path for path in (built / "objects").iterdir() if path.name != objects[0].name]
     # The edited one first: of a template that several objects hold, the linker keeps what it meets first.
     return link([*objects, *sorted(unchanged)], folder / "library.so")

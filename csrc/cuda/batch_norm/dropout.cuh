@@ -1,26 +1,29 @@
-// Dropout inside the kernels of batch_norm_act: the values of a pack are masked and scaled in registers, in the compute
-// type.
+// Dropout inside the kernels of batch_norm_act: it masks and scales the values of a pack in registers, before they are
+// rounded.
 #pragma once
 
-#include "cuda/dropout/mask.cuh"
 #include "cuda/device/walk.cuh"
+#include "cuda/dropout/mask.cuh"
 
 namespace fusedtricks::cuda {
 
-// What leaves values as they are.
+// A function that changes nothing.
 struct AsTheyAre {
   template <class... Any>
   __device__ __forceinline__ void operator()(const Any&...) const {}
 };
 
-// A kernel without dropout.
+// For kernels without dropout.
 struct NoDropout {
   static constexpr bool drops = false;
 
-  __device__ __forceinline__ AsTheyAre begin() const { return {}; }
+  template <class Call>
+  __device__ __forceinline__ AsTheyAre begin(const Call&) const {
+    return {};
+  }
 };
 
-// A mask in a kernel.
+// Dropout with the mask that a thread has read.
 template <class V>
 struct Dropping {
   Mask mask;
@@ -30,25 +33,26 @@ struct Dropping {
 
   template <int n>
   __device__ __forceinline__ void operator()(const Piece<n>& piece, V (&values)[n]) const {
-    const uint32_t kept = !masks                                ? ~0u
-                          : layout.rows && layout.positions > 1 ? kept_of_row<n>(mask, layout, piece.index)
-                                                                : kept_in_order<n>(mask, piece.index);
+    const uint32_t kept = !masks                                         ? ~0u
+                          : layout.channels_last && layout.positions > 1 ? kept_of_row<n>(mask, layout, piece.index)
+                                                                         : kept_in_order<n>(mask, piece.index);
 #pragma unroll
     for (int e = 0; e < n; ++e) values[e] = kept >> e & 1 ? values[e] * scale : V(0);
   }
 };
 
-// What a kernel with dropout is given. masks: else it scales alone, what was dropped being known otherwise.
+// For kernels with dropout. masks: if not, it only scales, because the output tells what was dropped.
 template <class V>
 struct Dropout {
   static constexpr bool drops = true;
 
-  MaskSource source;
-  Layout layout;
   V scale;
   bool masks;
 
-  __device__ __forceinline__ Dropping<V> begin() const { return {masks ? source.get() : Mask{}, layout, scale, masks}; }
+  template <class Call>
+  __device__ __forceinline__ Dropping<V> begin(const Call& a) const {
+    return {masks ? read_mask(a.mask) : Mask{}, a.layout, scale, masks};
+  }
 };
 
 }  // namespace fusedtricks::cuda

@@ -1,4 +1,5 @@
-// From the partial results of a channel to its coefficients, in shared memory, and to what is written once a channel.
+// From the partial results of a channel to its coefficients, which a block keeps in shared memory, and to the values
+// that are written once per channel.
 #pragma once
 
 #include "calls/batch_norm.h"
@@ -6,7 +7,7 @@
 
 namespace fusedtricks::cuda {
 
-// Coefficients of a block's channels in shared memory, an array each.
+// The coefficients of a block's channels in shared memory, as one array for each kind.
 template <class V>
 struct Table {
   V* values;
@@ -21,7 +22,7 @@ struct Table {
   }
 };
 
-// Those of a thread's own channels: the first `kinds` of Coefficient.
+// The coefficients of a thread's own channels in registers: the first `kinds` of Coefficient.
 template <class V, class Walk, int kinds>
 struct Own {
   V value[kinds][Walk::channels];
@@ -42,8 +43,9 @@ struct Own {
 
 constexpr int kForwardKinds = kOffset + 1, kSumKinds = kRstd + 1;
 
-// Sets the table of a block's channels from their statistics: in training those of all chunks, merged, else the running
-// ones. records: this block also writes them. Every thread has to call it; the table is there when it returns.
+// Fills the table of a block's channels from their statistics: in training these are the merged partial results of all
+// chunks, otherwise the running statistics. records: this block also writes them. Every thread of the block must call
+// it, and all can use the table when it returns.
 template <class V, class Walk>
 __device__ void finish_statistics(const BatchNormForward& a, const typename Walk::Plan& plan, const Walk& walk,
                                   const Workspace<V>& in, bool records, const Table<V>& table, void* memory) {
@@ -67,27 +69,29 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
     } else {
       s = a.running_statistics(channel);
     }
-    table.set(threadIdx.x,
-              ForwardCoefficients<V>(s.mean, a.rstd_of(s), a.weight.get_or(channel, 1), a.bias.get_or(channel, 0)));
+    const double weight = a.weight.get_or(channel, 1), bias = a.bias.get_or(channel, 0);
+    table.set(threadIdx.x, ForwardCoefficients<V>(s.mean, a.rstd_of(s), weight, bias));
     if (records && number < C) a.record(channel, s);
   }
   __syncthreads();
 }
 
-// Sets the table of a block's channels from the statistics that the forward saved: of either direction's call.
+// Fills the table of a block's channels from the statistics that the forward saved. The call is one of either
+// direction. Every thread of the block must call it, and all can use the table when it returns.
 template <class V, class Walk, class Call>
 __device__ void set_forward(const Call& a, const typename Walk::Plan& plan, const Walk& walk, const Table<V>& table) {
   const int64_t number = walk.block_channel + threadIdx.x;
   if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
     const int64_t channel = unfolded(number, a.layout.channels);
-    table.set(threadIdx.x, ForwardCoefficients<V>(a.mean[channel], a.rstd[channel], a.weight.get_or(channel, 1),
-                                                  a.bias.get_or(channel, 0)));
+    const double weight = a.weight.get_or(channel, 1), bias = a.bias.get_or(channel, 0);
+    table.set(threadIdx.x, ForwardCoefficients<V>(a.mean[channel], a.rstd[channel], weight, bias));
   }
   __syncthreads();
 }
 
-// Sets slope and constant from the sums of all chunks, zero where none are needed. records: this block also writes the
-// parameters' gradients. Every thread has to call it; the table is there when it returns.
+// Adds slope and constant to the table, from the sums of all chunks; both are zero if the call needs no sums. records:
+// this block also writes the gradients of the parameters. Every thread of the block must call it, and all can use the
+// table when it returns.
 template <class V, class Walk>
 __device__ void finish_sums(const BatchNormBackward& a, const typename Walk::Plan& plan, const Walk& walk,
                             const Workspace<V>& in, bool records, const Table<V>& table, void* memory) {
@@ -101,9 +105,9 @@ __device__ void finish_sums(const BatchNormBackward& a, const typename Walk::Pla
   }
   if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
     const int64_t channel = unfolded(number, C);
+    const double weight = a.weight.get_or(channel, 1), count = double(a.layout.per_channel());
     const BackwardCoefficients<V> c(total.first, total.second, a.mean[channel], table.at(kShift, threadIdx.x),
-                                    a.rstd[channel], a.weight.get_or(channel, 1), double(a.layout.per_channel()),
-                                    a.training);
+                                    a.rstd[channel], weight, count, a.training);
     table.at(kSlope, threadIdx.x) = c.slope;
     table.at(kConstant, threadIdx.x) = c.constant;
     if (records && number < C && a.dweight) a.dweight.set(channel, c.dweight);

@@ -1,4 +1,5 @@
-// The kernels of batch_norm_act for one dtype each: a file apiece, so that they compile side by side.
+// The kernels of batch_norm_act for one dtype. Every dtype is instantiated in a file of its own, so that they compile
+// at the same time.
 #pragma once
 
 #include "calls/batch_norm.h"
@@ -8,11 +9,15 @@ namespace fusedtricks::cuda {
 
 template <class T>
 struct BatchNormKernels {
-  static int64_t forward_workspace(const BatchNormForward& a);
-  static int64_t backward_workspace(const BatchNormBackward& a);
+  // The workspaces are for this path: the call has to be made with the same one.
+  static int64_t forward_workspace(const BatchNormForward& a, Path path);
+  static int64_t backward_workspace(const BatchNormBackward& a, Path path);
   static void forward(const BatchNormForward& a, Path path);
   static void backward(const BatchNormBackward& a, Path path);
-  // The first half of the forward: what it normalises with, recorded. Takes the forward's workspace.
+
+  // Only the first half of the forward: the statistics that it normalises with, recorded in mean, rstd and the running
+  // statistics.
+  static int64_t statistics_workspace(const BatchNormForward& a);
   static void statistics(const BatchNormForward& a);
 };
 

@@ -1,13 +1,13 @@
-// What becomes of a pack in batch_norm_act: y, dz with its sums, dx.
+// What batch_norm_act computes of a pack: y; dz and its sums; dx.
 #pragma once
 
-#include "cuda/device/activation_packs.cuh"
 #include "cuda/batch_norm/dropout.cuh"
 #include "cuda/batch_norm/finish.cuh"
+#include "cuda/device/activation_packs.cuh"
 
 namespace fusedtricks::cuda {
 
-// act((x - shift) * scale + offset [+ residual]), and then what finish(values) makes of it.
+// act((x - shift) * scale + offset [+ residual]), which finish(values) then changes.
 template <bool has_residual, class T, class Walk, class Act, class Finish = AsTheyAre>
 __device__ __forceinline__ Pack<T, Walk::pack> normalized(const Pack<T, Walk::pack>& x,
                                                           const Pack<T, Walk::pack>& residual,
@@ -25,12 +25,13 @@ __device__ __forceinline__ Pack<T, Walk::pack> normalized(const Pack<T, Walk::pa
   return rounded_pack<T>(z);
 }
 
-// Where the activation's derivative is taken.
+// What the activation's derivative is computed from: z, made of the input alone; the output; or z, made of the input
+// and the residual.
 enum class Derivative { kAtInput, kOfOutput, kAtResidual };
 
-// Adds dz and dz * (x - shift) * rstd of a piece to the sums, dz being dy times the derivative; `other` is the output
-// or the residual. Gives dz, which after a residual is summed as it is rounded there. dy is what prepare(values) makes
-// of it.
+// Computes dz = dy * act' of a piece, adds dz and dz * (x - shift) * rstd to the sums and returns dz. prepare(values)
+// changes dy before. other: the output or the residual, whichever `derivative` needs. If the kernel writes dz to
+// memory, it is the rounded dz that is summed, because dx will be computed from that one.
 template <Derivative derivative, class T, class Walk, class Act, class Prepare = AsTheyAre>
 __device__ __forceinline__ Pack<T, Walk::pack> add_gradients(
     const Piece<Walk::pack>& piece, const Pack<T, Walk::pack>& x, const Pack<T, Walk::pack>& dy,
@@ -65,10 +66,9 @@ __device__ __forceinline__ Pack<T, Walk::pack> add_gradients(
   return result;
 }
 
-// dx = dz * scale + (x - shift) * rstd * slope + constant, dz being what is given times the derivative at z.
+// dx = dz * scale + (x - shift) * rstd * slope + constant, where dz is the given gradient times act'(z).
 template <class T, class Walk, class Act>
-__device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk::pack>& x,
-                                                              OpMath<T> (&dz)[Walk::pack],
+__device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk::pack>& x, OpMath<T> (&dz)[Walk::pack],
                                                               const Own<OpMath<T>, Walk, kCoefficients>& own,
                                                               const Act& act) {
   constexpr int n = Walk::pack;
@@ -88,7 +88,7 @@ __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk
   return rounded_pack<T>(dz);
 }
 
-// The same from dy, prepared.
+// The same from a pack of dy, which prepare(values) changes before.
 template <class T, class Walk, class Act, class Prepare = AsTheyAre>
 __device__ __forceinline__ Pack<T, Walk::pack> differentiated(const Pack<T, Walk::pack>& x,
                                                               const Pack<T, Walk::pack>& dy,

@@ -1,11 +1,20 @@
-// Partial results of batch_norm_act: where the blocks leave them, for other blocks to merge.
+// The partial results of batch_norm_act: where blocks leave what they have computed of a channel, for other blocks to
+// merge.
 #pragma once
 
 #include "cuda/device/reduce.cuh"
 
 namespace fusedtricks::cuda {
 
-// What deviations are taken from and multiplied by, so that neither their sums cancel nor their squares overflow.
+// Blocks that a multiprocessor runs at the same time. All kernels divide a tensor into the same parts, so that the
+// second kernel of a pair can begin with what the first one read last.
+constexpr int kBlocks = 2;
+
+// The steps that a block should have to do at least. With fewer it would hardly be worth starting.
+constexpr int kStepsOfBlock = 16;
+
+// The statistics are made of d = (x - shift) * scale instead of x: with a shift of the size of the mean their sums do
+// not cancel, and with a small enough scale their squares do not overflow.
 template <class V>
 struct Pivot {
   V shift, scale;
@@ -27,7 +36,7 @@ struct Workspace {
         channels(channels_) {}
 
   FT_INLINE Sums<V>& partial(int64_t number, int64_t channel) const { return partials[number * channels + channel]; }
-  // Read past the first cache: other blocks of the same kernel may have written it.
+  // These two bypass the first-level cache, because other blocks of the same kernel may have written the values.
   __device__ __forceinline__ Sums<V> read(int64_t number, int64_t channel) const {
     using Pair = std::conditional_t<std::is_same_v<V, float>, float2, double2>;
     const Pair pair = __ldcg(reinterpret_cast<const Pair*>(&partial(number, channel)));
@@ -38,7 +47,8 @@ struct Workspace {
   }
 };
 
-// Writes what a thread has of its channels in a chunk. The channels of a fold lie side by side, as its rows do.
+// Writes a thread's results for its channels in a chunk. A chunk fills plan.fold partial results of a channel of the
+// tensor at once, because the channels of a fold lie next to each other, as its rows do.
 template <class V, class Walk>
 __device__ __forceinline__ void leave_partials(const Sums<V> (&sums)[Walk::channels], const typename Walk::Plan& plan,
                                                const Walk& walk, int64_t chunk, const Workspace<V>& out) {
@@ -48,6 +58,7 @@ __device__ __forceinline__ void leave_partials(const Sums<V> (&sums)[Walk::chann
   }
 }
 
+// Merges the sums of a block's threads and writes them. Every thread of the block must call it.
 template <class V, class Walk>
 __device__ void leave_sums(Sums<V> (&sums)[Walk::channels], const typename Walk::Plan& plan, const Walk& walk,
                            int64_t chunk, const Workspace<V>& out, void* memory) {

@@ -1,88 +1,74 @@
-// What the kernels of batch_norm_hold.cuh share: the packs that a block holds in shared memory between its two sweeps,
-// and how blocks share the channels, take turns and wait for each other.
+// How a call of batch_norm_act is divided if it is made in one persistent kernel, and whether that is worth it.
 #pragma once
 
-#include "cuda/batch_norm/partials.cuh"
+#include "cuda/batch_norm/finish.cuh"
+#include "cuda/batch_norm/path.h"
+#include "cuda/batch_norm/persistent_block.cuh"
+#include "cuda/batch_norm/statistics.cuh"
 
 namespace fusedtricks::cuda {
 
-// Each group of channels is held by a slot: as many blocks as it takes, its members, a chunk of the group each. A slot
-// takes every `slots`-th group in turn.
-struct Hold {
-  int slots;
-  int steps;                     // of a part that are held, a pack of each held tensor a step and thread
-  int64_t held, scratch;         // bytes of shared memory, in this order; then the table of coefficients
-  uint32_t* arrivals = nullptr;  // of each slot, kArrivalsApart from that of the next, for its members to count
-};
+template <class Walk>
+struct PersistentPlan {
+  typename Walk::Plan plan;
+  Persistent persistent;  // no slots if not even one step of a part fits into shared memory
 
-constexpr int kArrivalsApart = 32;  // a line of the cache, so that those who wait for one do not wait for another
-
-// Whether a channel has partial results of several blocks: of all members, and of all groups that the channels of a
-// fold lie in.
-template <class Plan>
-FT_INLINE bool is_shared(const Plan& plan) {
-  return plan.division.chunks > 1 || (plan.fold > 1 && plan.groups > 1);
-}
-
-// Which member of which slot a block is.
-struct Member {
-  int slot, chunk;
-
-  template <class Plan>
-  explicit __device__ Member(const Plan& plan)
-      : slot(int(blockIdx.x) / int(plan.division.chunks)), chunk(int(blockIdx.x) % int(plan.division.chunks)) {}
-
-  // Waits until all partial results of the group are there. For the first group the whole grid meets: then arrivals are
-  // set to zero before they are counted, and the channels of a fold have the results of all groups.
-  template <class Plan>
-  __device__ __forceinline__ void meet(const Plan& plan, const Hold& hold, int group) const {
-    uint32_t* arrivals = hold.arrivals + slot * kArrivalsApart;
-    if (!is_shared(plan)) {
-      __syncthreads();
-    } else if (group == slot) {
-      if (chunk == 0 && threadIdx.x == 0) *arrivals = 0;
-      grid_sync();
-    } else {
-      meet_blocks(arrivals, uint32_t((group - slot) / hold.slots) * uint32_t(plan.division.chunks));
-    }
-  }
-};
-
-// A thread's packs of one tensor in shared memory, those of a step side by side.
-template <class T, int n>
-class Held {
- public:
-  __device__ __forceinline__ Held(void* shared, int steps)
-      : packs_(static_cast<Pack<T, n>*>(shared) + threadIdx.x), steps_(steps) {}
-
-  // Starts to copy pieces of the tensor to where the packs of that step and the next are, for wait_for_copies to wait
-  // for. What was there has been used: a thread reads and writes its own packs alone.
-  template <int count>
-  __device__ __forceinline__ void load(int step, const T* tensor, const Piece<n> (&pieces)[count], int64_t numel) {
-#pragma unroll
-    for (int u = 0; u < count; ++u) {
-      if (step + u < steps_) copy_piece_async(&packs_[(step + u) * kThreads], tensor, pieces[u], numel);
-    }
+  // tensors: those whose packs are kept. merged: bytes that the threads of a block need to merge their results.
+  PersistentPlan(const Layout& layout, int tensors, size_t merged) : plan(Walk::Plan::make(layout)) {
+    persistent.scratch_bytes = int64_t(std::max(pivot_bytes<double>(plan) + merged, total_bytes(plan)));
+    const int64_t step_bytes = int64_t(kThreads) * kPackBytes * tensors, all = ceil_div(plan.items, plan.teams());
+    const int64_t room = shared_memory_per_block(kBlocks) - persistent.scratch_bytes - table_bytes();
+    const int64_t most = room / step_bytes;
+    if (most < 1) return;
+    // Two groups share a multiprocessor even if neither of them then fits completely: one works while the other waits.
+    const int64_t blocks = int64_t(kBlocks) * multiprocessors();
+    const int64_t needed = std::min(ceil_div(all, most), blocks / std::min<int64_t>(plan.groups, kBlocks));
+    const int64_t turns = ceil_div(plan.groups, std::min(plan.groups, blocks / needed));
+    persistent.slots = int(ceil_div(plan.groups, turns));
+    const int64_t useful = std::min(blocks / persistent.slots, ceil_div(all, kStepsOfBlock));
+    const int64_t members = needed > 1 ? std::max(needed, useful) : 1;
+    plan.division = Chunks::make(plan.items, members);
+    persistent.steps = int(std::min(most, ceil_div(ceil_div(plan.items, members), plan.teams())));
+    persistent.kept_bytes = persistent.steps * step_bytes;
   }
 
-  // The packs of that step and the next; anything where the pieces are empty, as those behind the last are.
-  template <int count>
-  __device__ __forceinline__ void get(int step, Pack<T, n> (&packs)[count]) const {
-#pragma unroll
-    for (int u = 0; u < count; ++u) packs[u] = packs_[(step + u < steps_ ? step + u : step) * kThreads];
+  // Whether it is used on this path. With auto only if no block waits for another. Nor if there are few blocks with
+  // much to do, because two kernels would spread that work over all multiprocessors.
+  bool is_used(Path path) const {
+    if (!is_possible() || path == Path::kTwo) return false;
+    const bool keeps_busy = persistent.steps <= kStepsOfBlock || 2 * persistent.slots >= 3 * multiprocessors();
+    return path == Path::kPersistent || (!is_shared(plan) && keeps_busy);
   }
 
-  template <int count>
-  __device__ __forceinline__ void set(int step, const Pack<T, n> (&packs)[count]) {
-#pragma unroll
-    for (int u = 0; u < count; ++u) {
-      if (step + u < steps_) packs_[(step + u) * kThreads] = packs[u];
-    }
+  template <class V>
+  int64_t workspace_bytes(int64_t channels) const {
+    return arrivals_offset<V>(channels) + persistent.slots * int64_t(sizeof(uint32_t)) * kArrivalsApart;
+  }
+
+  template <class V, class Kernel, class Call, class Act>
+  void launch_kernel(Kernel* kernel, const Call& a, const Act& act) const {
+    const int64_t channels = a.layout.channels, blocks = persistent.slots * plan.division.chunks;
+    const int64_t shared_bytes = persistent.kept_bytes + persistent.scratch_bytes + table_bytes();
+    const Workspace<V> workspace(a.workspace, plan.partials(), channels);
+    Persistent placed = persistent;
+    placed.arrivals = reinterpret_cast<uint32_t*>(static_cast<char*>(a.workspace) + arrivals_offset<V>(channels));
+    if (is_shared(plan))
+      launch_cooperative(kernel, blocks, kThreads, shared_bytes, a, plan, placed, workspace, act);
+    else
+      launch(kernel, blocks, kThreads, shared_bytes, a, plan, placed, workspace, act);
   }
 
  private:
-  Pack<T, n>* packs_;
-  int steps_;
+  int64_t table_bytes() const { return kCoefficients * int64_t(sizeof(double)) * plan.block_channels(); }
+
+  // If rows are folded, a group needs the partial results of all groups, so all of them must have their turn together.
+  bool is_possible() const { return persistent.slots && (plan.fold == 1 || persistent.slots == plan.groups); }
+
+  // In the workspace, behind the partial results.
+  template <class V>
+  int64_t arrivals_offset(int64_t channels) const {
+    return Workspace<V>::bytes(plan.partials(), channels);
+  }
 };
 
 }  // namespace fusedtricks::cuda

@@ -1,12 +1,13 @@
-// Statistics of the packs that a thread reads: moments of their deviations from a pivot, a tile at a time.
+// Statistics of the packs that a thread reads: moments of their deviations from a pivot, one tile of packs at a time.
 #pragma once
 
+#include "core/batch_norm_math.h"
 #include "cuda/batch_norm/partials.cuh"
 
 namespace fusedtricks::cuda {
 
-// The inverse of the largest power of two that is not above |x|; 1 unless |x| is so large that its square, summed,
-// might overflow.
+// The inverse of the largest power of two that is not above |x|. But 1 as long as |x| is not so large that sums of its
+// square might overflow.
 template <class V>
 __device__ __forceinline__ V scale_for(V x) {
   using Int = typename ExpTraits<V>::Int;
@@ -16,13 +17,14 @@ __device__ __forceinline__ V scale_for(V x) {
   return exponent > bias / 4 && exponent <= bias ? bit_cast<V>((bias - finite) << Int(bits)) : V(1);
 }
 
-// From a channel's first values: the first, and a scale by the largest.
+// The pivot of a channel, from its first values: their first as the shift, and a scale for the largest of them.
 template <class T>
 __device__ __forceinline__ Pivot<OpMath<T>> pivot_of(const T* x, const Layout& layout, int64_t channel) {
   using V = OpMath<T>;
   constexpr int samples = 16;
-  const int64_t step = layout.rows ? layout.channels : 1, there = layout.rows ? layout.per_channel() : layout.positions;
-  const T* first = x + channel * (layout.rows ? 1 : layout.positions);
+  const bool rows = layout.channels_last;
+  const int64_t step = rows ? layout.channels : 1, there = rows ? layout.per_channel() : layout.positions;
+  const T* first = x + channel * (rows ? 1 : layout.positions);
   V most = 0;
 #pragma unroll
   for (int i = 0; i < samples; ++i) {
@@ -38,12 +40,11 @@ constexpr size_t pivot_bytes(const Plan& plan) {
   return sizeof(Pivot<V>) * plan.block_channels();
 }
 
-// The pivots of a thread's channels, which are those of the tensor's channels; the blocks of the first chunk also write
-// them. Every thread has to call it.
+// Finds the pivots of a thread's channels; channels of a fold have those of the tensor's channels that they stand for.
+// The blocks of the first chunk also write them to the workspace. Every thread of the block must call it.
 template <class T, class Walk>
 __device__ void find_pivots(const BatchNormForward& a, const typename Walk::Plan& plan, const Walk& walk, int64_t chunk,
-                            const Workspace<OpMath<T>>& out, void* memory,
-                            Pivot<OpMath<T>> (&pivots)[Walk::channels]) {
+                            const Workspace<OpMath<T>>& out, void* memory, Pivot<OpMath<T>> (&pivots)[Walk::channels]) {
   auto* shared = static_cast<Pivot<OpMath<T>>*>(memory);
   const int64_t channel = walk.block_channel + threadIdx.x, C = a.layout.channels;
   if (int(threadIdx.x) < plan.block_channels() && channel < plan.channels) {
@@ -56,13 +57,16 @@ __device__ void find_pivots(const BatchNormForward& a, const typename Walk::Plan
   for (int c = 0; c < Walk::channels; ++c) pivots[c] = shared[int(walk.channel - walk.block_channel) + c];
 }
 
-// Moments of a thread's channels, which all have as many elements.
+// The moments of a thread's channels. All of them have the same number of elements.
 template <class V, class Walk>
 struct OwnMoments {
   V count = 0, mean[Walk::channels] = {}, m2[Walk::channels] = {};
+
+  __device__ __forceinline__ Moments<V> of(int c) const { return {count, mean[c], m2[c]}; }
 };
 
-// Adds the pieces' elements, a tile at a time: its mean, then its squared deviations. masked: some are not whole.
+// Adds a tile of pieces: first its mean, then its squared deviations from that, then both are merged into the moments.
+// masked: some of the pieces are not whole.
 template <bool masked, class T, class Walk, int unroll>
 __device__ __forceinline__ void add_tile_moments(const Piece<Walk::pack> (&pieces)[unroll],
                                                  const Pack<T, Walk::pack> (&packs)[unroll],
@@ -73,9 +77,7 @@ __device__ __forceinline__ void add_tile_moments(const Piece<Walk::pack> (&piece
 #pragma unroll
   for (int u = 0; masked && u < unroll; ++u) elements += Walk::elements(pieces[u]);
   if (masked && elements == 0) return;
-  const V inverse = V(1) / V(elements), total = moments.count + V(elements), share = V(elements) / total;
-  const V weight = moments.count * share;
-  moments.count = total;
+  const V inverse = V(1) / V(elements), before = moments.count;
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) {
     const V scale = pivots[c].scale, offset = -pivots[c].shift * scale;
@@ -91,10 +93,11 @@ __device__ __forceinline__ void add_tile_moments(const Piece<Walk::pack> (&piece
     for_elements([&](V d) { mean += d; });
     mean *= inverse;
     for_elements([&](V d) { m2 += (d - mean) * (d - mean); });
-    const V delta = mean - moments.mean[c];
-    moments.m2[c] += m2 + (delta * weight) * delta;
-    // Where the difference is not finite, an infinite mean stays infinite.
-    moments.mean[c] += delta * V(0) == V(0) ? delta * share : mean;
+    Moments<V> merged{before, moments.mean[c], moments.m2[c]};
+    merged.merge({V(elements), mean, m2});
+    moments.mean[c] = merged.mean;
+    moments.m2[c] = merged.m2;
+    moments.count = merged.count;
   }
 }
 
@@ -112,22 +115,23 @@ __device__ __forceinline__ void add_moments(const Piece<Walk::pack> (&pieces)[un
     add_tile_moments<true, T, Walk>(pieces, packs, pivots, moments);
 }
 
-// Merges the moments of a block's threads, and those of a cut pack, and leaves them as the partial results of its part.
-// memory: as find_pivots had it.
+// Merges the moments of a block's threads, and those of a cut pack, and writes them as the partial results of its part.
+// memory: the one that find_pivots was given, with room for the merge behind the pivots. Every thread of the block must
+// call it.
 template <class T, class Walk, class V = OpMath<T>>
 __device__ void leave_moments(const T* x, const OwnMoments<V, Walk>& own, const Pivot<V> (&pivots)[Walk::channels],
                               const typename Walk::Plan& plan, const Walk& walk, int64_t chunk, const Workspace<V>& out,
                               void* memory) {
   Moments<V> moments[Walk::channels];
 #pragma unroll
-  for (int c = 0; c < Walk::channels; ++c) moments[c] = {own.count, own.mean[c], own.m2[c]};
+  for (int c = 0; c < Walk::channels; ++c) moments[c] = own.of(c);
   merge_threads(moments, plan.lanes, static_cast<char*>(memory) + pivot_bytes<V>(plan));
   if (int(threadIdx.x) >= plan.lanes) return;
   const auto cut = plan.cut(chunk, walk.channel);
   Sums<V> sums[Walk::channels];
 #pragma unroll
   for (int c = 0; c < Walk::channels; ++c) {
-    // As the others: the difference of two huge values would overflow before it is scaled.
+    // Scaled before it is subtracted, as all other elements: the difference of two huge values would overflow.
     const V scale = pivots[c].scale, offset = -pivots[c].shift * scale;
     if (cut.has(c)) moments[c].merge({1, load(x[cut.index + c]) * scale + offset, 0});
     sums[c] = {moments[c].mean, moments[c].m2};

@@ -1,7 +1,7 @@
-// batch_norm_act in two kernels each way: statistics, then normalize; sum_gradients, then differentiate. The first of
-// each pair leaves partial results of every chunk, the second merges those of its channels before it begins: no
-// counter, no atomic operation, nothing to set to zero, and a channel's sums could come from several devices in
-// between.
+// batch_norm_act in two kernels each way: statistics and normalize; sum_gradients and differentiate. The first kernel
+// of a pair leaves partial results of every chunk. Each block of the second merges those of its channels before it
+// begins. So there are no counters, no atomic operations and nothing to set to zero, and the results of several devices
+// could be merged in between.
 #pragma once
 
 #include "cuda/batch_norm/packs.cuh"
@@ -9,20 +9,16 @@
 
 namespace fusedtricks::cuda {
 
-// Blocks that a multiprocessor holds. All kernels cut a tensor into the same parts, so that the second of a pair may
-// begin with what the first read last.
-constexpr int kBlocks = 2;
-
-// How many packs of each of `tensors` tensors a thread asks for at once: as many as the registers leave room for beside
-// the sums or coefficients of its channels. 32 to 64 KB are then on their way to each multiprocessor; the memory of an
-// H200 wants 48.
+// How many packs of each of `tensors` tensors a thread loads at once: as many as leave enough registers for the sums or
+// coefficients of its channels. A multiprocessor then has 32 to 64 KB on their way; an H200 needs 48 to use its full
+// bandwidth.
 template <class Walk, class Act, class Dropout = NoDropout>
 constexpr int packs_at_once(int tensors) {
   const int packs = (Walk::channels <= 4 ? 8 : Act::is_fixed ? 6 : 4) / (Dropout::drops ? 2 : 1);
   return (packs + tensors - 1) / tensors;
 }
 
-// Moments of the scaled deviations from the pivot, of every channel and chunk.
+// Leaves the moments of every channel's scaled deviations from its pivot, in every chunk.
 template <class T, class Walk>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     statistics(BatchNormForward a, typename Walk::Plan plan, Workspace<OpMath<T>> out) {
@@ -46,7 +42,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   leave_moments(x, moments, pivots, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
-// Records every channel, where no kernel that normalises does: a block for each group of channels.
+// Records what every channel is to be normalised with, for calls whose second kernel does not. A block for each group
+// of channels.
 template <class T, class Walk>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     record_statistics(BatchNormForward a, typename Walk::Plan plan, Workspace<OpMath<T>> partial) {
@@ -56,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   finish_statistics(a, plan, walk, partial, /*records=*/true, table, dynamic_shared<char>());
 }
 
-// y = act((x - shift) * scale + offset [+ residual]), and its dropout.
+// y = act((x - shift) * scale + offset [+ residual]), with dropout if there is any.
 template <class T, class Walk, class Act, bool has_residual, class Dropout>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     normalize(BatchNormForward a, typename Walk::Plan plan, Workspace<OpMath<T>> partial, Act act, Dropout dropout) {
@@ -67,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
   finish_statistics(a, plan, walk, partial, part.chunk == 0, table, dynamic_shared<char>());
   const Own<V, Walk, kForwardKinds> own(table, walk);
-  const auto drop = dropout.begin();
+  const auto drop = dropout.begin(a);
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
     constexpr int count = kCount<decltype(pieces)>;
@@ -86,7 +83,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   });
 }
 
-// The sums over every chunk of dz and dz * (x - shift) * rstd. After a residual dz is written too.
+// Leaves the sums of dz and of dz * (x - shift) * rstd in every chunk. If the derivative is not taken from the input
+// alone, it also writes dz.
 template <class T, class Walk, class Act, Derivative derivative, class Dropout>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     sum_gradients(BatchNormBackward a, typename Walk::Plan plan, Workspace<OpMath<T>> out, Act act, Dropout dropout) {
@@ -99,8 +97,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
   set_forward(a, plan, walk, table);
   const Own<V, Walk, kSumKinds> own(table, walk);
-  __syncthreads();  // leave_sums takes the table's memory
-  const auto drop = dropout.begin();
+  __syncthreads();  // leave_sums uses the table's memory
+  const auto drop = dropout.begin(a);
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
   const T* other = static_cast<const T*>(derivative == Derivative::kOfOutput ? a.output : a.residual);
   Sums<V> sums[Walk::channels];
@@ -124,8 +122,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   leave_sums(sums, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
-// dx, and the parameters' gradients; without dx these alone. After a residual it starts from dz, with the identity and
-// without dropout.
+// Writes dx, if it is wanted, and the gradients of the parameters. If sum_gradients has written dz, it starts from
+// that, with the identity for the activation and without dropout.
 template <class T, class Walk, class Act, class Dropout>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     differentiate(BatchNormBackward a, typename Walk::Plan plan, Workspace<OpMath<T>> partial, Act act,
@@ -140,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   finish_sums(a, plan, walk, partial, part.chunk == 0, table, memory);
   if (!a.dx) return;
   const Own<V, Walk, kCoefficients> own(table, walk);
-  const auto drop = dropout.begin();
+  const auto drop = dropout.begin(a);
   const T *x = static_cast<const T*>(a.x), *gradient = static_cast<const T*>(a.after_residual() ? a.dz : a.dy);
   for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
     constexpr int count = kCount<decltype(pieces)>;

@@ -1,5 +1,6 @@
-// batch_norm_act_max_pool2d, after the statistics: the maxima; backward the sums over the outputs, what follows from
-// them, and dx, for which every element looks at the windows that it lies in. No atomic operation.
+// batch_norm_act_max_pool2d once the statistics are known. The forward finds the maxima. The backward adds up the
+// outputs, computes what every channel needs of these sums, and then dx: every element looks at the windows that it
+// lies in, so no atomic operations are needed.
 #pragma once
 
 #include "calls/batch_norm_pool.h"
@@ -8,49 +9,49 @@
 
 namespace fusedtricks::cuda {
 
-constexpr int kColumnsAtOnce = 3;  // places of a window's row that are asked for together
+constexpr int kColumnsAtOnce = 3;  // places in a row of a window that are loaded together
 
-// The elements of one output, a pack of channels or one of a plane.
+// The window of an output: for a pack of channels, or for one element of a plane.
 template <class T, int n>
 struct Window {
   const MaxPool& pool;
   Position at;
-  const T* first;  // the image's, at the channel
+  const T* first;  // first element of the image, at the channel
   int64_t step;
 
   __device__ __forceinline__ Window(const T* x, const MaxPool& pool_, const Layout& layout, int64_t output)
-      : pool(pool_), at(output, layout.rows, layout.channels, pool_.rows.outputs, pool_.columns.outputs) {
-    step = layout.rows ? layout.channels : 1;
+      : pool(pool_), at(output, layout.channels_last, layout.channels, pool_.height.outputs, pool_.width.outputs) {
+    step = layout.channels_last ? layout.channels : 1;
     first = x + at.image * layout.positions * step + at.channel;
   }
   __device__ __forceinline__ const T* element(int64_t r, int64_t c) const {
-    const int64_t row = pool.rows.start(at.row) + r * pool.rows.dilation;
-    const int64_t column = pool.columns.start(at.column) + c * pool.columns.dilation;
-    return first + (row * pool.columns.size + column) * step;
+    const int64_t row = pool.height.start(at.row) + r * pool.height.dilation;
+    const int64_t column = pool.width.start(at.column) + c * pool.width.dilation;
+    return first + (row * pool.width.size + column) * step;
   }
   __device__ __forceinline__ const T* element(int place) const {
-    const int r = place / int(pool.columns.kernel);
-    return element(r, place - r * int(pool.columns.kernel));
+    const int r = place / int(pool.width.kernel);
+    return element(r, place - r * int(pool.width.kernel));
   }
   // Calls f(packs, place of the first, how many) for the packs of the window in order.
   template <class F>
   __device__ __forceinline__ void for_packs(const F& f) const {
-    const int64_t end_row = pool.rows.end_place(at.row), end = pool.columns.end_place(at.column);
-    for (int64_t r = pool.rows.first_place(at.row); r < end_row; ++r) {
-      for (int64_t c = pool.columns.first_place(at.column); c < end; c += kColumnsAtOnce) {
+    const int64_t end_row = pool.height.end_place(at.row), end = pool.width.end_place(at.column);
+    for (int64_t r = pool.height.first_place(at.row); r < end_row; ++r) {
+      for (int64_t c = pool.width.first_place(at.column); c < end; c += kColumnsAtOnce) {
         Pack<T, n> packs[kColumnsAtOnce];
         const int count = end - c < kColumnsAtOnce ? int(end - c) : kColumnsAtOnce;
 #pragma unroll
         for (int i = 0; i < kColumnsAtOnce; ++i) {
           if (i < count) packs[i] = *reinterpret_cast<const Pack<T, n>*>(element(r, c + i));
         }
-        f(packs, int(r * pool.columns.kernel + c), count);
+        f(packs, int(r * pool.width.kernel + c), count);
       }
     }
   }
 };
 
-// The first maximum of the activated values, and NaN above all, the last one, as stock has it.
+// The maximum of a window is the first of its largest activated values, or the last NaN if there is any, as in stock.
 template <class T, class Walk, class Act>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pool_maxima(BatchNormPoolForward a, typename Walk::Plan plan, Act act) {
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   });
 }
 
-// The sums over every chunk of outputs of dz and dz * (x - shift) * rstd, x at the maxima.
+// Leaves the sums of dz and of dz * (x - shift) * rstd over the outputs of every chunk, with x at the maxima.
 template <class T, class Walk, class Act>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pool_sums(BatchNormPoolBackward a, typename Walk::Plan plan, Workspace<OpMath<T>> out, Act act) {
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Table<V> table{dynamic_shared<V>(), plan.block_channels()};
   set_forward(a.norm, plan, walk, table);
   const Own<V, Walk, kSumKinds> own(table, walk);
-  __syncthreads();  // leave_sums takes the table's memory
+  __syncthreads();  // leave_sums uses the table's memory
   const T *x = static_cast<const T*>(a.norm.x), *dy = static_cast<const T*>(a.dy);
   Sums<V> sums[Walk::channels];
   for_pieces<unroll>(walk, plan, part.chunk, [&](const auto& pieces) {
@@ -124,12 +125,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   leave_sums(sums, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
-// The parameters' gradients, and what every element of a channel has from the sums: slope and constant, an array each.
-// A block for each group of channels.
+// Writes the gradients of the parameters, and slope and constant of every channel, as one array each: the outputs that
+// were added up are divided into other parts than the elements that need these two. A block for each group of channels.
 template <class T, class Walk>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    finish_pool_sums(BatchNormPoolBackward a, typename Walk::Plan plan, Workspace<OpMath<T>> partial,
-                     OpMath<T>* slopes) {
+__global__ void __launch_bounds__(kThreads, kBlocks) finish_pool_sums(BatchNormPoolBackward a, typename Walk::Plan plan,
+                                                                      Workspace<OpMath<T>> partial, OpMath<T>* slopes) {
   using V = OpMath<T>;
   const Walk walk(plan, /*chunk=*/0, blockIdx.x, /*reversed=*/false);
   char* memory = dynamic_shared<char>();
@@ -142,16 +142,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   slopes[a.norm.layout.channels + channel] = table.at(kConstant, threadIdx.x);
 }
 
-// The gradients of the outputs that the elements of a pack are the maximum of, added up. channels: of one position.
+// For each element of a pack the sum of dy over the outputs whose maximum it is. channels: the pack is of the channels
+// of one position.
 template <bool channels, class T, int n>
 __device__ __forceinline__ void add_outputs(const BatchNormPoolBackward& a, const Piece<n>& piece,
                                             OpMath<T> (&sums)[n]) {
   const Layout& layout = a.norm.layout;
-  const int64_t C = layout.channels, H = a.pool.rows.size, W = a.pool.columns.size;
-  const int64_t step = layout.rows ? C : 1, image = a.pool.outputs() * step;
+  const int64_t C = layout.channels, H = a.pool.height.size, W = a.pool.width.size;
+  const int64_t step = layout.channels_last ? C : 1, image = a.pool.outputs() * step;
   const T* dy = static_cast<const T*>(a.dy);
-  // A pack may begin before its plane does.
-  Position at(piece.index + piece.first, layout.rows, C, H, W);
+  // The pack can begin before its plane does.
+  Position at(piece.index + piece.first, layout.channels_last, C, H, W);
 #pragma unroll
   for (int e = 0; e < n; ++e) sums[e] = OpMath<T>(0);
   if constexpr (channels) {
@@ -170,12 +171,12 @@ __device__ __forceinline__ void add_outputs(const BatchNormPoolBackward& a, cons
       for_windows(a.pool, at, [&](int64_t output, int place) {
         if (a.argmax[first + output * step] == place) sums[e] += load(dy[first + output * step]);
       });
-      at.advance(layout.rows, C, H, W);
+      at.advance(layout.channels_last, C, H, W);
     }
   }
 }
 
-// dx; channels: the packs are of channels of one position.
+// Writes dx. channels: as in add_outputs.
 template <class T, class Walk, class Act, bool channels>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pool_differentiate(BatchNormPoolBackward a, typename Walk::Plan plan, const OpMath<T>* slopes, Act act) {

@@ -1,4 +1,4 @@
-// The kernels of batch_norm_act_max_pool2d for one dtype each, once the statistics are recorded.
+// The kernels of batch_norm_act_max_pool2d for one dtype.
 #pragma once
 
 #include "calls/batch_norm_pool.h"
@@ -7,8 +7,9 @@ namespace fusedtricks::cuda {
 
 template <class T>
 struct BatchNormPoolKernels {
-  static int64_t backward_workspace(const BatchNormPoolBackward& a);
+  // Needs what BatchNormKernels::statistics records: mean and rstd.
   static void forward(const BatchNormPoolForward& a);
+  static int64_t backward_workspace(const BatchNormPoolBackward& a);
   static void backward(const BatchNormPoolBackward& a);
 };
 

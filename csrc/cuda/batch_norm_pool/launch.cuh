@@ -1,13 +1,13 @@
 // Launches of the kernels of batch_norm_act_max_pool2d.
 #pragma once
 
-#include "cuda/batch_norm/launch.cuh"
-#include "cuda/batch_norm_pool/kernels_of_dtype.h"
+#include "cuda/batch_norm/launch_two_kernels.cuh"
 #include "cuda/batch_norm_pool/kernels.cuh"
+#include "cuda/batch_norm_pool/kernels_of_dtype.h"
 
 namespace fusedtricks::cuda {
 
-// The activation of residual networks has kernels of its own.
+// Only ReLU, which is what residual networks use, is compiled in.
 template <class V, class F>
 void with_relu(const Activation& activation, const F& f) {
   if constexpr (std::is_same_v<V, float>) {
@@ -17,19 +17,18 @@ void with_relu(const Activation& activation, const F& f) {
   f(AnyActivation<V>{activation});
 }
 
-// Whether a pack of channels lies in one position everywhere, and begins at a multiple of its size.
+// Whether every pack consists of channels of one position and can be moved in one access.
 template <class T>
 bool are_packs_of_channels(const Layout& layout, std::initializer_list<const void*> tensors) {
-  const bool aligned = std::all_of(tensors.begin(), tensors.end(), [](const void* t) { return is_pack_aligned(t); });
-  return layout.rows && layout.channels % kPack<T> == 0 && aligned;
+  return layout.channels_last && layout.channels % kPack<T> == 0 && are_pack_aligned(tensors);
 }
 
-// Calls f(walk) with the walk over the outputs. Of a plane a thread has one at a time: neighbouring threads then read
-// neighbouring elements.
+// Calls f(Type<Walk>) with the walk over the outputs. A thread has one output of a plane at a time, so that
+// neighbouring threads read neighbouring elements.
 template <class T, class F>
 void with_output_walk(const Layout& outputs, std::initializer_list<const void*> tensors, const F& f) {
   if (are_packs_of_channels<T>(outputs, tensors)) return f(Type<RowsWalk<kPack<T>>>());
-  if (outputs.rows) return f(Type<RowsWalk<1>>());
+  if (outputs.channels_last) return f(Type<RowsWalk<1>>());
   f(Type<PlanesWalk<1>>());
 }
 
@@ -44,7 +43,7 @@ void BatchNormPoolKernels<T>::forward(const BatchNormPoolForward& a) {
   });
 }
 
-// Partial results, then slope and constant of every channel.
+// Where slope and constant of the channels are in the workspace: behind the partial results.
 template <class T, class Walk>
 int64_t slopes_at(const BatchNormPoolBackward& a) {
   return Workspace<OpMath<T>>::bytes(plan_for<Walk>(a.outputs()).partials(), a.norm.layout.channels);
@@ -59,7 +58,7 @@ int64_t BatchNormPoolKernels<T>::backward_workspace(const BatchNormPoolBackward&
   return bytes;
 }
 
-// The parameters' gradients; slope and constant of every channel.
+// Computes the gradients of the parameters, and slope and constant of every channel, which it returns.
 template <class T, class Walk>
 const OpMath<T>* launch_sums(const BatchNormPoolBackward& a) {
   using V = OpMath<T>;

@@ -1,4 +1,4 @@
-// Where the windows of max-pooling lie, for threads that start from an output or from an element.
+// Where the windows of max-pooling lie, for threads that begin with an output or with an element of the input.
 #pragma once
 
 #include "core/pool_window.h"
@@ -6,28 +6,31 @@
 
 namespace fusedtricks::cuda {
 
-// a / b of numbers that are not negative: in 32 bits where they fit, which is several times as fast.
+// a / b of numbers that are not negative: in 32 bits if both fit, which is several times as fast.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   if ((a | b) >> 32 == 0) return int64_t(uint32_t(a) / uint32_t(b));
   return a / b;
 }
 
-// One position of a tensor of images, at a channel where they lie in rows. Otherwise an image is a plane.
+// A position in a tensor of images. In a channels_last tensor an image has all channels; otherwise every plane counts
+// as an image, and the channel is 0.
 struct Position {
   int64_t image, channel, row, column;
 
-  // Of the element at an index, in images of that size.
-  __device__ __forceinline__ Position(int64_t index, bool rows, int64_t channels, int64_t height, int64_t width) {
-    const int64_t inner = rows ? channels : 1, position = quotient(index, inner), line = quotient(position, width);
+  // The position of the element at an index.
+  __device__ __forceinline__ Position(int64_t index, bool channels_last, int64_t channels, int64_t height,
+                                      int64_t width) {
+    const int64_t inner = channels_last ? channels : 1, position = quotient(index, inner),
+                  line = quotient(position, width);
     channel = index - position * inner;
     column = position - line * width;
     image = quotient(line, height);
     row = line - image * height;
   }
 
-  // To the next element in memory, of the same image unless it is the last.
-  __device__ __forceinline__ void advance(bool rows, int64_t channels, int64_t height, int64_t width) {
-    if (rows && ++channel < channels) return;
+  // Moves on to the next element in memory.
+  __device__ __forceinline__ void advance(bool channels_last, int64_t channels, int64_t height, int64_t width) {
+    if (channels_last && ++channel < channels) return;
     channel = 0;
     if (++column < width) return;
     column = 0;
@@ -37,7 +40,7 @@ struct Position {
   }
 };
 
-// Calls f(window, place) for the windows that have a position of the axis at one of their places.
+// Calls f(window, place) for the windows along an axis that have the position at one of their places.
 template <class F>
 __device__ __forceinline__ void for_windows(const PoolAxis& axis, int64_t position, const F& f) {
   const int64_t extent = axis.extent(), last = quotient(position + axis.padding, axis.stride);
@@ -49,12 +52,12 @@ __device__ __forceinline__ void for_windows(const PoolAxis& axis, int64_t positi
   }
 }
 
-// The same for both axes, with the window's number in its image.
+// The same for both axes: f(number of the window in its image, place in the window).
 template <class F>
 __device__ __forceinline__ void for_windows(const MaxPool& pool, const Position& at, const F& f) {
-  for_windows(pool.rows, at.row, [&](int64_t o, int64_t r) {
-    for_windows(pool.columns, at.column,
-                [&](int64_t i, int64_t c) { f(o * pool.columns.outputs + i, int(r * pool.columns.kernel + c)); });
+  for_windows(pool.height, at.row, [&](int64_t o, int64_t r) {
+    for_windows(pool.width, at.column,
+                [&](int64_t i, int64_t c) { f(o * pool.width.outputs + i, int(r * pool.width.kernel + c)); });
   });
 }
 

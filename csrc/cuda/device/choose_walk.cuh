@@ -7,11 +7,6 @@
 
 namespace fusedtricks::cuda {
 
-// Whether every one of the tensors begins at a multiple of a pack. A null pointer stands for a tensor that is not there.
-inline bool are_pack_aligned(std::initializer_list<const void*> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), is_pack_aligned);
-}
-
 // Calls f(Type<Walk>) with the walk for the layout. It moves whole packs where every tensor is aligned for that, single
 // elements otherwise.
 template <class T, class F>

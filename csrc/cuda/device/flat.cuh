@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/dtypes.h"
 #include "cuda/device/walk.cuh"
 
 namespace fusedtricks::cuda {

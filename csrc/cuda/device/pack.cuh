@@ -1,7 +1,9 @@
 // Packs: n elements that lie next to each other and move in one access of up to 16 bytes.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
+#include <initializer_list>
 
 #include "core/scalar.h"
 #include "cuda/device/platform.cuh"
@@ -63,8 +65,8 @@ struct Piece {
   __device__ __forceinline__ bool empty() const { return first >= last; }
 };
 
-// The whole pack that a piece belongs to, or zeros if the piece is empty. So elements beside the piece are read as well.
-// At the end of a tensor this can reach past it, up to the next multiple of 16 bytes, which is still inside the
+// The whole pack that a piece belongs to, or zeros if the piece is empty. So elements beside the piece are read as
+// well. At the end of a tensor this can reach past it, up to the next multiple of 16 bytes, which is still inside the
 // allocation. The 16 bytes stay in one uint4 until they are used: if the pack were assembled from elements, it would
 // have to arrive before the next load can be issued.
 template <Read read, class T, int n>
@@ -109,7 +111,12 @@ __device__ __forceinline__ void copy_piece_async(Pack<T, n>* shared, const T* te
   if (!piece.empty()) *shared = load_piece<Read::kAgain>(tensor, piece, numel);
 }
 
-// Whether the packs of a tensor that begins at this address can each be moved in one access.
+// Whether a tensor that begins at this address can be moved by packs: whether it begins at a multiple of one.
 inline bool is_pack_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }
+
+// The same for several tensors. A null pointer stands for a tensor that is not there.
+inline bool are_pack_aligned(std::initializer_list<const void*> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), is_pack_aligned);
+}
 
 }  // namespace fusedtricks::cuda

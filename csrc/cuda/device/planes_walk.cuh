@@ -63,8 +63,9 @@ struct PlanesWalk {
     const int64_t item = left_ <= 0 ? 0 : reversed ? end - 1 - thread : first + thread;
     start_ = p.start(item / p.packs, channel);
     at_ = item % p.packs * n;
-    // A step leads kThreads packs on: over so many samples, and over so many packs of the plane there. A step back is one
-    // sample more back and then forward within the plane, so that advance() has to handle only one kind of overflow.
+    // A step leads kThreads packs on: over so many samples, and over so many packs of the plane there. A step back is
+    // one sample more back and then forward within the plane, so that advance() has to handle only one kind of
+    // overflow.
     const int64_t samples = kThreads / p.packs, packs = kThreads % p.packs;
     step_start_ = (reversed ? -1 - samples : samples) * p.sample();
     step_ = (reversed ? p.packs - packs : packs) * n;
@@ -94,10 +95,10 @@ struct PlanesWalk {
 
  private:
   Plan plan_;
-  int64_t start_;               // index of the plane's first element
-  int64_t at_;                  // elements from the pack in which the plane begins to the current pack
-  int64_t step_start_, step_;   // what a step adds to these two
-  int left_;                    // pieces
+  int64_t start_;              // index of the plane's first element
+  int64_t at_;                 // elements from the pack in which the plane begins to the current pack
+  int64_t step_start_, step_;  // what a step adds to these two
+  int left_;                   // pieces
 
   __device__ __forceinline__ void advance() {
     const int64_t end = plan_.packs * n;

@@ -52,8 +52,8 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(bytes);
 }
 
-// The 16 bytes at an address that is a multiple of 16. once: nothing reads them again, so the caches need not keep them.
-// The emulation reads no more than the first `bytes_there`, those that belong to the tensor.
+// The 16 bytes at an address that is a multiple of 16. once: nothing reads them again, so the caches need not keep
+// them. The emulation reads no more than the first `bytes_there`, those that belong to the tensor.
 template <bool once>
 __device__ __forceinline__ uint4 read_block(const void* p, int64_t /*bytes_there*/) {
   const uint4* at = static_cast<const uint4*>(p);
@@ -63,8 +63,9 @@ __device__ __forceinline__ uint4 read_block(const void* p, int64_t /*bytes_there
 // A barrier between all blocks of a cooperative launch.
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
 
-// A barrier between some blocks of a cooperative launch. Each call adds one to *arrivals and returns when it has reached
-// `all`. What the other blocks wrote before they arrived can then be read, with loads that bypass the first-level cache.
+// A barrier between some blocks of a cooperative launch. Each call adds one to *arrivals and returns when it has
+// reached `all`. What the other blocks wrote before they arrived can then be read, with loads that bypass the
+// first-level cache.
 __device__ __forceinline__ void meet_blocks(uint32_t* arrivals, uint32_t all) {
   __syncthreads();
   if (threadIdx.x == 0) {

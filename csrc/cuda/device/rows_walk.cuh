@@ -10,8 +10,8 @@ namespace fusedtricks::cuda {
 // A thread has the n channels of a pack and visits that pack in the rows of its team.
 //
 // Where C is not a multiple of n, the walk folds the rows: it takes as many neighbouring rows of the tensor as make
-// whole packs for one row, whose channel v is the tensor's channel v % C. The last of these rows may be short and end in
-// the middle of a pack. This cut pack is not among the pieces of the walk, because its channels would then have
+// whole packs for one row, whose channel v is the tensor's channel v % C. The last of these rows may be short and end
+// in the middle of a pack. This cut pack is not among the pieces of the walk, because its channels would then have
 // different numbers of elements.
 template <int n>
 struct RowsWalk {

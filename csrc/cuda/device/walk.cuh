@@ -1,10 +1,10 @@
 // How the threads of a block walk over their part of a (N, C, *) tensor: which channels a thread has, which packs it
 // visits, and how many elements that makes. RowsWalk is the walk for channels_last tensors, PlanesWalk for the others.
 //
-// A tensor is divided into groups of neighbouring channels, and along its rows or planes into chunks. A part is what one
-// chunk has of one group; a block works on one part at a time. Each thread of a block belongs to a lane, which has
-// channels of its own, and to a team, which has one thread of every lane. The teams take the items of the part (rows, or
-// packs of a plane) in turn.
+// A tensor is divided into groups of neighbouring channels, and along its rows or planes into chunks. A part is what
+// one chunk has of one group; a block works on one part at a time. Each thread of a block belongs to a lane, which has
+// channels of its own, and to a team, which has one thread of every lane. The teams take the items of the part (rows,
+// or packs of a plane) in turn.
 #pragma once
 
 #include <algorithm>
@@ -58,8 +58,8 @@ FT_INLINE int64_t parts(const Plan& plan) {
   return plan.groups * plan.division.chunks;
 }
 
-// The part that this block of such a grid works on. reversed: the blocks take the parts in the opposite order, beginning
-// with those that the kernel before read last.
+// The part that this block of such a grid works on. reversed: the blocks take the parts in the opposite order,
+// beginning with those that the kernel before read last.
 struct Part {
   int64_t chunk, group;
 

@@ -1,16 +1,17 @@
-// dropout(act(x + bias)) + residual in one pass each way. The sums for the bias's gradient leave partial results, which
-// a second, small kernel merges.
+// dropout(act(x + bias)) + residual, in one pass each way. Where the bias has a gradient, the backward leaves partial
+// sums for it, which a second, small kernel merges.
 #include "calls/act_dropout.h"
 
 #include "core/dtypes.h"
 #include "cuda/device/activation_packs.cuh"
+#include "cuda/device/choose_walk.cuh"
 #include "cuda/dropout/bias.cuh"
 #include "cuda/dropout/mask_sweeps.cuh"
-#include "cuda/device/choose_walk.cuh"
 
 namespace fusedtricks::cuda {
 namespace {
 
+// Computes y and writes it.
 template <class T>
 struct WriteResult {
   using V = OpMath<T>;
@@ -26,6 +27,15 @@ struct WriteResult {
   Bias<V> bias;
   AnyActivation<V> act;
   Drop<V> drop;
+
+  explicit WriteResult(const ActDropoutForward& a)
+      : x(static_cast<const T*>(a.x)),
+        residual(static_cast<const T*>(a.residual)),
+        y(static_cast<T*>(a.y)),
+        numel(a.tail.numel()),
+        bias{static_cast<const V*>(a.bias), a.tail.places},
+        act{a.act},
+        drop(a.mask.rate) {}
 
   template <int n>
   __device__ __forceinline__ Packs<n> load(const Piece<n>& piece) const {
@@ -49,7 +59,7 @@ struct WriteResult {
   }
 };
 
-// The gradient of x, and what leads to it.
+// Computes the gradient of x and writes it.
 template <class T>
 struct WriteGradient {
   using V = OpMath<T>;
@@ -62,22 +72,22 @@ struct WriteGradient {
   const T *dy, *saved;  // saved may be null
   T* dx;                // may be null
   int64_t numel;
-  Bias<V> bias;    // where x is saved
-  V result_scale;  // what a saved y is multiplied by
+  Bias<V> bias;    // only if x is saved
+  V result_scale;  // undoes the scale of a saved y
   bool is_result;
   AnyActivation<V> act;
   Drop<V> drop;
 
-  WriteGradient(const ActDropoutBackward& a)
+  explicit WriteGradient(const ActDropoutBackward& a)
       : dy(static_cast<const T*>(a.dy)),
         saved(static_cast<const T*>(a.saved)),
         dx(static_cast<T*>(a.dx)),
         numel(a.tail.numel()),
         bias{a.kept == Kept::kInput ? static_cast<const V*>(a.bias) : nullptr, a.tail.places},
-        result_scale(V(1 / a.rate.scale)),
+        result_scale(V(1 / a.mask.rate.scale)),
         is_result(a.kept == Kept::kResult),
         act{a.act},
-        drop(a.rate) {}
+        drop(a.mask.rate) {}
 
   template <int n>
   __device__ __forceinline__ Packs<n> load(const Piece<n>& piece) const {
@@ -112,14 +122,14 @@ struct WriteGradient {
   }
 };
 
-// dx, and the sums over every chunk of it.
+// dx, and for every value of the bias the sum of dx over its elements in each chunk.
 template <class T, class Walk>
 __global__ void __launch_bounds__(kThreads, kMaskedBlocks)
     sum_gradients(WriteGradient<T> write, typename Walk::Plan plan, Layout layout, bool in_order, MaskSource source,
                   BiasPartials<OpMath<T>> out) {
   using V = OpMath<T>;
   constexpr int n = Walk::pack, unroll = 2;
-  const Mask mask = source.get();
+  const Mask mask = read_mask(source);
   const Part part(plan, /*reversed=*/false);
   Walk walk(plan, part.chunk, part.group, /*reversed=*/false);
   Sum<V> sums[Walk::channels];
@@ -130,9 +140,9 @@ __global__ void __launch_bounds__(kThreads, kMaskedBlocks)
     for (int u = 0; u < count; ++u) packs[u] = write.load(pieces[u]);
 #pragma unroll
     for (int u = 0; u < count; ++u) {
-      const uint32_t kept = !source.is_drawn() ? ~0u
-                            : in_order         ? kept_in_order<n>(mask, pieces[u].index)
-                                               : kept_of_row<n>(mask, layout, pieces[u].index);
+      const uint32_t kept = !source    ? ~0u
+                            : in_order ? kept_in_order<n>(mask, pieces[u].index)
+                                       : kept_of_row<n>(mask, layout, pieces[u].index);
       bool keep[n];
 #pragma unroll
       for (int e = 0; e < n; ++e) keep[e] = kept >> e & 1;
@@ -148,13 +158,13 @@ __global__ void __launch_bounds__(kThreads, kMaskedBlocks)
   leave_bias_sums(sums, plan, walk, part.chunk, out, dynamic_shared<char>());
 }
 
-// The layout whose channels are the values of the bias.
+// The tensor seen as one whose channels are the values of the bias.
 Layout bias_layout(const TailLayout& tail) {
   const int64_t outer = tail.numel() / (tail.places.count * tail.places.inner);
   return {outer, tail.places.count, tail.places.inner, tail.places.inner == 1};
 }
 
-// A few blocks for every multiprocessor, and work enough for each.
+// A few blocks for every multiprocessor, fewer where they would have too little work.
 template <class Walk>
 typename Walk::Plan bias_plan(const Layout& layout) {
   constexpr int64_t blocks = 4, steps = 8;
@@ -167,37 +177,23 @@ void with_bias_walk(const ActDropoutBackward& a, const F& f) {
 }
 
 template <class T>
-void backward_with_sums(const ActDropoutBackward& a, const MaskSource& source) {
+void backward_with_sums(const ActDropoutBackward& a) {
   using V = OpMath<T>;
   with_bias_walk<T>(a, [&](auto type) {
     using Walk = typename decltype(type)::type;
     const auto plan = bias_plan<Walk>(bias_layout(a.tail));
     const BiasPartials<V> partials{static_cast<V*>(a.workspace), a.tail.places.count};
     launch(sum_gradients<T, Walk>, parts(plan), kThreads, merge_bytes<Sum<V>>(Walk::channels), WriteGradient<T>(a),
-           plan, a.tail.layout, a.tail.in_order, source, partials);
+           plan, a.tail.layout, a.tail.in_order, a.mask, partials);
     finish_bias(plan.partials(), partials, static_cast<V*>(a.dbias));
   });
 }
 
-}  // namespace
-}  // namespace fusedtricks::cuda
-
-namespace fusedtricks::backend {
-
-void act_dropout_forward(const ActDropoutForward& a, std::optional<int64_t> seed, int64_t* rng_state) {
-  const auto source = rng_state ? cuda::MaskSource::drawn(a.rate, seed, rng_state) : cuda::MaskSource::none();
+void act_dropout_forward(const ActDropoutForward& a) {
   visit_dtype(a.tail.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    using V = OpMath<T>;
-    const cuda::WriteResult<T> write{static_cast<const T*>(a.x),
-                                     static_cast<const T*>(a.residual),
-                                     static_cast<T*>(a.y),
-                                     a.tail.numel(),
-                                     {static_cast<const V*>(a.bias), a.tail.places},
-                                     {a.act},
-                                     cuda::Drop<V>(a.rate)};
-    const bool aligned = cuda::is_pack_aligned(a.x) && cuda::is_pack_aligned(a.y) && cuda::is_pack_aligned(a.residual);
-    cuda::launch_masked<T>(a.tail.layout, a.tail.in_order, aligned, source, write);
+    launch_masked<T>(a.tail.layout, a.tail.in_order, are_pack_aligned({a.x, a.y, a.residual}), a.mask,
+                     WriteResult<T>(a));
   });
 }
 
@@ -206,22 +202,28 @@ int64_t act_dropout_backward_workspace(const ActDropoutBackward& a) {
   int64_t bytes = 0;
   visit_dtype(a.tail.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    cuda::with_bias_walk<T>(a, [&](auto walk) {
-      const auto plan = cuda::bias_plan<typename decltype(walk)::type>(cuda::bias_layout(a.tail));
+    with_bias_walk<T>(a, [&](auto walk) {
+      const auto plan = bias_plan<typename decltype(walk)::type>(bias_layout(a.tail));
       bytes = plan.partials() * a.tail.places.count * int64_t(sizeof(OpMath<T>));
     });
   });
   return bytes;
 }
 
-void act_dropout_backward(const ActDropoutBackward& a, const int64_t* rng_state) {
-  const auto source = rng_state ? cuda::MaskSource::recorded_in(a.rate, rng_state) : cuda::MaskSource::none();
+void act_dropout_backward(const ActDropoutBackward& a) {
   visit_dtype(a.tail.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (a.dbias) return cuda::backward_with_sums<T>(a, source);
-    const bool aligned = cuda::is_pack_aligned(a.dy) && cuda::is_pack_aligned(a.saved) && cuda::is_pack_aligned(a.dx);
-    cuda::launch_masked<T>(a.tail.layout, a.tail.in_order, aligned, source, cuda::WriteGradient<T>(a));
+    if (a.dbias) return backward_with_sums<T>(a);
+    launch_masked<T>(a.tail.layout, a.tail.in_order, are_pack_aligned({a.dy, a.saved, a.dx}), a.mask,
+                     WriteGradient<T>(a));
   });
 }
 
-}  // namespace fusedtricks::backend
+const Provided provided[] = {
+    {kernels::act_dropout_forward, act_dropout_forward},
+    {kernels::act_dropout_backward_workspace, act_dropout_backward_workspace},
+    {kernels::act_dropout_backward, act_dropout_backward},
+};
+
+}  // namespace
+}  // namespace fusedtricks::cuda

@@ -1,4 +1,4 @@
-// A bias added to packs, and the sums over all elements of each of its values.
+// A bias that is added to packs, and its gradient: for each of its values the sum over that value's elements.
 #pragma once
 
 #include "calls/act_dropout.h"
@@ -11,7 +11,7 @@ struct Bias {
   const V* values;  // may be null
   BiasPlaces places;
 
-  // z += the bias of n neighbouring elements, with two divisions for all of them.
+  // Adds the bias to n neighbouring elements, with two divisions for all of them.
   template <int n>
   __device__ __forceinline__ void add(int64_t index, V (&z)[n]) const {
     if (!values) return;
@@ -34,7 +34,7 @@ struct Sum {
   FT_INLINE void merge(const Sum& other) { value += other.value; }
 };
 
-// The partial sums of every value of the bias, a row for each part of the tensor.
+// The partial sums of every value of the bias: one row for each part of the tensor.
 template <class V>
 struct BiasPartials {
   V* values;
@@ -43,7 +43,8 @@ struct BiasPartials {
   FT_INLINE V& at(int64_t row, int64_t number) const { return values[row * count + number]; }
 };
 
-// Writes what a block has of its values in a chunk. The channels of a fold lie side by side, as its rows do.
+// Merges the sums of a block's threads and writes them as partial sums. A chunk fills plan.fold rows of them at once,
+// because the channels of a fold lie next to each other, as its rows do.
 template <class V, class Walk>
 __device__ void leave_bias_sums(Sum<V> (&sums)[Walk::channels], const typename Walk::Plan& plan, const Walk& walk,
                                 int64_t chunk, const BiasPartials<V>& out, void* memory) {
@@ -55,7 +56,8 @@ __device__ void leave_bias_sums(Sum<V> (&sums)[Walk::channels], const typename W
   }
 }
 
-// dbias: a warp for each 32 values would leave most of a GPU idle, so a block has them, its warps the rows by turns.
+// dbias from the partial sums. A block has 32 values, and its warps take the rows in turn: with a single warp for 32
+// values most of the GPU would be idle.
 template <class V>
 __global__ void __launch_bounds__(kThreads) merge_bias_sums(int64_t rows, BiasPartials<V> partials, V* dbias) {
   constexpr int width = 32, teams = kThreads / width;

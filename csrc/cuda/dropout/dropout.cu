@@ -1,5 +1,4 @@
-// Dropout: one pass, the mask computed from (seed, offset, logical index) wherever it is needed. The backward is the
-// same pass over dy.
+// Dropout in one pass over x. The backward is the same pass over dy.
 #include "calls/dropout.h"
 
 #include "core/dtypes.h"
@@ -32,27 +31,18 @@ struct DropElements {
   }
 };
 
-void drop(const DropoutCall& call, const MaskSource& source) {
+void dropout(const DropoutCall& call) {
+  if (!call.numel() && !call.mask.record) return;  // an empty tensor's mask is recorded all the same
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const DropElements<T> operation{static_cast<const T*>(call.x), static_cast<T*>(call.y), call.numel(),
-                                    Drop<OpMath<T>>(call.rate)};
-    const bool aligned = is_pack_aligned(call.x) && is_pack_aligned(call.y);
-    launch_masked<T>(call.layout, call.in_logical_order, aligned, source, operation);
+                                    Drop<OpMath<T>>(call.mask.rate)};
+    const bool aligned = are_pack_aligned({call.x, call.y});
+    launch_masked<T>(call.layout, call.in_logical_order, aligned, call.mask, operation);
   });
 }
 
+const Provided provided(kernels::dropout, dropout);
+
 }  // namespace
 }  // namespace fusedtricks::cuda
-
-namespace fusedtricks::backend {
-
-void dropout_forward(const DropoutCall& call, std::optional<int64_t> seed, int64_t* rng_state) {
-  cuda::drop(call, cuda::MaskSource::drawn(call.rate, seed, rng_state));
-}
-
-void dropout_backward(const DropoutCall& call, const int64_t* rng_state) {
-  if (call.numel()) cuda::drop(call, cuda::MaskSource::recorded_in(call.rate, rng_state));
-}
-
-}  // namespace fusedtricks::backend

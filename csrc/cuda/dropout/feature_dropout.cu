@@ -1,4 +1,5 @@
-// Dropout of whole channels, samples or batches: elements of a pack share a block of words where they can.
+// Dropout of whole groups of elements: channels, samples or batches. The elements of a pack share a block of words
+// where they can.
 #include "calls/feature_dropout.h"
 
 #include "core/dtypes.h"
@@ -8,7 +9,7 @@
 namespace fusedtricks::cuda {
 namespace {
 
-// The word of each of n neighbouring elements, without a division for each.
+// Whether each of n neighbouring elements is kept, with three divisions for all of them.
 template <int n>
 __device__ __forceinline__ void draw_groups(const Mask& mask, const MaskGroups& groups, int64_t index,
                                             bool (&keep)[n]) {
@@ -31,7 +32,8 @@ __device__ __forceinline__ void draw_groups(const Mask& mask, const MaskGroups& 
 template <class T, int n>
 __global__ void __launch_bounds__(kThreads) drop_groups(const T* x, const T* residual, T* y, int64_t count,
                                                         MaskGroups groups, MaskSource source, Drop<OpMath<T>> drop) {
-  const Mask mask = source.get();
+  const Mask mask = read_mask(source);
+  if (count == 0) return;  // then the groups may be empty too, and nothing could be divided by their sizes
   Piece<n> pieces[kFlatUnroll];
   Pack<T, n> packs[kFlatUnroll], residuals[kFlatUnroll];
   flat_pieces(count, pieces);
@@ -55,33 +57,18 @@ __global__ void __launch_bounds__(kThreads) drop_groups(const T* x, const T* res
   }
 }
 
-void drop(const FeatureDropoutCall& call, const MaskSource& source) {
-  visit_dtype(call.dtype, [&](auto type) {
+void feature_dropout(const FeatureDropoutCall& call) {
+  if (!call.numel && !call.mask.record) return;  // an empty tensor's mask is recorded all the same
+  with_flat_pack(call.dtype, are_pack_aligned({call.x, call.residual, call.y}), [&](auto type, auto pack) {
     using T = typename decltype(type)::type;
-    const auto launch_by = [&](auto pack) {
-      constexpr int n = decltype(pack)::value;
-      launch(drop_groups<T, n>, flat_blocks(call.numel, n), kThreads, 0, static_cast<const T*>(call.x),
-             static_cast<const T*>(call.residual), static_cast<T*>(call.y), call.numel, call.groups, source,
-             Drop<OpMath<T>>(call.rate));
-    };
-    if (is_pack_aligned(call.x) && is_pack_aligned(call.residual) && is_pack_aligned(call.y))
-      launch_by(std::integral_constant<int, kPack<T>>());
-    else
-      launch_by(std::integral_constant<int, 1>());
+    constexpr int n = decltype(pack)::value;
+    launch(drop_groups<T, n>, flat_blocks(call.numel, n), kThreads, 0, static_cast<const T*>(call.x),
+           static_cast<const T*>(call.residual), static_cast<T*>(call.y), call.numel, call.groups, call.mask,
+           Drop<OpMath<T>>(call.mask.rate));
   });
 }
 
+const Provided provided(kernels::feature_dropout, feature_dropout);
+
 }  // namespace
 }  // namespace fusedtricks::cuda
-
-namespace fusedtricks::backend {
-
-void feature_dropout_forward(const FeatureDropoutCall& call, std::optional<int64_t> seed, int64_t* rng_state) {
-  cuda::drop(call, cuda::MaskSource::drawn(call.rate, seed, rng_state));
-}
-
-void feature_dropout_backward(const FeatureDropoutCall& call, const int64_t* rng_state) {
-  if (call.numel) cuda::drop(call, cuda::MaskSource::recorded_in(call.rate, rng_state));
-}
-
-}  // namespace fusedtricks::backend

@@ -1,7 +1,7 @@
-// Elementwise kernels that know of each element whether the mask keeps it: the words of a pack are computed while it is
-// on its way. What becomes of the packs is an operation,
+// Elementwise kernels that know for each element whether the mask keeps it. They compute the words of a pack while the
+// pack is still being loaded. What happens to the packs is up to an operation:
 //   struct Operation {
-//     template <int n> struct Packs;                                    what is loaded of n neighbouring elements
+//     template <int n> struct Packs;                          what is loaded for n neighbouring elements
 //     template <int n> Packs<n> load(const Piece<n>&) const;
 //     template <int n> void store(const Piece<n>&, const Packs<n>&, const bool (&keep)[n]) const;
 //   };
@@ -12,32 +12,14 @@
 
 namespace fusedtricks::cuda {
 
-// Blocks that a multiprocessor has room for: left to choose, the compiler spills registers to fit one more.
+// Blocks that a multiprocessor must have registers for. Without this bound the compiler aims at one block more and
+// spills registers.
 constexpr int kMaskedBlocks = 2;
 
-// Which elements of a pack that begins at a logical index, a multiple of n, are kept.
-template <int n>
-__device__ __forceinline__ void draw_in_order(const Mask& mask, uint64_t index, bool (&keep)[n]) {
-  constexpr int run = std::min(n, 4);  // elements of a pack that have one block
-#pragma unroll
-  for (int first = 0; first < n; first += run) {
-    const uint64_t i = index + first;
-    const PhiloxBlock block = philox_block(mask.seed, mask.offset, i / 4);
-#pragma unroll
-    for (int e = 0; e < run; ++e) keep[first + e] = mask.keeps(word_at(block, run == 4 ? e : int(i % 4) + e));
-  }
-}
-
-template <int n>
-__device__ __forceinline__ void keep_all(bool (&keep)[n]) {
-#pragma unroll
-  for (int e = 0; e < n; ++e) keep[e] = true;
-}
-
-// In logical order: element i takes word i % 4 of block i / 4.
+// For tensors whose memory is in logical order: element i has word i % 4 of block i / 4.
 template <class T, int n, class Operation>
 __global__ void __launch_bounds__(kThreads) mask_in_order(int64_t count, MaskSource source, Operation operation) {
-  const Mask mask = source.get();
+  const Mask mask = read_mask(source);
   Piece<n> pieces[kFlatUnroll];
   typename Operation::template Packs<n> packs[kFlatUnroll];
   flat_pieces(count, pieces);
@@ -46,79 +28,102 @@ __global__ void __launch_bounds__(kThreads) mask_in_order(int64_t count, MaskSou
 #pragma unroll
   for (int u = 0; u < kFlatUnroll; ++u) {
     bool keep[n];
-    if (source.is_drawn())
-      draw_in_order(mask, uint64_t(pieces[u].index), keep);
-    else
-      keep_all(keep);
+    if (source) {
+      for_kept_in_order<n>(mask, uint64_t(pieces[u].index), [&](int e, bool keeps) { keep[e] = keeps; });
+    } else {
+#pragma unroll
+      for (int e = 0; e < n; ++e) keep[e] = true;
+    }
     operation.store(pieces[u], packs[u], keep);
   }
 }
 
-// Rows: logical index (sample * C + channel) * S + position. A thread has n channels at kPositions positions, and
-// computes a block of words of each channel for every four.
-constexpr int kPositions = 16;
+constexpr int kRun = 4;         // words of a block, and so positions that a block decides about
+constexpr int kPositions = 16;  // that a thread of mask_rows handles
 
+// What the mask says about n channels of a channels_last tensor, kRun positions at a time. The logical index of an
+// element is (sample * C + channel) * S + position, so the positions of a channel have neighbouring words. A run of
+// positions can begin in the middle of a block; then `rest` holds what the block before said about its beginning.
+template <int n>
+class ChannelRuns {
+ public:
+  // index(c): the logical index of channel c at the first position.
+  template <class Index>
+  __device__ __forceinline__ ChannelRuns(const Mask& mask, bool may_begin_within_blocks, const Index& index)
+      : mask_(mask) {
+#pragma unroll
+    for (int c = 0; c < n; ++c) {
+      const uint64_t i = index(c);
+      lacking_[c] = int(-i % kRun);
+      counters_[c] = i / kRun;
+    }
+    if (!may_begin_within_blocks) return;
+    draw();
+#pragma unroll
+    for (int c = 0; c < n; ++c) {
+      rest_[c] = bits_[c] >> (kRun - lacking_[c]);
+      counters_[c] += lacking_[c] > 0;
+    }
+  }
+
+  // Whether the mask keeps each channel at each of the next kRun positions.
+  __device__ __forceinline__ void next(bool (&keep)[kRun][n]) {
+    draw();
+#pragma unroll
+    for (int c = 0; c < n; ++c) {
+      const uint32_t keeps = rest_[c] | bits_[c] << lacking_[c];
+      rest_[c] = bits_[c] >> (kRun - lacking_[c]);
+      ++counters_[c];
+#pragma unroll
+      for (int u = 0; u < kRun; ++u) keep[u][c] = keeps >> u & 1;
+    }
+  }
+
+ private:
+  // Computes the block of every channel.
+  __device__ __forceinline__ void draw() {
+    uint32_t words[n][kRun];
+    philox_blocks(mask_.seed, mask_.offset, counters_, words);
+#pragma unroll
+    for (int c = 0; c < n; ++c) {
+      bits_[c] = 0;
+#pragma unroll
+      for (int w = 0; w < kRun; ++w) bits_[c] |= uint32_t(mask_.keeps(words[c][w])) << w;
+    }
+  }
+
+  const Mask mask_;
+  uint64_t counters_[n];   // of the next blocks
+  uint32_t bits_[n];       // bit w: whether word w of the channel's block keeps its element
+  int lacking_[n];         // how many words of a run lie in the block before
+  uint32_t rest_[n] = {};  // their bits
+};
+
+// For channels_last tensors. A thread has n channels at kPositions positions of a sample.
 template <class T, int n, class Operation>
 __global__ void __launch_bounds__(kThreads, kMaskedBlocks)
     mask_rows(Layout layout, MaskSource source, Operation operation) {
-  constexpr int run = 4;
-  const Mask mask = source.get();
+  const Mask mask = read_mask(source);
   const int64_t C = layout.channels, S = layout.positions, packs = C / n, spans = (S + kPositions - 1) / kPositions;
   const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= layout.samples * spans * packs) return;
   const int64_t channel = item % packs * n, sample = item / packs / spans, first = item / packs % spans * kPositions;
   const int count = int(S - first < kPositions ? S - first : kPositions);
-
-  uint64_t counters[n];
-  uint32_t bits[n];  // bit w: whether what has word w of the channel's block is kept
-  const auto draw = [&] {
-    uint32_t words[n][4];
-    philox_blocks(mask.seed, mask.offset, counters, words);
-#pragma unroll
-    for (int c = 0; c < n; ++c) {
-      bits[c] = 0;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) bits[c] |= uint32_t(mask.keeps(words[c][w])) << w;
-    }
-  };
-  int lacking[n];         // how many of a run's words lie in the block before
-  uint32_t rest[n] = {};  // bits of those
-#pragma unroll
-  for (int c = 0; c < n; ++c) {
-    const uint64_t index = uint64_t((sample * C + channel + c) * S + first);
-    lacking[c] = int(-index % 4);
-    counters[c] = index / 4;
-  }
-  if (S % 4) {
-    draw();
-#pragma unroll
-    for (int c = 0; c < n; ++c) {
-      rest[c] = bits[c] >> (4 - lacking[c]);
-      counters[c] += lacking[c] > 0;
-    }
-  }
+  ChannelRuns<n> runs(mask, S % kRun, [&](int c) { return uint64_t((sample * C + channel + c) * S + first); });
   int64_t at = (sample * S + first) * C + channel;
-  for (int p = 0; p < count; p += run) {
-    Piece<n> pieces[run];
-    typename Operation::template Packs<n> packs_there[run];
+  for (int p = 0; p < count; p += kRun) {
+    Piece<n> pieces[kRun];
+    typename Operation::template Packs<n> loaded[kRun];
 #pragma unroll
-    for (int u = 0; u < run; ++u) {
+    for (int u = 0; u < kRun; ++u) {
       pieces[u] = {at + u * C, 0, p + u < count ? n : 0};
-      packs_there[u] = operation.load(pieces[u]);
+      loaded[u] = operation.load(pieces[u]);
     }
-    draw();
-    bool keep[run][n];
+    bool keep[kRun][n];
+    runs.next(keep);
 #pragma unroll
-    for (int c = 0; c < n; ++c) {
-      const uint32_t keeps = rest[c] | bits[c] << lacking[c];
-      rest[c] = bits[c] >> (4 - lacking[c]);
-      ++counters[c];
-#pragma unroll
-      for (int u = 0; u < run; ++u) keep[u][c] = keeps >> u & 1;
-    }
-#pragma unroll
-    for (int u = 0; u < run; ++u) operation.store(pieces[u], packs_there[u], keep[u]);
-    at += run * C;
+    for (int u = 0; u < kRun; ++u) operation.store(pieces[u], loaded[u], keep[u]);
+    at += kRun * C;
   }
 }
 
@@ -127,7 +132,7 @@ void launch_in_order(int64_t numel, const MaskSource& source, const Operation& o
   launch(mask_in_order<T, n, Operation>, flat_blocks(numel, n), kThreads, 0, numel, source, operation);
 }
 
-// By packs of n elements, or of as many fewer as a row is whole packs of.
+// By packs of n elements, or of the largest fraction of n that divides the number of channels.
 template <class T, int n, class Operation>
 void launch_rows(const Layout& layout, const MaskSource& source, const Operation& operation) {
   if constexpr (n > 1) {
@@ -138,7 +143,8 @@ void launch_rows(const Layout& layout, const MaskSource& source, const Operation
          operation);
 }
 
-// aligned: every tensor begins at a multiple of a pack.
+// in_logical_order: the elements lie in memory in the order in which their words are counted. aligned: every tensor of
+// the operation begins at a multiple of a pack.
 template <class T, class Operation>
 void launch_masked(const Layout& layout, bool in_logical_order, bool aligned, const MaskSource& source,
                    const Operation& operation) {
