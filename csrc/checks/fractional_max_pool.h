@@ -1,7 +1,7 @@
 // The checks of fractional max-pooling's arguments, and the layout that its tensors share.
 #pragma once
 
-#include "checks/checks.h"
+#include "checks/arguments.h"
 
 namespace fusedtricks {
 

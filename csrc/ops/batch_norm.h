@@ -1,0 +1,68 @@
+// What the operators with a BatchNorm share: its statistics in memory, and its composition in differentiable operations.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "calls/batch_norm.h"
+#include "checks/batch_norm.h"
+#include "ops/grad_node.h"
+#include "ops/tensors.h"
+
+namespace fusedtricks {
+
+inline ChannelValues channel_values(const Tensor& t) {
+  if (!t.defined()) return {};
+  return {t.data_ptr(), t.scalar_type(), t.stride(0)};
+}
+inline ChannelValues channel_values(const OptionalTensor& t) { return t ? channel_values(*t) : ChannelValues{}; }
+
+// What a forward normalised with: mean and rstd of every channel, float64.
+struct Statistics {
+  Tensor mean, rstd;  // where rstd is undefined, its values lie behind those of the mean
+
+  static Statistics empty(const Tensor& input) { return {of_channels(input, 1), of_channels(input, 1)}; }
+  // One allocation, for calls that no operator's results have to be made of.
+  static Statistics empty_block(const Tensor& input) { return {of_channels(input, 2), Tensor()}; }
+
+  int64_t channels() const { return rstd.defined() ? rstd.numel() : mean.numel() / 2; }
+  double* mean_data() const { return mean.mutable_data_ptr<double>(); }
+  double* rstd_data() const { return rstd.defined() ? rstd.mutable_data_ptr<double>() : mean_data() + channels(); }
+  // In two tensors.
+  Statistics split() const {
+    if (rstd.defined()) return *this;
+    return {mean.narrow(0, 0, channels()), mean.narrow(0, channels(), channels())};
+  }
+
+ private:
+  static Tensor of_channels(const Tensor& input, int64_t values) {
+    return at::empty_symint({values * input.sym_size(1)}, input.options().dtype(at::kDouble));
+  }
+};
+
+// An empty batch counts, as it does in stock.
+template <class Op>
+void count_empty_batch(const Op& a) {
+  if (a.training && a.running_mean && a.num_batches_tracked) a.num_batches_tracked->add_(1);
+}
+
+// The arguments that a call in training writes to.
+template <class Op>
+std::tuple<OptionalTensor, OptionalTensor, OptionalTensor> changed_statistics(const Op& a) {
+  if (!a.training) return {};
+  return {a.running_mean, a.running_var, a.num_batches_tracked};
+}
+
+// The gradient of a parameter (weight or bias), to be written; undefined where it is not wanted.
+Tensor empty_parameter_gradient(const Tensor& input, const OptionalTensor& parameter, bool wanted);
+
+// weight * (x - mean) * rstd + bias, in differentiable ATen operations; mean and rstd are used in evaluation alone.
+Tensor normalize(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& rstd,
+                 bool training, double eps);
+
+// gradient(outputs, inputs, grads). Undefined inputs, and those that nothing depends on, have an undefined gradient.
+Tensors gradients_of(const Tensors& outputs, const Tensors& inputs, const Tensors& grads, bool create_graph);
+
+// A variable to take gradients with respect to: they stop there, and leave out what t itself was computed from.
+Tensor as_variable(const Tensor& t);
+
+}  // namespace fusedtricks

@@ -1,0 +1,461 @@
+// act(batch_norm(input) [+ residual]), and its dropout.
+//
+// Kept for backward: the input, and two values per channel. With a residual also the output, where the activation's
+// derivative can be read off it (the next layer keeps it anyway), else the residual. Behind dropout that is so of relu
+// alone, whose result also says what was kept; of others the seed is kept besides, and z is computed again.
+#include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
+#include <c10/core/DeviceGuard.h>
+
+#include "ops/batch_norm.h"
+#include "ops/compositions.h"
+#include "ops/python.h"
+#include "ops/random.h"
+
+namespace fusedtricks {
+namespace {
+
+struct BatchNormAttributes {
+  Activation act;
+  bool training;
+  double eps;
+  double p;  // of dropout
+};
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// The kernels of a backward, for tensors with data. after: dropout's mask, where there is one.
+template <class Op>
+Gradients input_gradients(const Op& a, const double* mean, const double* rstd, const MaskSource& mask) {
+  const Activation act = check_activation(a.act, a.act_args);
+  const c10::DeviceGuard guard(a.input.device());
+  // Behind the identity the residual's gradient is dy, unless that is dropped.
+  const bool drops_residual = mask && a.output_mask[3] && act.is_identity();
+  const bool after_residual = a.residual || a.output || drops_residual;
+  const Tensor like = empty_in_kernel_layout(a.input);
+  const Tensor dx = a.output_mask[0] ? like : Tensor();
+  const Tensor dw = empty_parameter_gradient(a.input, a.weight, a.output_mask[1]);
+  const Tensor db = empty_parameter_gradient(a.input, a.bias, a.output_mask[2]);
+  const Tensor dz = after_residual ? empty_in_kernel_layout(like) : Tensor();
+  const Tensor dr = !a.output_mask[3] ? Tensor() : after_residual ? dz : a.grad_output.clone();
+  if (!a.input.numel()) return {dx, dw, db, dr};
+
+  const Tensor dy = laid_out_like(a.grad_output, like), x = laid_out_like(a.input, like);
+  const Tensor y = drops_residual ? dy : optional_laid_out_like(a.output, like);
+  const Tensor r = optional_laid_out_like(a.residual, like);
+  BatchNormBackward call{.layout = layout_of(like),
+                         .dtype = x.scalar_type(),
+                         .act = act,
+                         .dy = dy.const_data_ptr(),
+                         .x = x.const_data_ptr(),
+                         .output = data_or_null(y),
+                         .residual = data_or_null(r),
+                         .dx = dx.defined() ? dx.data_ptr() : nullptr,
+                         .dz = dz.defined() ? dz.data_ptr() : nullptr,
+                         .weight = channel_values(a.weight),
+                         .bias = channel_values(a.bias),
+                         .dweight = channel_values(dw),
+                         .dbias = channel_values(db),
+                         .mean = mean,
+                         .rstd = rstd,
+                         .training = a.training,
+                         .workspace = nullptr,
+                         .mask = mask};
+  const auto device = like.device().type();
+  const Tensor memory = workspace(kernels::batch_norm_backward_workspace(device)(call), like);
+  if (memory.defined()) call.workspace = memory.data_ptr();
+  kernels::batch_norm_backward(device)(call);
+  return {dx, dw, db, dr};
+}
+
+template <class Op>
+Gradients empty_gradients(const Op& a) {
+  return {a.output_mask[0] ? empty_in_kernel_layout(a.input) : Tensor(),
+          empty_parameter_gradient(a.input, a.weight, a.output_mask[1]),
+          empty_parameter_gradient(a.input, a.bias, a.output_mask[2]),
+          a.output_mask[3] ? empty_in_kernel_layout(a.input) : Tensor()};
+}
+
+// What the gradients of a backward depend on. Its own backward is written in differentiable operations, and
+// differentiated.
+enum KeptOfBackward { kGradOutput, kX, kWeightOfX, kBiasOfX, kResidualOfX, kOutputOfX, kMeanOfX, kRstdOfX, kRngState };
+
+template <class Op>
+Gradients record_backward(const Op& a, const Tensor& rng_state, double p) {
+  const Gradient<Op> gradient(a);
+  gradient->attributes = {check_activation(a.act, a.act_args), a.training, a.eps, p};
+  const Gradients results = call_below(a);
+  size_t place = 0;
+  for (const Tensor& t : {a.grad_output, a.input, or_undefined(a.weight), or_undefined(a.bias),
+                          or_undefined(a.residual), or_undefined(a.output), a.save_mean, a.save_rstd, rng_state}) {
+    gradient.keep(place++, t);
+  }
+  std::apply([&](const auto&... result) { (gradient.of(result), ...); }, results);
+  return results;
+}
+
+template <class Op>
+Tensors differentiate_backward(const GradNode<Op>& node, const Tensors& grads, const Tensors& kept) {
+  const bool create_graph = at::GradMode::is_enabled();
+  const at::AutoGradMode recording(true);
+  const BatchNormAttributes& a = node.attributes;
+  Tensors saved = kept;
+  for (size_t i = 0; i < kRngState; ++i) saved[i] = as_variable(saved[i]);
+  const Tensor &dy = saved[kGradOutput], &x = saved[kX], &weight = saved[kWeightOfX], &bias = saved[kBiasOfX];
+  const Tensor &residual = saved[kResidualOfX], &output = saved[kOutputOfX], &rng_state = saved[kRngState];
+  const auto type = at::toOpMathType(x.scalar_type());
+
+  Tensor z = normalize(x.to(type), weight, bias, saved[kMeanOfX], saved[kRstdOfX], a.training, a.eps);
+  Tensor seed = dy.to(type);
+  if (rng_state.defined()) seed = call_dropout_backward(seed, rng_state, a.p);
+  if (output.defined()) {
+    seed = call_activation_backward(seed, output.to(type), a.act);
+  } else {
+    if (residual.defined()) z = z + residual.to(type);
+    z = call_activation(z, a.act);
+  }
+  Tensors first = gradients_of({z}, {x, weight, bias, residual}, {seed}, /*create_graph=*/true);
+  // The residual's gradient where the residual was not kept.
+  if (!residual.defined()) first[3] = seed;
+  return gradients_of(first, {dy, x, weight, bias, residual, output}, grads, create_graph);
+}
+
+struct BatchNormActBackwardOp {
+  // The gradients of batch_norm_act. With a residual, the activation's derivative is read off output, or z is recomputed
+  // from residual.
+  static constexpr const char* schema =
+      "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
+      "Tensor? output, Tensor save_mean, Tensor save_rstd, str act, float[] act_args, bool training, float eps, "
+      "bool[4] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)";
+  using Results = Gradients;
+  const Tensor &grad_output, &input;
+  const OptionalTensor &weight, &bias, &residual, &output;
+  const Tensor &save_mean, &save_rstd;
+  std::string_view act;
+  at::ArrayRef<double> act_args;
+  bool training;
+  double eps;
+  std::array<bool, 4> output_mask;
+
+  using Attributes = BatchNormAttributes;
+  static constexpr int kKept = kRngState + 1;
+  auto differentiable() const { return std::tie(grad_output, input, weight, bias, residual, output); }
+
+  Results run() const {
+    check_activation(act, act_args);
+    check_batch_norm_backward(*this);
+    if (input.is_meta()) return empty_gradients(*this);
+    const Tensor mean = save_mean.contiguous(), rstd = save_rstd.contiguous();
+    return input_gradients(*this, mean.const_data_ptr<double>(), rstd.const_data_ptr<double>(), {});
+  }
+  Results record() const { return record_backward(*this, Tensor(), 0); }
+  static Tensors differentiate(const GradNode<BatchNormActBackwardOp>& node, const Tensors& grads,
+                                const Tensors& kept) {
+    return differentiate_backward(node, grads, kept);
+  }
+};
+
+struct BatchNormActDropoutBackwardOp {
+  // The gradients of batch_norm_act_dropout. With a residual, the derivative of relu is read off output, and z of others
+  // recomputed from residual.
+  static constexpr const char* schema =
+      "batch_norm_act_dropout_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor? residual, Tensor? output, Tensor save_mean, Tensor save_rstd, Tensor rng_state, str act, "
+      "float[] act_args, bool training, float eps, float p, bool[4] output_mask) -> (Tensor grad_input, "
+      "Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)";
+  using Results = Gradients;
+  const Tensor &grad_output, &input;
+  const OptionalTensor &weight, &bias, &residual, &output;
+  const Tensor &save_mean, &save_rstd, &rng_state;
+  std::string_view act;
+  at::ArrayRef<double> act_args;
+  bool training;
+  double eps, p;
+  std::array<bool, 4> output_mask;
+
+  using Attributes = BatchNormAttributes;
+  static constexpr int kKept = kRngState + 1;
+  auto differentiable() const { return std::tie(grad_output, input, weight, bias, residual, output); }
+
+  Results run() const {
+    const DropRate rate = check_dropout(p, "inverted");
+    check_rng_state(rng_state, grad_output);
+    check_kept_behind_dropout(check_activation(act, act_args), output);
+    check_batch_norm_backward(*this);
+    if (input.is_meta()) return empty_gradients(*this);
+    const Tensor mean = save_mean.contiguous(), rstd = save_rstd.contiguous(), state = rng_state.contiguous();
+    return input_gradients(*this, mean.const_data_ptr<double>(), rstd.const_data_ptr<double>(),
+                         recorded_mask(rate, state));
+  }
+  Results record() const { return record_backward(*this, rng_state, p); }
+  static Tensors differentiate(const GradNode<BatchNormActDropoutBackwardOp>& node, const Tensors& grads,
+                                const Tensors& kept) {
+    return differentiate_backward(node, grads, kept);
+  }
+};
+
+// The kernels of a forward, for tensors with data; dropout's mask, where there is one.
+template <class Op>
+Tensor normalize_and_activate(const Op& a, const Statistics& statistics, const MaskSource& mask) {
+  const Tensor y = empty_in_kernel_layout(a.input);
+  if (!a.input.numel()) {
+    count_empty_batch(a);
+    statistics.mean.zero_();
+    if (statistics.rstd.defined()) statistics.rstd.zero_();
+    return y;
+  }
+  const Tensor x = laid_out_like(a.input, y), r = optional_laid_out_like(a.residual, y);
+  BatchNormForward call{
+      .layout = layout_of(y),
+      .dtype = x.scalar_type(),
+      .act = check_activation(a.act, a.act_args),
+      .x = x.const_data_ptr(),
+      .residual = data_or_null(r),
+      .y = y.data_ptr(),
+      .weight = channel_values(a.weight),
+      .bias = channel_values(a.bias),
+      .running_mean = channel_values(a.running_mean),
+      .running_var = channel_values(a.running_var),
+      .num_batches_tracked = a.num_batches_tracked ? a.num_batches_tracked->template data_ptr<int64_t>() : nullptr,
+      .mean = statistics.mean_data(),
+      .rstd = statistics.rstd_data(),
+      .training = a.training,
+      .momentum = a.momentum.value_or(-1),
+      .eps = a.eps,
+      .workspace = nullptr,
+      .mask = mask};
+  const auto device = y.device().type();
+  const Tensor memory = workspace(kernels::batch_norm_forward_workspace(device)(call), y);
+  if (memory.defined()) call.workspace = memory.data_ptr();
+  kernels::batch_norm_forward(device)(call);
+  return y;
+}
+
+template <class Op>
+void check_forward(const Op& a) {
+  check_activation(a.act, a.act_args);
+  check_batch_norm(a);
+  if (a.residual) check_like(*a.residual, a.input, "residual", "input");
+}
+
+// All that a forward makes; rng_state of dropout alone.
+struct ForwardResults {
+  Tensor output;
+  Statistics statistics;
+  Tensor rng_state;
+};
+
+enum Kept { kInput, kWeight, kBias, kResidual, kOutput, kMean, kRstd, kMask, kKeptTensors };
+
+struct BatchNormActOp {
+  // act(batch_norm(input) [+ residual]), and the statistics it used, in float64. Updates the running ones in training.
+  static constexpr const char* schema =
+      "batch_norm_act(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? num_batches_tracked, Tensor? weight, Tensor? bias, Tensor? residual, str act, float[] act_args, "
+      "bool training, float? momentum, float eps) -> (Tensor output, Tensor save_mean, Tensor save_rstd)";
+  using Results = std::tuple<Tensor, Tensor, Tensor>;
+  const Tensor& input;
+  const OptionalTensor &running_mean, &running_var, &num_batches_tracked, &weight, &bias, &residual;
+  std::string_view act;
+  at::ArrayRef<double> act_args;
+  bool training;
+  std::optional<double> momentum;
+  double eps;
+
+  using Attributes = BatchNormAttributes;
+  static constexpr int kKept = kKeptTensors;
+  static constexpr bool drops = false;
+  auto differentiable() const { return std::tie(input, weight, bias, residual); }
+  auto changed() const { return changed_statistics(*this); }
+
+  ForwardResults forward(bool in_one_block) const {
+    check_forward(*this);
+    const Statistics statistics = in_one_block ? Statistics::empty_block(input) : Statistics::empty(input);
+    if (input.is_meta()) return {empty_in_kernel_layout(input), statistics, Tensor()};
+    const c10::DeviceGuard guard(input.device());
+    return {normalize_and_activate(*this, statistics, {}), statistics, Tensor()};
+  }
+  static Results as_results(const ForwardResults& r) { return {r.output, r.statistics.mean, r.statistics.rstd}; }
+  static ForwardResults from_results(const Results& r) { return {std::get<0>(r), {std::get<1>(r), std::get<2>(r)}, {}}; }
+  double drop_probability() const { return 0; }
+
+  Results run() const { return as_results(forward(/*in_one_block=*/false)); }
+  Results record() const;
+  static Tensors differentiate(const GradNode<BatchNormActOp>& node, const Tensors& grads, const Tensors& kept);
+  // A residual may come in another dtype than the input: the sum is then of the wider type, as in stock.
+  Results cast() const {
+    const auto [x, r] = to_wider(input, residual);
+    return call(BatchNormActOp{x, running_mean, running_var, num_batches_tracked, weight, bias, r, act, act_args,
+                               training, momentum, eps});
+  }
+};
+
+struct BatchNormActDropoutOp {
+  // dropout(batch_norm_act(...)), and the two int64 that its mask follows from, as those of dropout.
+  static constexpr const char* schema =
+      "batch_norm_act_dropout(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? num_batches_tracked, Tensor? weight, Tensor? bias, Tensor? residual, str act, float[] act_args, "
+      "bool training, float? momentum, float eps, float p, int? seed) -> (Tensor output, Tensor save_mean, "
+      "Tensor save_rstd, Tensor rng_state)";
+  static constexpr bool draws = true;
+  using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+  const Tensor& input;
+  const OptionalTensor &running_mean, &running_var, &num_batches_tracked, &weight, &bias, &residual;
+  std::string_view act;
+  at::ArrayRef<double> act_args;
+  bool training;
+  std::optional<double> momentum;
+  double eps, p;
+  std::optional<int64_t> seed;
+
+  using Attributes = BatchNormAttributes;
+  static constexpr int kKept = kKeptTensors;
+  static constexpr bool drops = true;
+  auto differentiable() const { return std::tie(input, weight, bias, residual); }
+  auto changed() const { return changed_statistics(*this); }
+
+  ForwardResults forward(bool in_one_block) const {
+    const DropRate rate = check_dropout(p, "inverted");
+    check_forward(*this);
+    const Statistics statistics = in_one_block ? Statistics::empty_block(input) : Statistics::empty(input);
+    const Tensor rng_state = new_rng_state(input);
+    if (input.is_meta()) return {empty_in_kernel_layout(input), statistics, rng_state};
+    const c10::DeviceGuard guard(input.device());
+    if (!input.numel()) rng_state.zero_();
+    const MaskSource mask = input.numel() ? draw_mask(rate, seed, rng_state) : MaskSource{};
+    return {normalize_and_activate(*this, statistics, mask), statistics, rng_state};
+  }
+  static Results as_results(const ForwardResults& r) {
+    return {r.output, r.statistics.mean, r.statistics.rstd, r.rng_state};
+  }
+  static ForwardResults from_results(const Results& r) {
+    return {std::get<0>(r), {std::get<1>(r), std::get<2>(r)}, std::get<3>(r)};
+  }
+  double drop_probability() const { return p; }
+
+  Results run() const { return as_results(forward(/*in_one_block=*/false)); }
+  Results record() const;
+  static Tensors differentiate(const GradNode<BatchNormActDropoutOp>& node, const Tensors& grads, const Tensors& kept);
+  Results cast() const {
+    const auto [x, r] = to_wider(input, residual);
+    return call(BatchNormActDropoutOp{x, running_mean, running_var, num_batches_tracked, weight, bias, r, act, act_args,
+                                      training, momentum, eps, p, seed});
+  }
+};
+
+// A forward below autograd. in_one_block: for a caller that wants the output alone, and saves an allocation.
+template <class Op>
+ForwardResults forward_below(const Op& a, bool in_one_block) {
+  if (!in_one_block || !is_plain(a)) return Op::from_results(call_below(a));
+  const at::AutoDispatchBelowADInplaceOrView below;
+  ForwardResults results = a.forward(in_one_block);
+  bump_versions(a.changed());
+  return results;
+}
+
+// The same, with its gradient recorded.
+template <class Op>
+ForwardResults record_forward(const Op& a, bool in_one_block) {
+  const Gradient<Op> gradient(a);
+  const Activation act = check_activation(a.act, a.act_args);
+  const ForwardResults results = forward_below(a, in_one_block);
+  gradient->attributes = {act, a.training, a.eps, a.drop_probability()};
+  gradient.of(results.output);
+  const bool after_residual = a.residual && !act.is_identity();
+  const bool keeps_output = after_residual && (Op::drops ? act.result_shows_mask() : act.keeps_result());
+  gradient.keep(kInput, a.input);
+  if (a.weight) gradient.keep(kWeight, *a.weight);
+  if (a.bias) gradient.keep(kBias, *a.bias);
+  if (after_residual && !keeps_output) gradient.keep(kResidual, *a.residual);
+  if (keeps_output) gradient.keep_result(kOutput, results.output);
+  gradient.keep(kMean, results.statistics.mean);
+  gradient.keep(kRstd, results.statistics.rstd);
+  if (Op::drops) gradient.keep(kMask, results.rng_state);
+  return results;
+}
+
+template <class Op>
+Tensors differentiate_forward(const GradNode<Op>& node, const Tensors& grads, const Tensors& kept) {
+  const BatchNormAttributes& a = node.attributes;
+  std::array<bool, 4> wanted{node.wants(0), node.wants(1), node.wants(2), node.wants(3)};
+  const bool passes_residual = wanted[3] && !Op::drops && a.act.is_identity();
+  if (passes_residual) wanted[3] = false;
+  const OptionalTensor weight = or_none(kept[kWeight]), bias = or_none(kept[kBias]);
+  const OptionalTensor residual = or_none(kept[kResidual]), output = or_none(kept[kOutput]);
+  const Tensor& rng_state = kept[kMask];
+  const auto backward = [&](const Statistics& s) {
+    if constexpr (Op::drops) {
+      return BatchNormActDropoutBackwardOp{
+          grads[0], kept[kInput], weight, bias, residual, output, s.mean, s.rstd, rng_state, name_of(a.act),
+          arguments_of(a.act), a.training, a.eps, a.p, wanted};
+    } else {
+      return BatchNormActBackwardOp{grads[0], kept[kInput], weight, bias, residual, output, s.mean, s.rstd,
+                                    name_of(a.act), arguments_of(a.act), a.training, a.eps, wanted};
+    }
+  };
+  const Statistics statistics{kept[kMean], kept[kRstd]};
+  const auto op = backward(statistics);
+  Gradients gradients;
+  if (records(op) || !is_plain(op)) {
+    const Statistics split = statistics.split();
+    gradients = call(backward(split));
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const MaskSource mask = Op::drops ? recorded_mask(check_dropout(a.p, "inverted"), rng_state) : MaskSource{};
+    gradients = input_gradients(op, statistics.mean_data(), statistics.rstd_data(), mask);
+  }
+  auto& [dx, dw, db, dr] = gradients;
+  return {dx, dw, db, passes_residual ? grads[0] : dr};
+}
+
+BatchNormActOp::Results BatchNormActOp::record() const { return as_results(record_forward(*this, false)); }
+BatchNormActDropoutOp::Results BatchNormActDropoutOp::record() const {
+  return as_results(record_forward(*this, false));
+}
+Tensors BatchNormActOp::differentiate(const GradNode<BatchNormActOp>& node, const Tensors& grads, const Tensors& kept) {
+  return differentiate_forward(node, grads, kept);
+}
+Tensors BatchNormActDropoutOp::differentiate(const GradNode<BatchNormActDropoutOp>& node, const Tensors& grads,
+                                             const Tensors& kept) {
+  return differentiate_forward(node, grads, kept);
+}
+
+const Operators<BatchNormActOp, BatchNormActDropoutOp, BatchNormActBackwardOp, BatchNormActDropoutBackwardOp> operators;
+
+// The output alone.
+template <class Op>
+Tensor output_of(const Op& a) {
+  if (!is_plain(a)) return std::get<0>(dispatch(a));
+  return records(a) ? record_forward(a, true).output : forward_below(a, true).output;
+}
+
+// batch_norm_act(input, running_mean, running_var, weight, bias, residual, act, act_kwargs, training, momentum, eps,
+//                num_batches_tracked, p, seed)
+PyObject* python_batch_norm_act(PythonArguments& arguments) {
+  const Tensor& input = arguments.tensor();
+  const OptionalTensor running_mean = arguments.optional_tensor(), running_var = arguments.optional_tensor();
+  const OptionalTensor weight = arguments.optional_tensor(), bias = arguments.optional_tensor();
+  const OptionalTensor residual = arguments.optional_tensor();
+  const Activation act = arguments.activation();
+  const bool training = arguments.flag();
+  const std::optional<double> momentum = arguments.optional_number();
+  const double eps = arguments.number();
+  const OptionalTensor num_batches_tracked = arguments.optional_tensor();
+  const double p = arguments.probability();
+  const std::optional<int64_t> seed = arguments.seed();
+  if (!arguments.fit()) return nullptr;
+  return arguments.released([&] {
+    if (training && p > 0) {
+      return output_of(BatchNormActDropoutOp{input, running_mean, running_var, num_batches_tracked, weight, bias,
+                                             residual, name_of(act), arguments_of(act), training, momentum, eps, p,
+                                             seed});
+    }
+    return output_of(BatchNormActOp{input, running_mean, running_var, num_batches_tracked, weight, bias, residual,
+                                    name_of(act), arguments_of(act), training, momentum, eps});
+  });
+}
+
+const PythonFunction functions[] = {PythonFunction::of<python_batch_norm_act>("batch_norm_act")};
+
+}  // namespace
+}  // namespace fusedtricks

@@ -1,0 +1,244 @@
+// What turns a struct of arguments into an operator of PyTorch. An operator is written once, as
+//
+//   struct Dropout {
+//     static constexpr const char* schema = "dropout(Tensor input, float p, ...) -> (Tensor output, Tensor rng_state)";
+//     using Results = std::tuple<Tensor, Tensor>;
+//     const Tensor& input;            the arguments, in the schema's order and in the dispatcher's C++ types
+//     double p;
+//     ...
+//     Results run() const;            checks the arguments, makes the outputs and calls the kernels. On meta tensors, whose
+//                                     sizes may be symbolic, it ends when the outputs are there
+//     Results record() const;         the same, with the gradient recorded: called where an input requires it
+//     auto differentiable() const;    a tuple of the inputs that record() is for
+//   };
+// and where it applies: Results cast() const, the call under autocast; changed(), a tuple of the arguments that it
+// writes to; and the constants inplace, draws and composite.
+// It is registered by  const Operators<Dropout, DropoutBackward> operators;  and called as  call(Dropout{x, p, ...}). The path of a call:
+//   call → [dispatcher → autocast → dispatcher →] record() or run() → [dispatcher →] run() → kernels::dropout(device)
+// The steps in brackets are left out where the dispatcher would do nothing: see is_plain.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/record_function.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/library.h>
+
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ops/fields.h"
+
+namespace fusedtricks {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// What an operator's struct says besides its arguments.
+template <class Op, class = void>
+constexpr bool has_record = false;
+template <class Op>
+constexpr bool has_record<Op, std::void_t<decltype(&Op::record)>> = true;
+template <class Op, class = void>
+constexpr bool has_cast = false;
+template <class Op>
+constexpr bool has_cast<Op, std::void_t<decltype(&Op::cast)>> = true;
+template <class Op, class = void>
+constexpr bool is_random = false;  // static constexpr bool draws: it takes random bits where no seed is given
+template <class Op>
+constexpr bool is_random<Op, std::void_t<decltype(Op::draws)>> = true;
+template <class Op, class = void>
+constexpr bool is_composite = false;  // static constexpr bool composite: run() calls differentiable operators
+template <class Op>
+constexpr bool is_composite<Op, std::void_t<decltype(Op::composite)>> = true;
+template <class Op, class = void>
+constexpr bool has_changed = false;  // auto changed() const: a tuple of the arguments that it writes to
+template <class Op>
+constexpr bool has_changed<Op, std::void_t<decltype(&Op::changed)>> = true;
+template <class Op, class = void>
+constexpr bool is_inplace = false;  // static constexpr bool inplace: it writes its result over `input`
+template <class Op>
+constexpr bool is_inplace<Op, std::void_t<decltype(Op::inplace)>> = true;
+
+// The function type of an operator's single arguments, and functions of that type that call one of the struct.
+template <class Op, class Fields = FieldsOf<Op>>
+struct Unpacked;
+
+template <class Op, class... F>
+struct Unpacked<Op, std::tuple<F...>> {
+  using Results = typename Op::Results;
+  using Function = Results(F...);
+
+  template <Results (*function)(const Op&)>
+  static Results call(F... fields) {
+    return function(Op{std::forward<F>(fields)...});
+  }
+};
+
+// "fusedtricks::" and the name in the schema.
+template <class Op>
+std::string qualified_name() {
+  const std::string_view schema = Op::schema;
+  return "fusedtricks::" + std::string(schema.substr(0, schema.find('(')));
+}
+
+// Through PyTorch's dispatcher.
+template <class Op>
+typename Op::Results dispatch(const Op& op) {
+  static const auto handle = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow(qualified_name<Op>().c_str(), "")
+                                 .template typed<typename Unpacked<Op>::Function>();
+  return std::apply([](auto&&... field) { return handle.call(std::forward<decltype(field)>(field)...); },
+                    fields_of(const_cast<Op&>(op)));
+}
+
+inline const Tensor* as_tensor(const Tensor& t) { return &t; }
+inline const Tensor* as_tensor(const OptionalTensor& t) { return t ? &*t : nullptr; }
+template <class T>
+const Tensor* as_tensor(const T&) {
+  return nullptr;
+}
+
+// Whether a tensor has data on a device of ours and nothing else that the dispatcher would act on.
+inline bool is_plain(const Tensor& t) {
+  constexpr c10::DispatchKeySet plain(
+      {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutogradCUDA,
+       c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
+  return !t.defined() || plain.has_all(t.key_set());
+}
+
+// Whether no mode is on that the dispatcher would act on: autocast, inference, a transform, a tracer, a profiler.
+inline bool is_plain_thread() {
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  return keys.included_ == c10::default_included_set && keys.excluded_ == c10::default_excluded_set &&
+         !at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION);
+}
+
+// Whether the dispatcher would go straight through autograd to the kernels: then so can the caller.
+template <class Op>
+bool is_plain(const Op& op) {
+  const auto all_are = [](const auto&... field) {
+    return ([](const Tensor* t) { return !t || is_plain(*t); }(as_tensor(field)) && ...);
+  };
+  return is_plain_thread() && std::apply(all_are, fields_of(const_cast<Op&>(op)));
+}
+
+inline bool requires_grad(const Tensor& t) { return t.requires_grad(); }
+inline bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
+
+// Whether a call has to be recorded.
+template <class Op>
+bool records(const Op& op) {
+  if (!c10::GradMode::is_enabled()) return false;
+  return std::apply([](const auto&... input) { return (requires_grad(input) || ...); }, op.differentiable());
+}
+
+// For a tensor that a kernel has written to: whoever kept it for a backward must notice.
+inline void bump_version(const Tensor& t) {
+  if (t.defined() && !t.is_inference()) torch::autograd::impl::bump_version(t);
+}
+inline void bump_version(const OptionalTensor& t) {
+  if (t) bump_version(*t);
+}
+
+template <class... T>
+void bump_versions(const std::tuple<T...>& changed) {
+  std::apply([](const auto&... t) { (bump_version(t), ...); }, changed);
+}
+
+// Below autograd: the outputs have no gradient. Arguments that the operator writes to have a new version afterwards.
+template <class Op>
+typename Op::Results call_below(const Op& op) {
+  const bool plain = is_plain(op);
+  const auto run = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return plain ? op.run() : dispatch(op);
+  };
+  if constexpr (!has_changed<Op>) {
+    return run();
+  } else if constexpr (std::is_void_v<typename Op::Results>) {
+    run();
+    bump_versions(op.changed());
+  } else {
+    auto results = run();
+    bump_versions(op.changed());
+    return results;
+  }
+}
+
+// What the Autograd key does.
+template <class Op>
+typename Op::Results record_or_run(const Op& op) {
+  if constexpr (!has_record<Op>) {
+    return call_below(op);
+  } else {
+    const bool recorded = records(op);
+    if constexpr (is_inplace<Op>) torch::autograd::check_inplace(op.input, recorded);
+    return recorded ? op.record() : call_below(op);
+  }
+}
+
+template <class Op>
+typename Op::Results call(const Op& op) {
+  return is_plain(op) ? record_or_run(op) : dispatch(op);
+}
+
+// NotImplementedError for a device without kernels, naming the first tensor.
+void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+
+template <class Op>
+typename Op::Results run(const Op& op) {
+  return op.run();
+}
+
+template <class Op>
+typename Op::Results cast(const Op& op) {
+  // The call it makes is one below autocast.
+  const c10::impl::ExcludeDispatchKeyGuard without_autocast(
+      c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}));
+  return op.cast();
+}
+
+// Registers operators with PyTorch, for as long as the process lives.
+template <class... Op>
+class Operators {
+ public:
+  Operators() { (add<Op>(), ...); }
+
+ private:
+  std::deque<torch::Library> libraries_;
+
+  torch::Library& library(torch::Library::Kind kind, std::optional<c10::DispatchKey> key = std::nullopt) {
+    return libraries_.emplace_back(kind, "fusedtricks", key, __FILE__, __LINE__);
+  }
+
+  template <class O, typename O::Results (*function)(const O&)>
+  void implement(c10::DispatchKey key) {
+    const std::string name = qualified_name<O>();
+    library(torch::Library::IMPL, key).impl(name.c_str(), &Unpacked<O>::template call<function>);
+  }
+
+  template <class O>
+  void add() {
+    const auto tags = is_random<O> ? std::vector<at::Tag>{at::Tag::nondeterministic_seeded} : std::vector<at::Tag>{};
+    library(torch::Library::FRAGMENT).def(O::schema, tags);
+    if constexpr (has_cast<O>) {
+      for (const auto key : {c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}) implement<O, cast<O>>(key);
+    }
+    if constexpr (is_composite<O>) {
+      implement<O, run<O>>(c10::DispatchKey::CompositeImplicitAutograd);
+    } else {
+      for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::Meta}) {
+        implement<O, run<O>>(key);
+      }
+      library(torch::Library::IMPL, c10::DispatchKey::CompositeExplicitAutograd)
+          .impl(qualified_name<O>().c_str(), torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
+      if constexpr (has_record<O>) implement<O, record_or_run<O>>(c10::DispatchKey::Autograd);
+    }
+  }
+};
+
+}  // namespace fusedtricks
