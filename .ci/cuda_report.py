@@ -1,7 +1,8 @@
 """Compiles CUDA sources with nvcc and prints the registers and spills of every kernel.
 
-`python .ci/cuda_report.py SOURCE...` exits 1 where a source does not compile, or a kernel spills registers or has a
-stack in local memory. No GPU is needed, nor a CUDA build of torch: of torch only headers are read.
+`python .ci/cuda_report.py [SOURCE...]` takes all of csrc/cuda if none is named. It exits with 1 if a source does not
+compile, or if a kernel spills registers or has a stack in local memory. It needs neither a GPU nor a CUDA build of
+torch: of torch it only reads headers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 MACHINES = (80, 90)
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<symbol>\S+)' for 'sm_(?P<machine>\d+)\w*'"
@@ -40,21 +42,27 @@ class Kernel:
         return bool(self.stack or self.stores or self.loads)
 
 
+def all_sources() -> list[Path]:
+    """Those that take longest come first, so that none of them is compiled alone at the end."""
+    found = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
+    return sorted(found, key=lambda path: path.parent.name != "instantiate")
+
+
 def toolkit() -> Path | None:
     """The folder of the CUDA toolkit that a build of the package would take."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / ".build"))
+    sys.path.insert(0, str(ROOT / ".build"))
     import cuda
 
     return cuda.TOOLKIT
 
 
-def options(root: Path) -> list[str]:
-    """As torch's own build command gives them, but for what a torch without CUDA lacks."""
+def options() -> list[str]:
+    """Those of torch's own build command, and what makes up for headers that a torch without CUDA lacks."""
     spec = find_spec("torch")
     assert spec is not None and spec.origin is not None
     include = Path(spec.origin).parent / "include"
     release = tuple(int(number) for number in version("torch").split(".")[:2])
-    # The PTX of the newest comes out on the way to its machine code: another one would be compiled for itself.
+    # PTX only for the newest machine, where it is a by-product of the machine code.
     *older, newest = MACHINES
     code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in older]
     code += [f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]"]
@@ -63,13 +71,13 @@ def options(root: Path) -> list[str]:
         f"-std={'c++17' if release < (2, 12) else 'c++20'}",
         *["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC", "-Xptxas", "-v"],
         *(["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"] if missing else []),
-        *[f"-I{root / 'csrc'}", f"-I{include}"],
+        *[f"-I{ROOT / 'csrc'}", f"-I{include}"],
         *code,
     ]
 
 
 def compile_source(nvcc: Path, source: Path, flags: list[str]) -> str:
-    """What the compiler says about the kernels, or SystemExit with its errors."""
+    """Returns what the compiler says about the kernels; SystemExit with its errors if there are any."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, *flags, "-c", source, "-o", Path(folder, "object.o")]
         process = subprocess.run(command, capture_output=True, text=True)
@@ -87,7 +95,7 @@ def kernels(log: str) -> list[Kernel]:
 
 
 def shorten(name: str) -> str:
-    """A demangled kernel without what is the same in all of them, and without its parameters."""
+    """The name of a kernel without the namespaces that all of them share, and without its parameters."""
     name = re.sub(r"\(anonymous namespace\)::|fusedtricks::|cuda::|c10::|\(int\)|\(bool\)|^void ", "", name)
     depth = 0
     for i, character in enumerate(name):
@@ -103,7 +111,7 @@ def demangle(symbols: list[str]) -> list[str]:
 
 
 def table(found: list[Kernel]) -> list[str]:
-    """A line a kernel, with a column of registers for every machine."""
+    """One line for each kernel, with the registers on every machine."""
     by_symbol: dict[str, dict[int, Kernel]] = {}
     for kernel in found:
         by_symbol.setdefault(kernel.symbol, {})[kernel.machine] = kernel
@@ -121,8 +129,7 @@ def main(sources: list[Path]) -> int:
     if folder is None:
         print("There is no nvcc here: the CUDA sources were not compiled.")
         return 0
-    nvcc, root = folder / "bin/nvcc", Path(__file__).resolve().parent.parent
-    flags = options(root)
+    nvcc, flags = folder / "bin/nvcc", options()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         logs = list(pool.map(lambda source: compile_source(nvcc, source, flags), sources))
     found = [kernel for log in logs for kernel in kernels(log)]
@@ -139,4 +146,4 @@ def main(sources: list[Path]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(argument) for argument in sys.argv[1:]]))
+    sys.exit(main([Path(argument) for argument in sys.argv[1:]] or all_sources()))

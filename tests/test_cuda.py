@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -24,6 +24,7 @@ from hardware import generator_state
 from rounding import HALF_TYPES, ROUNDINGS, assert_rounds_to
 from torch import Tensor
 
+from fusedtricks import _C
 from fusedtricks.functional import activation, batch_norm_act, dropout
 
 pytestmark = pytest.mark.cuda
@@ -167,23 +168,34 @@ def test_groups_of_channels_that_take_turns(residual, layout, path):
         assert_bitwise_equal(fused(case), result)
 
 
+@pytest.fixture
+def choose_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def choose(name: str) -> None:
+        monkeypatch.setenv(PATH, name)
+        _C.reload_settings()
+
+    yield choose
+    monkeypatch.undo()
+    _C.reload_settings()
+
+
 @pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", PATH_SHAPES, ids=str)
-def test_both_paths_give_the_same_values(shape, layout, monkeypatch):
+def test_both_paths_give_the_same_values(shape, layout, choose_path):
     case = make_case(shape, layout=layout, act="silu", residual=True, device=CUDA)
     results = {}
     for name in ("two", "hold"):
-        monkeypatch.setenv(PATH, name)
+        choose_path(name)
         results[name] = fused(case)
     assert_same_but_for_roundings(results["hold"], results["two"], case)
 
 
-def test_an_unknown_path_is_an_error_that_names_the_variable(monkeypatch):
+def test_an_unknown_path_is_an_error_that_names_the_variable(choose_path):
     arguments = arguments_of(make_case((4, 8, 5), device=CUDA))
     before = {name: t.clone() for name, t in arguments.items()}
-    monkeypatch.setenv(PATH, "nowhere")
+    choose_path("nowhere")
     with pytest.raises(ValueError, match=f"{PATH}.*nowhere|nowhere.*{PATH}"):
         batch_norm_act(**arguments, training=True)
     assert_bitwise_equal(arguments, before)
-    monkeypatch.setenv(PATH, "auto")
+    choose_path("auto")
     batch_norm_act(**arguments, training=True)

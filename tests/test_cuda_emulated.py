@@ -25,11 +25,11 @@ from torch import Tensor
 
 TESTS = Path(__file__).parent
 SCHEDULES = ["in_order", "reversed", "shuffled"]
-# By path: two has many blocks to a channel, hold some, and more than one turn.
+# By path. So two has many blocks for each channel, hold has some, and groups that take turns.
 MULTIPROCESSORS = {"two": 32, "hold": 4}
 PATHS = list(MULTIPROCESSORS)
-# Bytes a block in the suites under that schedule: so few that groups of the smallest shapes need several blocks, which
-# meet in every turn.
+# Bytes for each block in the suites under that schedule: so few that groups of the smallest shapes need several blocks,
+# which meet in every turn.
 SHARED_MEMORY = {
     "in_order": {},
     "reversed": {"FUSEDTRICKS_EMULATED_SHARED": "40000"},
@@ -37,6 +37,7 @@ SHARED_MEMORY = {
 }
 
 # Schedule, path, files, what the names of the tests contain.
+QUICK = ("in_order", "two", ["batch_norm_act", "dropout"], "(shape or layout or residual) and not compile")
 SUITES = [
     ("in_order", "two", ["batch_norm_act", "activations", "dropout", "determinism", "modules"], ""),
     ("in_order", "two", ["batch_norm_dropout", "batch_norm_pool"], "not compile and not export"),
@@ -55,24 +56,20 @@ SUITES = [
 
 # Path, file in csrc/cuda, function, number of the barrier in it.
 BARRIERS = [
-    ("two", "reduce.cuh", "merge_threads", 0),
-    ("two", "batch_norm_finish.cuh", "finish_statistics", 0),
-    *(
-        pytest.param(*barrier, marks=pytest.mark.slow)
-        for barrier in [
-            ("two", "reduce.cuh", "merge_threads", 1),
-            ("two", "reduce.cuh", "total_partials", 0),
-            ("two", "batch_norm_statistics.cuh", "find_pivots", 0),
-            ("two", "batch_norm_kernels.cuh", "sum_gradients", 0),
-            ("hold", "batch_norm_finish.cuh", "set_forward", 0),
-            ("hold", "batch_norm_finish.cuh", "finish_sums", 0),
-            ("hold", "batch_norm_hold.cuh", "hold_differentiate", 0),
-            ("hold", "batch_norm_held.cuh", "meet", 0),
-            ("hold", "batch_norm_held.cuh", "meet", 1),
-            ("hold", "batch_norm_held.cuh", "meet", 2),
-            ("hold", "batch_norm_hold.cuh", "hold_normalize", 0),
-        ]
-    ),
+    ("two", "device/reduce.cuh", "merge_threads", 0),
+    ("two", "device/reduce.cuh", "merge_threads", 1),
+    ("two", "device/reduce.cuh", "total_partials", 0),
+    ("two", "batch_norm/finish.cuh", "finish_statistics", 0),
+    ("two", "batch_norm/statistics.cuh", "find_pivots", 0),
+    ("two", "batch_norm/two_kernels.cuh", "sum_gradients", 0),
+    ("hold", "batch_norm/finish.cuh", "set_forward", 0),
+    ("hold", "batch_norm/finish.cuh", "finish_sums", 0),
+    ("hold", "batch_norm/persistent_backward.cuh", "add_part", 0),
+    ("hold", "batch_norm/persistent_backward.cuh", "persistent_differentiate", 0),
+    ("hold", "batch_norm/persistent_block.cuh", "meet", 0),
+    ("hold", "batch_norm/persistent_block.cuh", "meet", 1),
+    ("hold", "batch_norm/persistent_block.cuh", "meet", 2),
+    ("hold", "batch_norm/persistent_forward.cuh", "leave_statistics", 0),
 ]
 
 pytestmark = pytest.mark.skipif(not shutil.which(library.COMPILER[0]), reason=f"needs {library.COMPILER[0]} (CXX)")
@@ -166,15 +163,22 @@ def assert_same_bits(actual: Results | str, expected: Results) -> None:
 
 
 @pytest.fixture(scope="session")
+def quick_suite(site: Path, pool: Executor, answers: object) -> Future[subprocess.CompletedProcess[str]]:
+    """Started after the answers, which more tests wait for."""
+    return pool.submit(run_suite, site, *QUICK)
+
+
+@pytest.fixture(scope="session")
 def suites(site: Path, pool: Executor) -> list[Future[subprocess.CompletedProcess[str]]]:
     return [pool.submit(run_suite, site, *suite) for suite in SUITES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "file", "function", "number"), BARRIERS)
 def test_a_removed_barrier_shows(path, file, function, number, built, answers, suites, tmp_path):
-    """Beside the suites, which go on meanwhile."""
+    """Runs while the suites do."""
     edit = partial(without_barrier, function=function, number=number)
-    edited = library.build_edited(tmp_path, built, "batch_norm_float.cu", file, edit)
+    edited = library.build_edited(tmp_path, built, "batch_norm/instantiate/batch_norm_float.cu", file, edit)
     calls = "batch_norm-float32-.*-leaky_relu"
     wrong = run_calls(make_package(tmp_path / "site", edited), under_every_schedule(path), calls)
     right = {call: results for call, results in answers[path].result()[0].items() if re.search(calls, call)}
@@ -188,10 +192,19 @@ def test_a_removed_barrier_shows(path, file, function, number, built, answers, s
     assert shown
 
 
+def assert_passed(process: subprocess.CompletedProcess[str]) -> None:
+    assert process.returncode == 0, process.stdout[-5000:] + process.stderr[-2000:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(SUITES)), ids=["-".join(suite[:2]) for suite in SUITES])
 def test_suite(number, suites):
-    process = suites[number].result()
-    assert process.returncode == 0, process.stdout[-5000:] + process.stderr[-2000:]
+    assert_passed(suites[number].result())
+
+
+def test_quick_suite(quick_suite):
+    """A part of what test_suite runs."""
+    assert_passed(quick_suite.result())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])
@@ -247,5 +260,5 @@ def test_several_blocks_share_a_channel(path, answers):
         for call, results in one.items()
         if "save_mean" in results and "few_rows" not in call
     }
-    # Held, only what does not fit into the shared memory of one multiprocessor is shared.
+    # With persistent kernels, blocks only share a channel that does not fit into the shared memory of one.
     assert all(changed.values()) if path == "two" else any(changed.values()), changed

@@ -18,6 +18,7 @@ from batch_norm_case import BatchNormCase, evaluate, make_case
 from cases import LAYOUTS, channels_last, misaligned_channels_last
 from torch import Tensor
 
+from fusedtricks import _C
 from fusedtricks.functional import activation, batch_norm_act, dropout
 
 Results = dict[str, dict[str, Tensor]]
@@ -107,6 +108,7 @@ def main(path: str, runs: str, pattern: str = "") -> None:
     answers: list[Results | str] = []
     for environment in json.loads(runs):
         os.environ.update(environment)
+        _C.reload_settings()
         try:
             answers.append(collect(pattern))
         except RuntimeError as error:
