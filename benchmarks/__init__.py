@@ -1,1 +1,1 @@
-"""Benchmarks, which need the extra "bench" (rich, matplotlib): `python benchmarks/run.py --help`."""
+"""Benchmarks: see `python benchmarks/run.py --help`. They need the extra "bench" (rich, matplotlib)."""

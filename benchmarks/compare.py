@@ -1,4 +1,4 @@
-"""Sets two files of run.py side by side: how many times faster the fused side was in the second.
+"""Compares two files that run.py wrote: how many times as fast the fused side is in the second.
 
 python benchmarks/run.py --json before.json
 python benchmarks/run.py --json after.json
@@ -20,12 +20,12 @@ Rows = dict[tuple[str, ...], dict[str, Any]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints a line for each case that both files have, the greatest gain first; 2 if there is none."""
+    """Prints a line for each case that both files have, the largest gain first; returns 2 if there is none."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("before", type=Path, help="written by run.py --json")
-    parser.add_argument("after", type=Path, help="likewise")
+    parser.add_argument("after", type=Path, help="another file, of the same cases")
     arguments = parser.parse_args(argv)
     before, after = _rows(arguments.before), _rows(arguments.after)
     common = sorted(before.keys() & after.keys(), key=lambda key: after[key]["fused_ms"] / before[key]["fused_ms"])

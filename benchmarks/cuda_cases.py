@@ -1,4 +1,4 @@
-"""The registry of what can be timed on a CUDA device: batches that a GPU is given in training."""
+"""The registry of what can be timed on a CUDA device, with batches as a GPU gets them in training."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +20,7 @@ from .shapes import TINY_SHAPES, Shapes, images
 BATCH = 256
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
-# Of each op, the (channels, height, width) of the inputs of ResNet-50's 53 BatchNorm layers, and how many there are.
+# For each op, the inputs (channels, height, width) of ResNet-50's 53 BatchNorm layers, and how many layers have them.
 RESNET50_LAYERS: dict[str, dict[tuple[int, int, int], int]] = {
     "batch_norm_relu": {
         (64, 112, 112): 1,
@@ -43,7 +43,7 @@ RESNET50_OPS = {
 
 
 def layer_counts() -> dict[tuple[str, str], int]:
-    """How many layers of ResNet-50 the op of this name at the case of this name stands for."""
+    """(op, case) -> how many layers of ResNet-50 the case stands for."""
     return {
         (op, name): count
         for op, layers in RESNET50_LAYERS.items()
@@ -51,7 +51,7 @@ def layer_counts() -> dict[tuple[str, str], int]:
     }
 
 
-# What the goals for single shapes are set for; the largest fill the caches several times over.
+# The goals for single shapes are set for these; the largest are several times the size of the caches.
 TYPICAL = ((64, 56, 56), (256, 56, 56), (512, 28, 28), (256, 14, 14), (512, 7, 7))
 TYPICAL_SHAPES = images("resnet50", BATCH, *TYPICAL)
 LARGE_SHAPES = images("resnet50", BATCH, (64, 56, 56), (256, 56, 56))
@@ -62,7 +62,7 @@ FLAT_SHAPES: Shapes = {"mlp-65536x1024": (65536, 1024), "mlp-8192x4096": (8192, 
 
 
 def _network_cases() -> Iterator[Case]:
-    """Training steps with bfloat16 autocast, which a case of this dtype stands for."""
+    """Training steps with bfloat16 autocast, which the dtype bfloat16 means for a network."""
     for name, shape in (
         ("resnet50", (BATCH, 3, 224, 224)),
         ("mobilenetv2", (BATCH, 3, 224, 224)),
@@ -102,14 +102,13 @@ def _op_cases() -> Iterator[Case]:
 
 
 def _cases() -> list[Case]:
-    """What the goals need comes first, so that a run that is cut short has it."""
+    """The cases that the goals need come first, so that a run that is cut short has them."""
     every = {case.id: replace(case, device="cuda") for case in (*_op_cases(), *_network_cases())}
     return list(every.values())
 
 
 CASES: list[Case] = _cases()
 
-# Patterns of the cases that --quick leaves.
 QUICK = (
     "batch_norm_relu/resnet50-256x64x56x56/*/bfloat16/*",
     "batch_norm_relu/resnet50-256x256x14x14/*/bfloat16/channels_last",
@@ -122,8 +121,9 @@ QUICK = (
     "dropout/resnet50-256x64x56x56/*/bfloat16/*",
     "dropout/tiny*/*/float32/*",
 )
+"""Patterns of the cases that run under --quick."""
 
 
 def tensor_bytes(shape: tuple[int, ...] | list[int], dtype: str) -> int:
-    """Of one tensor of the case."""
+    """The size of a tensor of this shape and dtype."""
     return prod(shape) * int(getattr(torch, dtype).itemsize)

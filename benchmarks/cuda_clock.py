@@ -1,4 +1,4 @@
-"""Times calls on a CUDA device, whose work goes on after the call has returned."""
+"""Times calls on a CUDA device, which works on after the call has returned."""
 
 import math
 import os
@@ -19,14 +19,14 @@ from .workload import Workload
 FLUSH_BYTES = 256 * 2**20
 WARM_UPS = 3
 ROUND_MS, MOST_REPEATS = 5.0, 10
-# An op whose fastest side takes less is replayed from CUDA graphs: the host could not keep up otherwise.
+# If the fastest side of an op takes less, all are replayed from CUDA graphs, as the host could not keep up.
 SHORT_MS = 0.1
-# Cycles in a second, at a clock no GPU exceeds: how long to hold the device back.
+# Cycles in a second, of a clock that no GPU exceeds.
 CYCLES = 3e9
 
 
 def obstacle() -> str:
-    """Why nothing can be timed on CUDA, in one sentence; "" where it can."""
+    """Why nothing can be timed on CUDA, in one sentence, or "" if it can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
@@ -37,12 +37,12 @@ def obstacle() -> str:
 
 
 class CudaClock:
-    """Device time by CUDA events; the input of each call has to come from memory.
+    """Device time by CUDA events, of calls whose inputs have to be read from memory.
 
-    Before each timed call a buffer of several times the L2 cache is written, which pushes the tensors out, and
-    then read, which pushes its own unwritten lines out. Ops that take less than SHORT_MS are captured in CUDA
-    graphs, and the replay is timed; where one side cannot be captured, none is. Otherwise the device is held back
-    until the host has launched a whole round of an op. A training step is launched as a training loop does.
+    Before each timed call a buffer of several times the L2 cache is written, which evicts the op's tensors, and read,
+    which writes the buffer's own modified lines back. Ops that take less than SHORT_MS are captured in CUDA graphs, and
+    the replay is timed; if one side cannot be captured, none is. Otherwise the device is kept busy until the host has
+    launched all calls of a turn. A training step is launched as a training loop does it.
     """
 
     def __init__(self) -> None:
@@ -70,13 +70,13 @@ class CudaClock:
         return {"launch": self._launch, "l2_bytes": self._l2_bytes, "path": path()}
 
     def launch_us(self) -> float:
-        """What the clock reads for a copy of one number: no time in the rows means much below it."""
+        """What the clock shows for a copy of one number: times near it mean little."""
         source, target = torch.ones(1, device="cuda"), torch.zeros(1, device="cuda")
         turn = self.ready({"copy": Side(partial(target.copy_, source))})["copy"]
         return 1e3 * statistics.median(turn()[0] for _ in range(10))
 
     def _turn(self, side: Side, replay: Callable[[], object] | None, repeats: int) -> tuple[float, float]:
-        """The median of the repeats in milliseconds; page faults, of which there are none to speak of."""
+        """The median of the repeats in milliseconds; no page faults are counted."""
         if replay is not None:
             return statistics.median(self._time(Side(replay), repeats)), 0.0
         start = time.perf_counter()
@@ -86,14 +86,14 @@ class CudaClock:
         return statistics.median(self._time(side, repeats)), 0.0
 
     def _probe(self, side: Side) -> float:
-        """Milliseconds of device time, roughly."""
+        """Roughly the milliseconds of device time of one call."""
         start = time.perf_counter()
         side.run()
         _hold_back(WARM_UPS * (time.perf_counter() - start))
         return max(1e-4, statistics.median(self._time(side, WARM_UPS)))
 
     def _time(self, side: Side, repeats: int) -> list[float]:
-        """Milliseconds of each of so many calls; the host does not wait between them."""
+        """Milliseconds of each of this many calls; the host does not wait between them."""
         events = []
         for _ in range(repeats):
             arguments = () if side.prepare is None else (side.prepare(),)
@@ -116,12 +116,12 @@ def _fastest(step_ms: Mapping[str, float]) -> float:
 
 
 def _hold_back(seconds: float) -> None:
-    """Keeps the device busy for at least so long, at most a second, so that the host gets ahead of it."""
+    """Keeps the device busy for at least this long (at most a second), so that the host gets ahead of it."""
     torch.cuda._sleep(math.ceil(min(seconds, 1.0) * CYCLES))
 
 
 def _capture_all(sides: Mapping[str, Side]) -> tuple[dict[str, Callable[[], object]], str]:
-    """The replay of each side and "graph", or none and "direct" with the reason."""
+    """The replay of each side and "graph"; or no replays and "direct" with the reason."""
     replays: dict[str, Callable[[], object]] = {}
     stream = torch.cuda.current_stream()
     for name, side in sides.items():
@@ -153,7 +153,7 @@ def _capture(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def peaks(workload: Workload, sides: Mapping[str, Side]) -> dict[str, Any]:
-    """The most memory that each side held at a time in one call, had it been alone in the process."""
+    """The peak memory of one call of each side, without what the other sides hold."""
     result = {}
     for name, side in sides.items():
         if name != "copy":
@@ -169,12 +169,12 @@ def peaks(workload: Workload, sides: Mapping[str, Side]) -> dict[str, Any]:
 
 
 def path() -> str:
-    """The kernels that the switch of fusedtricks asks for."""
+    """Which kernels FUSEDTRICKS_CUDA_PATH asks for."""
     return os.environ.get("FUSEDTRICKS_CUDA_PATH", "auto")
 
 
 def machine() -> dict[str, Any]:
-    """The device and what drives it."""
+    """The device, its driver and libraries."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "device": properties.name,

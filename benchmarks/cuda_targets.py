@@ -1,6 +1,7 @@
-"""The speed that the project set itself on a GPU, and how much of it a run reached.
+"""The speed goals on a GPU, and which of them a run has met.
 
-T is the time to move the tensor once at the bandwidth of a copy: half of what `Tensor.copy_` took in the same rounds.
+T is the time to read or write the tensor once at the bandwidth of a copy: half of what `Tensor.copy_` took in the same
+rounds.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,9 @@ from .cuda_cases import CASES, CHANNELS_LAST, LARGE_SHAPES, layer_counts, tensor
 from .report import Row, geometric_mean
 
 FORWARD, BOTH = "forward", "forward+backward"
-# What 132 multiprocessors of an H200 hold between two sweeps, in registers and shared memory of 336 KB each.
+# What the 132 multiprocessors of an H200 can hold between two sweeps: 336 KB each, in registers and shared memory.
 HELD_BYTES = 44e6
-# Channels beside each other in memory that are read together, at least: 64 bytes of them.
+# In channels_last, neighbouring channels are read together: at least this many bytes of them.
 SLAB_BYTES = 64
 SMALL_BYTES, SMALL_US = 30e6, 3.0
 SUM_MS = 12.0
@@ -60,7 +61,7 @@ def target_table(rows: Iterable[Row]) -> Table:
 
 
 def verdicts(rows: Iterable[Row]) -> list[Verdict]:
-    """Of every goal that a row counts for, single shapes first."""
+    """A verdict for each goal that a row counts for, single shapes first."""
     rows = list(rows)
     return [*_batch_norm(rows), *_elementwise(rows), *_layers(rows), *_networks(rows)]
 
@@ -74,7 +75,7 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def _batch_norm(rows: list[Row]) -> Iterator[Verdict]:
-    """BatchNorm+ReLU; backward is what forward+backward takes longer than forward."""
+    """BatchNorm+ReLU. The time of backward is that of forward+backward less that of forward."""
     chosen = [row for row in rows if row["op"] == "batch_norm_relu" and row["case"].startswith("resnet50-256x")]
     forward_ms = {_key(row): row["fused_ms"] for row in chosen if row["direction"] == FORWARD}
     for row in chosen:
@@ -99,7 +100,10 @@ def _backward_goal(row: Row) -> tuple[str, float] | None:
 
 
 def _is_held(row: Row, tensors: int) -> bool:
-    """Whether so many tensors' slab, the channels that are processed together, stays on chip between the sweeps."""
+    """Whether the slabs of this many tensors stay on chip between the sweeps.
+
+    A slab is the part of a tensor that belongs to the channels that are processed together.
+    """
     samples, channels, *positions = row["shape"]
     of_channel = tensor_bytes([samples, *positions], row["dtype"])
     if row["layout"] == CHANNELS_LAST:
@@ -132,7 +136,7 @@ def _elementwise(rows: list[Row]) -> Iterator[Verdict]:
 
 
 def _layers(rows: list[Row]) -> Iterator[Verdict]:
-    """All BatchNorm layers of ResNet-50: their sum, and how they compare shape by shape."""
+    """All BatchNorm layers of ResNet-50: the sum of their times, and the ratios by shape."""
     counts = layer_counts()
     found = [
         row

@@ -1,4 +1,4 @@
-"""What the runner asks of a device: cases, goals, a clock."""
+"""What the runner needs to know about each device: its cases, goals and clock."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class Backend:
 
     Attributes:
         cases: the registry.
-        quick: patterns of the cases that --quick leaves.
+        quick: patterns of the cases that run under --quick.
         target_cases: the cases that a goal is set for.
         target_table: rows -> the goals, and whether they are met.
-        obstacle: why nothing can be timed, "" where it can.
-        machine: what else there is to know about the machine.
+        obstacle: says why nothing can be timed, or "" if it can.
+        machine: further facts about the machine.
         clock: makes the clock.
-        peaks: the most memory that each side holds, by the keys of a row.
-        failures: what keeps a single case from being timed.
+        peaks: the peak memory of each side, as columns of a row.
+        failures: exceptions that stop one case and not the run.
     """
 
     cases: list[Case]
@@ -62,7 +62,7 @@ BACKENDS = {
         machine=cuda_clock.machine,
         clock=cuda_clock.CudaClock,
         peaks=cuda_clock.peaks,
-        # The errors of kernels, of compilers and of the allocator: machines with a GPU are lent for minutes.
+        # RuntimeError: kernels, compilers and the allocator raise it, and GPU time is too short to lose a run to it.
         failures=(Mismatch, RuntimeError),
     ),
 }

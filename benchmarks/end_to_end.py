@@ -25,13 +25,13 @@ FACTOR, SLACK = 3, 1e-3
 
 @dataclass(frozen=True)
 class Network:
-    """A network, written for either kind of layers, and the classes it tells apart."""
+    """A network that is written for either set of layers, and its number of classes."""
 
     make: Callable[[Layers], nn.Module]
     classes: int
 
     def pair(self) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-        """The network of stock and of fused layers, of one initialisation, and what else a row is to say."""
+        """The network of stock and of fused layers with the same weights, and further columns of the row."""
         stock, fused = self.make(STOCK), self.make(FUSED)
         fused.load_state_dict(stock.state_dict())
         return stock, fused, {}
@@ -39,20 +39,20 @@ class Network:
 
 @dataclass(frozen=True)
 class Family:
-    """A network of stock layers, to be fused by `fusedtricks.fuse`, and the classes it tells apart."""
+    """A network of stock layers, which `fusedtricks.fuse` fuses, and its number of classes."""
 
     make: Callable[[], nn.Module]
     classes: int
 
     def pair(self) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-        """The network, its fused copy, and the number of chains that were found."""
+        """The network, its fused copy, and the number of chains found in it."""
         stock = self.make().train()
         fused = fusedtricks.fuse(stock)
         return stock, fused, {"chains": len(fusedtricks.report(fused).chains)}
 
 
 def build_step(network: Network | Family, case: Case) -> Workload:
-    """Builds both networks from one initialisation, a batch and its labels."""
+    """Makes both networks with the same weights, a batch and its labels."""
     torch.manual_seed(0)
     stock, fused, facts = network.pair()
     for model in (stock, fused):
@@ -93,7 +93,7 @@ def build_step(network: Network | Family, case: Case) -> Workload:
 
 
 def _arithmetic(case: Case) -> AbstractContextManager[object]:
-    """Autocast, where the case is of a lower precision; weights and batch are float32 in any case."""
+    """Autocast if the case has a lower precision. Weights and batch are always float32."""
     if case.dtype == torch.float32:
         return nullcontext()
     return torch.autocast(case.device, dtype=case.dtype)
@@ -105,7 +105,7 @@ Arithmetic = Callable[[], AbstractContextManager[object]]
 def _step(
     model: Callable[[Tensor], Tensor] | nn.Module, x: Tensor, labels: Tensor, arithmetic: Arithmetic
 ) -> Callable[[], None]:
-    """A training step: gradients cleared, forward, loss, backward, SGD with momentum."""
+    """A training step: clear the gradients, forward, loss, backward, SGD with momentum."""
     assert isinstance(model, nn.Module)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
@@ -124,9 +124,9 @@ def _check(
 ) -> None:
     """Compares loss and gradients at the initial weights, without dropout, with those of stock in float64.
 
-    Rounding that moves the input of a ReLU across zero moves a gradient, and there are many layers: stock
-    itself is off by percents, and fused may be off by a few times as much. Where stock happens to be exact, by one
-    rounding of the outputs to `dtype`.
+    Rounding that moves the input of a ReLU across zero changes gradients, and there are many layers: stock itself is
+    off by per cents, and fused may be off by FACTOR times as much. If stock happens to be exact, fused may be off by
+    one rounding of the outputs to `dtype`.
     """
     exact = _gradient(copy.deepcopy(stock).double(), x.double(), labels)
     errors, fused_errors = (_errors(_gradient(model, x, labels, arithmetic), exact) for model in (stock, fused))
@@ -142,7 +142,7 @@ def _errors(values: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float
 def _gradient(
     model: nn.Module, x: Tensor, labels: Tensor, arithmetic: Arithmetic = nullcontext
 ) -> tuple[Tensor, Tensor]:
-    """Loss and all gradients, flat, in float64; buffers and dropout probabilities stay as they are."""
+    """Loss and all gradients, flattened, in float64, without dropout. The model stays as it is."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
     for module, _ in dropouts:

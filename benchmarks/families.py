@@ -1,4 +1,4 @@
-"""Networks as other packages define them, which `fusedtricks.fuse` is given. Nothing is downloaded."""
+"""Networks that other packages define, to be fused by `fusedtricks.fuse`. Nothing is downloaded."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ CLASSES = 1000
 
 
 class Logits(nn.Module):
-    """What a model of Hugging Face's transformers for image classification says, as a tensor."""
+    """An image classification model of Hugging Face's transformers that returns its logits as a tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Logits(nn.Module):
 
 
 def classifier(name: str, **settings: Any) -> nn.Module:
-    """`transformers.<name>ForImageClassification`, by default as the package configures it."""
+    """`transformers.<name>ForImageClassification`, in its default configuration unless settings are given."""
     import transformers
 
     transformers.logging.set_verbosity_error()

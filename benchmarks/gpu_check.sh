@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in parts that each end within LIMIT seconds. Where time is short, several in one call, by
-# what each may take: LIMIT=330 ... build; LIMIT=200 ... test. After an edit of csrc: build again.
+# Everything that needs a GPU, in parts that end within LIMIT seconds each. If GPU time is short, give each part its
+# own limit: LIMIT=330 ... build; LIMIT=200 ... test. After an edit of csrc, build again.
 #
 #   benchmarks/gpu_check.sh build      installs the checkout with its CUDA kernels
-#   benchmarks/gpu_check.sh test       the tests marked "cuda" (TESTS='...' : other arguments of pytest)
+#   benchmarks/gpu_check.sh test       the tests marked "cuda" (or TESTS='...', arguments of pytest)
 #   benchmarks/gpu_check.sh sanitize   compute-sanitizer on benchmarks/smoke.py
-#   benchmarks/gpu_check.sh bench      ops against eager, torch.compile and a copy; goals of the project
+#   benchmarks/gpu_check.sh bench      ops against eager, torch.compile and a copy, and the speed goals
 #   benchmarks/gpu_check.sh train      training steps of whole networks: time and peak memory
 #   benchmarks/gpu_check.sh all        one after another
 #
-# A part builds first where that has not been done. Nothing is fetched: what is missing is named. Results go to
-# OUT (benchmarks/results) as they come: cuda-*.json, and gpu_check.log with all output. COMMIT names the commit
-# where there is no .git. PYTHON (python3), LIMIT (560).
+# A part builds first if nothing is built. Nothing is downloaded: missing packages are named. Results are written to OUT
+# as they come: cuda-*.json, and gpu_check.log with all output.
+#
+# Variables, with their defaults: OUT (benchmarks/results), LIMIT (560), PYTHON (python3), COMMIT (unknown; names the
+# commit if there is no .git).
 
 # shellcheck disable=SC2329 # the parts are called by name
 set -uo pipefail
@@ -21,7 +23,7 @@ OUT=${OUT:-benchmarks/results}
 LIMIT=${LIMIT:-560}
 PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 COMMIT=${COMMIT:-unknown}
-# Nothing is begun with fewer seconds left than this.
+# Nothing begins with fewer seconds left than this.
 LEAST=20
 mkdir -p "$OUT" || exit 2
 OUT=$(cd "$OUT" && pwd)
@@ -38,7 +40,7 @@ note() { # part, verdict
 
 left() { echo $((LIMIT - (SECONDS - part_start))); }
 
-# Runs a command for at most so many seconds of what the part has left, into the log and to the screen.
+# Runs a command for at most this many seconds, and no longer than the part has left; logs and prints its output.
 attempt() { # name, seconds, command...
   local name=$1 most=$2 status begun=$SECONDS
   shift 2
@@ -59,7 +61,7 @@ attempt() { # name, seconds, command...
   return "$status"
 }
 
-# The packages of the extras and of the build that this Python does not have, by the versions that they need.
+# Names the packages of the extras and of the build that this Python lacks or has in too old a version.
 missing() {
   "$PYTHON" - <<'PYTHON'
 import importlib.metadata as metadata
@@ -98,10 +100,10 @@ build() {
   facts 2>&1 | tee -a "$LOG"
   absent=$(missing)
   [ -z "$absent" ] || note "missing packages" "$(echo "$absent" | tr '\n' ' ')"
-  # For the GPU that is here alone, which takes a fraction of the time; one's own choice stands.
+  # Only for the GPU of this machine, which takes a fraction of the time, unless TORCH_CUDA_ARCH_LIST is set.
   capability=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
   [ -z "$capability" ] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
-  # Of the CPU's kernels one set of instructions: the others are for no test here, and take minutes to compile.
+  # The CPU's kernels for one instruction set: no test here needs the others, which take minutes to compile.
   one=${FUSEDTRICKS_INSTRUCTION_SETS:-default}
   attempt build "$LIMIT" env FUSEDTRICKS_CUDA=1 FUSEDTRICKS_INSTRUCTION_SETS="$one" \
     "$PYTHON" -m pip install --no-index --disable-pip-version-check --no-build-isolation --no-deps -v -e .
@@ -115,7 +117,7 @@ need_build() {
   built || build || built
 }
 
-# Those of TESTS, else all of CUDA: first what no other device has.
+# The tests of TESTS, or else all of CUDA, those that only CUDA has first.
 run_tests() {
   local options=(-v --tb=short --maxfail=200 --durations=10 -p no:cacheprovider)
   local own=(tests/test_cuda.py tests/test_cuda_runtime.py tests/test_cuda_streams.py)
@@ -126,11 +128,11 @@ run_tests() {
     note test "pytest is missing: nothing more was tested"
     return 1
   }
-  # A kernel that hangs is then named, and ends the run.
+  # So that a kernel that hangs is named and ends the run.
   "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && options+=(--timeout 120 --timeout-method thread)
   "$PYTHON" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) / 2))") && local -x OMP_NUM_THREADS=2
   if [ -n "${TESTS:-}" ]; then
-    # shellcheck disable=SC2086 # several arguments
+    # shellcheck disable=SC2086 # it may hold several arguments
     attempt test "$LIMIT" "$PYTHON" -m pytest "${options[@]}" $TESTS
     return
   fi
@@ -148,8 +150,8 @@ sanitize() {
     return 0
   }
   say "$version"
-  # Kernels read whole blocks of 16 bytes, up to 14 bytes beyond a tensor whose size is no multiple of one. What torch's
-  # allocator hands out is longer than that; without it, memcheck would report those reads.
+  # Kernels read blocks of 16 bytes, up to 14 bytes beyond the end of a tensor. Blocks of torch's allocator are long
+  # enough for that, so its cache stays on: without it, memcheck would report those reads.
   attempt "smoke, unchecked" 120 "$PYTHON" benchmarks/smoke.py
   for tool_and_path in memcheck:two memcheck:hold racecheck:hold initcheck:two racecheck:two initcheck:hold \
     synccheck:hold synccheck:two; do
@@ -159,7 +161,7 @@ sanitize() {
   done
 }
 
-# One run of the benchmark; its table also where it was cut off, from what it had written.
+# One run of the benchmark; if it was cut off, the table of what it had written.
 measure() { # file, seconds, arguments...
   local file=$1 most=$2 status
   shift 2
@@ -184,12 +186,12 @@ bench() {
   measure cuda-auto 180 --targets --only 'batch_norm*' --only 'dropout*' --only 'leaky_relu*' --seconds 0.4
   FUSEDTRICKS_CUDA_PATH=hold measure cuda-hold 60 --targets --only "batch_norm*$layers" --seconds 0.2
   FUSEDTRICKS_CUDA_PATH=two measure cuda-two 60 --targets --only "batch_norm*$layers" --seconds 0.2
-  # What the thresholds of FUSEDTRICKS_CUDA_PATH=auto are read from.
+  # The thresholds of FUSEDTRICKS_CUDA_PATH=auto are chosen by this comparison.
   [ ! -e "$OUT/cuda-hold.json" ] || [ ! -e "$OUT/cuda-two.json" ] ||
     "$PYTHON" benchmarks/compare.py "$OUT/cuda-two.json" "$OUT/cuda-hold.json" 2>&1 | tee -a "$LOG"
   # Compiling takes seconds a case.
   measure cuda-compile 120 --targets --only "batch_norm*/resnet50-256x*/forward+backward$layers" --compile --seconds 0.2
-  # What no goal is set for: small, odd and flat shapes, other activations.
+  # Cases without a goal: small, odd and flat shapes, other activations.
   measure cuda-quick 60 --quick
 }
 

@@ -1,4 +1,4 @@
-"""Times callables in turn, and counts page faults."""
+"""Times callables turn by turn, and counts their page faults."""
 
 import gc
 import math
@@ -23,9 +23,8 @@ class Side:
 
     Attributes:
         call: what is timed.
-        prepare: makes the argument of each call, untimed; without it the call takes none.
-        host_counts: whether the time in which the host falls behind its device belongs to the measure, as in a
-            training step.
+        prepare: makes the argument of each call, untimed; None if the call takes no argument.
+        host_counts: on a GPU, whether to include the time that the device waits for the host, as a training step does.
     """
 
     call: Callable[..., object]
@@ -37,23 +36,23 @@ class Side:
         self.call() if self.prepare is None else self.call(self.prepare())
 
 
-# Times one side in one round: milliseconds and minor page faults of one call.
 Turn = Callable[[], tuple[float, float]]
+"""Times one side in one round: milliseconds and minor page faults of one call."""
 
 
 class Clock(Protocol):
     """How the calls of a device are timed."""
 
     def ready(self, sides: Mapping[str, Side]) -> dict[str, Turn]:
-        """Runs each side until it no longer compiles or allocates, and plans its turns."""
+        """Warms each side up, and returns what times it in a round."""
 
     def facts(self) -> dict[str, Any]:
-        """What a row has to say about how its sides were timed."""
+        """Columns of the row that say how its sides were timed."""
 
 
 @dataclass
 class Samples:
-    """What the rounds gave for one side: milliseconds and minor page faults of one call."""
+    """Milliseconds and minor page faults of one call of a side, round by round."""
 
     ms: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
@@ -75,8 +74,8 @@ def median_ratio(numerator: Samples, denominator: Samples) -> float:
 class HostClock:
     """Wall-clock time of calls that return when their work is done.
 
-    Before it is timed a side is called once untimed, as the side before it left the caches full of its own
-    tensors; calls above LONG_SECONDS are spared that. Short calls are repeated to fill ROUND_SECONDS.
+    Before it is timed, a side is called once untimed, because the side before it has left its own tensors in the
+    caches; calls longer than LONG_SECONDS skip that. Short calls are repeated to fill ROUND_SECONDS.
     """
 
     def ready(self, sides: Mapping[str, Side]) -> dict[str, Turn]:
@@ -94,15 +93,15 @@ def measure(
     seed: int = 0,
     clock: Clock | None = None,
 ) -> dict[str, Samples]:
-    """Times every side once in each round, in an order drawn anew for each round.
+    """Times every side once in each round, in a new random order.
 
     Args:
         sides: what to compare, by name.
-        seconds: no round is begun after so many seconds, once there are min_rounds.
+        seconds: after this time no further round begins, once there are min_rounds.
         min_rounds: rounds to measure at least.
         max_rounds: rounds to measure at most.
         seed: of the order.
-        clock: of the device; the host's by default.
+        clock: the device's; by default the host's.
 
     Returns:
         The samples of each side, round by round.
@@ -137,14 +136,14 @@ def _host_turn(side: Side) -> Turn:
 
 
 def _plan(side: Side) -> tuple[int, bool]:
-    """Calls in one round, enough for ROUND_SECONDS, and whether an untimed one goes before them."""
+    """How many calls fill ROUND_SECONDS, and whether an untimed call goes before them."""
     _time(side, 1)
     seconds, _ = _time(side, 1)
     return max(1, math.ceil(ROUND_SECONDS / max(seconds, 1e-7))), seconds < LONG_SECONDS
 
 
 def _time(side: Side, repeats: int) -> tuple[float, int]:
-    """Seconds and minor page faults of so many calls."""
+    """Seconds and minor page faults of this many calls."""
     if side.prepare is not None:
         return _time_prepared(side.call, side.prepare, repeats)
     call = side.call
@@ -173,7 +172,7 @@ def _minor_faults() -> int:
 
 @contextmanager
 def use_threads(count: int | None) -> Iterator[None]:
-    """Runs torch on so many threads, if given, and restores their number."""
+    """Runs torch on this many threads, unless None, and restores the number afterwards."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -1,4 +1,4 @@
-"""Standard networks, each defined once for stock and fused layers, with torchvision's parameter names."""
+"""Standard networks, each written once for stock and fused layers, with torchvision's parameter names."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from fusedtricks.stock import Layers, initialise_convolutions
 
 
 class Bottleneck(nn.Module):
-    """He et al. (2015): 1 x 1, 3 x 3 (it carries the stride), 1 x 1 to four times the width, the shortcut."""
+    """He et al. (2015): convolutions of 1 x 1, 3 x 3 (with the stride), 1 x 1 (to four times the width); a shortcut."""
 
     expansion = 4
 
@@ -61,7 +61,7 @@ def _stage(layers: Layers, channels: int, width: int, blocks: int, stride: int) 
 
 
 class InvertedResidual(nn.Module):
-    """Sandler et al. (2018): expand, depthwise 3 x 3, project without activation, skip where shapes agree."""
+    """Sandler et al. (2018): expand, depthwise 3 x 3, project without activation; a skip if the shapes agree."""
 
     def __init__(self, layers: Layers, channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()

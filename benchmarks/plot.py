@@ -1,4 +1,4 @@
-"""Draws what run.py wrote: bytes per second over the tensor's size, under the rate of a copy as the roof.
+"""Draws a file that run.py wrote: bytes per second over the tensor's size, with the rate of a copy as the roof.
 
 python benchmarks/run.py --json results.json
 python benchmarks/plot.py results.json results.png
@@ -21,7 +21,7 @@ MARKERS = {"contiguous": "o", "channels_last": "s"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the picture; 2 if the file holds no op to draw."""
+    """Writes the picture; returns 2 if the file has no op to draw."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(machine: dict[str, Any], rows: list[dict[str, Any]], picture: Path) -> None:
-    """One panel for each direction and dtype; a line leads from eager's rate to that of the fused op."""
+    """One panel for each direction and dtype, with a line from the rate of eager to that of fused for each case."""
     directions = sorted({row["direction"] for row in rows})
     dtypes = sorted({row["dtype"] for row in rows}, reverse=True)
     ops = list(dict.fromkeys(row["op"] for row in rows))

@@ -1,23 +1,25 @@
-"""Times the fused ops against what is written with stock PyTorch, and against a copy of the same tensor.
+"""Times the fused ops against the same written with stock PyTorch, and against a copy of the same tensor.
 
-Each case is checked first: what gives other values than it must is not timed, and the exit status is 1. Then
-eager code, fused op, torch.compile of the eager code (--compile) and `Tensor.copy_` of the input take turns:
-each is called once a round, in an order drawn anew, as the second of two calls. Times are medians over the
-rounds; "x eager" (how many times as fast as eager) and "x copy" (how many copies long) are medians of the
-rounds' ratios. An "x eager" below 1 is a loss: losses stay in the table, and are listed at its end.
+Each case is checked first, against `fusedtricks.eager` in float64. A case with wrong values is not timed, and the exit
+status is 1. Then the sides take turns: eager code, fused op, torch.compile of the eager code (with --compile) and
+`Tensor.copy_` of the input, in a new random order each round, each after an untimed call. Times are medians over the
+rounds. "x eager" (how many times as fast as eager) and "x copy" (how many copies long) are medians of the rounds'
+ratios. An "x eager" below 1 is a loss: losses stay in the table, and are listed below it.
 
-"GB/s" counts what the op moves at least, each tensor read or written once. "kept B/element" is what is kept
-for backward, "faults" the minor page faults of one call: of eager → of fused.
+"GB/s" counts the bytes that the op has to move at least, each tensor read or written once. "kept B/element" is what is
+kept for backward, "faults" are the minor page faults of one call; both are given as eager → fused.
 
-glibc maps blocks above 32 MiB anew each time, so larger results are fresh memory in each call, and the page
-faults cost both sides more than the arithmetic. A training loop has it so unless told otherwise, which is the
-default here (--memory touched: nothing is set, every call comes after others like it). With --memory kept,
-fusedtricks.keep_freed_memory() is called first and holds for all sides. The copy always goes to memory that
-was written before.
+The cases "overhead/*" measure what a call costs the host: tiny tensors, one thread, gradients recorded. Their goals
+are set as a share of stock's time.
 
-With --device cuda, times are those of the device, by CUDA events, with inputs that no cache holds; "launch" says
-whether CUDA graphs were replayed, which the short ops are, or calls launched one by one. "peak MB" is the most
-memory that one call took, of a network what one that is alone in its process has. A network's bfloat16 is autocast.
+glibc maps blocks above 32 MiB anew each time, so that larger results are fresh memory in each call, and the page faults
+cost both sides more than the arithmetic. A training loop is like that by default, and so is this (--memory touched:
+nothing is set, and every call follows others like it). With --memory kept, fusedtricks.keep_freed_memory() is called
+first and holds for all sides. The copy always writes to memory that was written before.
+
+With --device cuda, times are those of the device, by CUDA events, with inputs that no cache holds. "launch" says
+whether CUDA graphs were replayed, as is done for short ops, or calls launched one by one. "peak MB" is the peak memory
+of one call; for a network, that of a process that has this network alone. A network's bfloat16 is autocast.
 """
 
 import argparse
@@ -47,7 +49,7 @@ TABLE_WIDTH = 200
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the chosen cases; 1 if a fused op gave wrong values, 2 if nothing was chosen or could be run."""
+    """Runs the chosen cases; returns 1 if one gave wrong values, 2 if nothing was chosen or nothing could be run."""
     arguments = _parser().parse_args(argv)
     if arguments.show is not None:
         return _show(arguments)
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    """Prints the table of a run that wrote --json, also of one that was cut short."""
+    """Prints the table of a run that wrote --json, even if the run was cut short."""
     try:
         written = json.loads(arguments.show.read_text())
     except (OSError, ValueError) as error:
@@ -102,19 +104,19 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="cases whose name, op/case/direction/dtype/layout, contains this or, with wildcards, matches "
-        "it; may be given again",
+        help="run the cases whose name, op/case/direction/dtype/layout, contains this or, with wildcards, matches it; "
+        "may be repeated",
     )
-    add("--device", choices=tuple(BACKENDS), default="cpu", help="each has cases and goals of its own")
-    add("--quick", action="store_true", help="few cases, few rounds: under a minute")
-    add("--targets", action="store_true", help="the cases that a goal is set for, and whether it is met")
+    add("--device", choices=tuple(BACKENDS), default="cpu", help="each device has its own cases and goals")
+    add("--quick", action="store_true", help="run few cases in few rounds: under a minute")
+    add("--targets", action="store_true", help="run the cases that a goal is set for, and show which goals are met")
     add("--list", action="store_true", help="print the names of the cases and stop")
     add(
         "--compile",
         nargs="?",
         const="*",
         metavar="PATTERN",
-        help="time torch.compile of the eager code as well, of the cases that match",
+        help="also time torch.compile of the eager code, in the cases that match",
     )
     add(
         "--threads",
@@ -123,10 +125,10 @@ def _parser() -> argparse.ArgumentParser:
         help="threads of torch, except in the overhead cases, which use one; torch's own choice by default",
     )
     add("--memory", choices=("touched", "kept"), default="touched", help="see above")
-    add("--seconds", type=float, metavar="S", help="begin no further round of a case after so long")
-    add("--deadline", type=float, metavar="S", help="begin no further case after so long")
-    add("--json", type=Path, metavar="FILE", help="write the machine and every row, as soon as it is measured")
-    add("--show", type=Path, metavar="FILE", help="print the table of what was written, and time nothing")
+    add("--seconds", type=float, metavar="S", help="begin no further round of a case after this time")
+    add("--deadline", type=float, metavar="S", help="begin no further case after this time")
+    add("--json", type=Path, metavar="FILE", help="write the machine and every row, each as soon as it is measured")
+    add("--show", type=Path, metavar="FILE", help="print the table of a file that --json wrote, and time nothing")
     return parser
 
 
@@ -137,7 +139,7 @@ def _chosen(arguments: argparse.Namespace) -> list[Case]:
 
 
 def _as_json(machine: dict[str, Any], rows: list[report.Row], wrong: dict[str, str]) -> str:
-    """A line a row, so that a difference between two runs can be read."""
+    """One line per row, so that a diff of two runs can be read."""
     lines = ",\n".join(json.dumps(row) for row in rows)
     return f'{{"machine": {json.dumps(machine)},\n"wrong": {json.dumps(wrong)},\n"rows": [\n{lines}\n]}}\n'
 
@@ -149,7 +151,7 @@ def _run(
     wrong: dict[str, str],
     write: Callable[[], None],
 ) -> None:
-    """Adds rows of the cases that could be timed, and what was wrong with the others; Ctrl-C stops early."""
+    """Adds a row for each case that could be timed, and the reason for each that could not; Ctrl-C stops early."""
     start = time.perf_counter()
     seconds = arguments.seconds
     if seconds is None:
@@ -164,7 +166,7 @@ def _run(
                     break
                 progress.update(task, description=case.id)
                 if case.device != "cpu" and not progress.console.is_terminal:
-                    progress.console.print(case.id, highlight=False, soft_wrap=True)  # where a kernel that hangs did
+                    progress.console.print(case.id, highlight=False, soft_wrap=True)  # names the kernel that hangs
                 try:
                     rows.append(_run_case(case, seconds, arguments))
                 except BACKENDS[arguments.device].failures as failure:

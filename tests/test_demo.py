@@ -1,13 +1,16 @@
 """The demo: it agrees, says so, draws, and fails when the fused layers are wrong."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusedtricks import demo
+from fusedtricks import demo, functional
+from fusedtricks.demo.drift import check_curves
+from fusedtricks.demo.training import Learner, Settings
 from fusedtricks.nn import BatchNormAct2d
 
 SHORT = ["--epochs", "1", "--images", "96", "--batch-size", "32", "--double-steps", "2"]
@@ -45,14 +48,101 @@ def coarse_float32(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = N
     return y * 1.02 if x.dtype == torch.float32 else y
 
 
+def coarse_gradient(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The layer, but with a gradient of its input that is two hundredths too large in float32 alone."""
+    if x.dtype == torch.float32 and x.requires_grad:
+        x = x.clone()
+        x.register_hook(lambda gradient: 1.02 * gradient)
+    return FORWARD(layer, x, residual)
+
+
+def stale(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The layer, but in float32 training it divides by the deviation of its first batch, which it has cached."""
+    if x.dtype != torch.float32 or not layer.training:
+        return FORWARD(layer, x, residual)
+    deviation = x.detach().std((0, 2, 3))
+    weight = layer.weight * deviation / layer.__dict__.setdefault("deviation", deviation)
+    buffers = (layer.running_mean, layer.running_var)
+    options = {"act": layer.act, "training": True, "num_batches_tracked": layer.num_batches_tracked}
+    return functional.batch_norm_act(x, *buffers, weight, layer.bias, residual, **options)
+
+
+def coarse_statistics(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The layer, but in float32 the variance that goes into its running statistics is three hundredths too large."""
+    before = layer.running_var.clone()
+    y = FORWARD(layer, x, residual)
+    if x.dtype == torch.float32 and layer.training:
+        layer.running_var += 0.03 * (layer.running_var - 0.9 * before)
+    return y
+
+
 FORWARD = BatchNormAct2d.forward
+DOUBLE, STEPS, LOSSES, GRADIENTS = (
+    "float64: ",
+    "float32: largest",
+    "float32: drift of the losses",
+    "float32: drift of the g",
+)
 
 
-@pytest.mark.parametrize("wrong", [leaky, coarse_float32])
-def test_demo_fails_where_the_layers_are_wrong(wrong, monkeypatch, tmp_path, capsys):
+def verdicts(printed: str) -> dict[str, bool]:
+    """Whether each check agreed, by how its line begins."""
+    lines = printed.splitlines()
+    return {
+        check: line.endswith(": agree")
+        for check in (DOUBLE, STEPS, LOSSES, GRADIENTS)
+        for line in lines
+        if line.startswith(check)
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "layout", "seen", "unseen"),
+    [
+        (leaky, [], {DOUBLE, STEPS, LOSSES, GRADIENTS}, set()),
+        (coarse_float32, [], {STEPS, LOSSES}, {DOUBLE}),
+        (coarse_gradient, [], {STEPS, GRADIENTS}, {DOUBLE}),
+        (coarse_statistics, [], {STEPS}, {DOUBLE, LOSSES, GRADIENTS}),
+        (stale, [], {LOSSES, GRADIENTS}, {DOUBLE, STEPS}),
+        (stale, ["--channels-last"], {LOSSES, GRADIENTS}, {DOUBLE, STEPS}),
+    ],
+)
+def test_demo_fails_where_the_layers_are_wrong(wrong, layout, seen, unseen, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(BatchNormAct2d, "forward", wrong)
-    assert demo.main([*SHORT, "--out", str(tmp_path / "curves.png")]) == 1
-    assert "DIVERGE" in capsys.readouterr().out
+    assert demo.main([*SHORT, *layout, "--out", str(tmp_path / "curves.png")]) == 1
+    found = verdicts(capsys.readouterr().out)
+    assert len(found) == 4
+    assert not any(found[check] for check in seen) and all(found[check] for check in unseen)
+
+
+def learner(losses: list[float], dropout: float = 0.0) -> Learner:
+    """A learner with these losses, and gradient norms of 1."""
+    norms = [1.0] * len(losses)
+    parameters = nn.Linear(1, 1)
+    return Learner("", parameters, Settings(dropout=dropout), 10, losses=losses, gradient_norms=norms)
+
+
+@pytest.mark.parametrize(
+    ("fused", "passes"),
+    [
+        ([1.0, 1.001, 1.02, 1.1], True),
+        ([1.0, 1.01, 1.02, 1.1], False),  # early
+        ([1.0, 1.001, 1.02, 2.3], False),  # late
+        ([1.0, 1.001, 1.02, math.nan], False),
+    ],
+)
+def test_drift_is_bounded_by_that_of_nudged_stock(fused, passes):
+    nudged = [learner([1.0, 1.0005, 1.0, 1.05]), learner([1.0, 1.001, 1.01, 0.9])]
+    losses, gradients = check_curves(learner([1.0] * 4), learner(fused), nudged)
+    assert losses.passed == passes and gradients.passed
+
+
+def test_drift_with_dropout_is_that_of_the_whole_training():
+    """A first step that is apart by chance does not count."""
+    curves = {"stock": [1.0, 1.0, 1.0], "fused": [1.2, 1.1, 1.1], "nudged": [1.01, 1.1, 0.8]}
+    for dropout, passes in ((0.0, False), (0.5, True)):
+        stock, fused, nudged = (learner(curve, dropout) for curve in curves.values())
+        assert check_curves(stock, fused, [nudged])[0].passed == passes
 
 
 def test_demo_names_the_missing_extra(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""``python -m fusedtricks demo``: one network trained twice, with stock layers and with the fused ones."""
+"""`python -m fusedtricks demo`: trains one network with stock layers and with the fused ones, and compares them."""
 
 import argparse
 import importlib.util
@@ -14,10 +14,10 @@ def main(argv: list[str]) -> int:
     """Runs the demo.
 
     Args:
-        argv: its options, without the program's name.
+        argv: the options, without the program's name.
 
     Returns:
-        The exit status: 0 if both trainings agree, 1 if they diverge, 2 if it could not run.
+        The exit status: 0 if the trainings agree, 1 if they diverge, 2 if the demo could not run.
     """
     arguments = _parser().parse_args(argv)
     if any(importlib.util.find_spec(extra) is None for extra in EXTRAS):
@@ -45,25 +45,25 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fusedtricks demo",
-        description="Trains a small residual network on scikit-learn's handwritten digits twice from one "
-        "initialisation, with stock layers and with the fused ones, and compares losses, accuracies, step "
-        "times and memory. Fails if the two diverge.",
+        description="Trains a small residual network on scikit-learn's handwritten digits, with stock layers and with "
+        "the fused ones from the same initial weights, and compares losses, accuracies, step times and memory. "
+        "Exits with 1 if the two diverge by more than rounding explains.",
     )
     parser.add_argument("--epochs", type=_positive, default=8)
     parser.add_argument("--batch-size", type=_positive, default=64)
-    parser.add_argument("--images", type=_positive, help="train on only so many images")
+    parser.add_argument("--images", type=_positive, help="train on only this many images")
     parser.add_argument("--act", choices=ACTIVATIONS, default="relu", help="the activation")
     parser.add_argument(
         "--dropout", type=_probability, default=0.0, metavar="P", help="drop features with this probability"
     )
-    parser.add_argument("--channels-last", action="store_true", help="keep images and weights in this memory format")
-    parser.add_argument("--threads", type=_positive, help="threads of torch")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation, batches and split")
+    parser.add_argument("--channels-last", action="store_true", help="use the channels_last memory format")
+    parser.add_argument("--threads", type=_positive, help="number of threads of torch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights, batches and split")
     parser.add_argument(
-        "--double-steps", type=_positive, default=20, metavar="N", help="steps of the float64 comparison"
+        "--double-steps", type=_positive, default=20, metavar="N", help="how many steps to compare in float64"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("fusedtricks-demo.png"), metavar="PNG", help="where the curves go"
+        "--out", type=Path, default=Path("fusedtricks-demo.png"), metavar="PNG", help="where to draw the curves"
     )
     return parser
 

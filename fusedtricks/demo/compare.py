@@ -1,4 +1,4 @@
-"""The demo's course: check in float64, train side by side, report."""
+"""The demo itself: check in float64, train side by side, check again, report."""
 
 from pathlib import Path
 
@@ -8,19 +8,22 @@ from tqdm import tqdm
 
 from ..stock import FUSED, STOCK, Layers, bytes_kept_for_backward
 from . import report
-from .agreement import StepComparison, check_curves, check_double
+from .agreement import StepComparison, check_double
 from .data import Digits, load_digits
+from .drift import check_curves
 from .training import Learner, Settings, build_network, nudge, steps_per_epoch, train_side_by_side
+
+NUDGED = 3
 
 
 def compare(settings: Settings, images: int | None, double_steps: int, threads: int | None, picture: Path) -> bool:
-    """Trains both networks, prints and draws the comparison.
+    """Trains the networks, prints and draws how they compare.
 
     Args:
         settings: of the training.
-        images: how many images to train on; all where None.
-        double_steps: steps of the comparison in float64, at most one epoch.
-        threads: for torch; its own choice where None.
+        images: how many images to train on; None for all.
+        double_steps: steps of the comparison in float64; at most one epoch is compared.
+        threads: torch's; None for its own choice.
         picture: the PNG to write.
 
     Returns:
@@ -33,7 +36,7 @@ def compare(settings: Settings, images: int | None, double_steps: int, threads: 
     if steps == 0:
         raise SystemExit(f"a batch of {settings.batch_size} needs as many images, there are {len(data.train_labels)}")
     double_steps = min(double_steps, steps)
-    stock, fused, nudged = learners = _learners(settings, steps * settings.epochs)
+    stock, fused, *nudged = learners = _learners(settings, steps * settings.epochs)
     single_steps = StepComparison(data, settings)
 
     print(_heading(data, settings, stock.network))
@@ -45,12 +48,12 @@ def compare(settings: Settings, images: int | None, double_steps: int, threads: 
 
         def after_epoch(epoch: int) -> None:
             single_steps.compare(fused.network)
-            bar.write(report.epoch_line(epoch, *learners, steps))
+            bar.write(report.epoch_line(epoch, stock, fused, nudged, steps))
 
         train_side_by_side(learners, data, settings, bar.update, after_epoch)
 
     report.draw(learners, steps, picture)
-    checks = [double, single_steps.check(), check_curves(stock, fused, nudged, steps)]
+    checks = [double, single_steps.check(), *check_curves(stock, fused, nudged)]
     print()
     for check in checks:
         print(check)
@@ -60,17 +63,16 @@ def compare(settings: Settings, images: int | None, double_steps: int, threads: 
     return all(check.passed for check in checks)
 
 
-def _learners(settings: Settings, total_steps: int) -> tuple[Learner, Learner, Learner]:
-    """Stock, fused, and stock again with its weights moved by one unit in the last place."""
+def _learners(settings: Settings, total_steps: int) -> list[Learner]:
+    """Stock, fused, and stock again from several starts that differ by a few roundings."""
     first = build_network(STOCK, settings)
-    second = build_network(FUSED, settings, first)
-    third = build_network(STOCK, settings, first)
-    nudge(third)
-    return (
-        Learner("stock", first, settings, total_steps),
-        Learner("fused", second, settings, total_steps),
-        Learner("stock, nudged", third, settings, total_steps),
-    )
+    learners = [Learner("stock", first, settings, total_steps)]
+    learners.append(Learner("fused", build_network(FUSED, settings, first), settings, total_steps))
+    for seed in range(NUDGED):
+        network = build_network(STOCK, settings, first)
+        nudge(network, seed)
+        learners.append(Learner("stock, nudged", network, settings, total_steps))
+    return learners
 
 
 def _bytes_kept(layers: Layers, data: Digits, settings: Settings) -> int:
@@ -86,5 +88,5 @@ def _heading(data: Digits, settings: Settings, network: nn.Module) -> str:
         f"{len(data.train_labels)} digits of {shape} to train on, {len(data.test_labels)} to test; "
         f"residual network of {weights} weights, {settings.act}, {layout}, batch {settings.batch_size}, "
         f"dropout {settings.dropout:g}, {torch.get_num_threads()} threads\n"
-        "each batch goes to stock, to fused, and to stock started one unit in the last place away\n"
+        f"each batch goes to stock, to fused, and to {NUDGED} more of stock whose initial weights differ by roundings\n"
     )

@@ -1,4 +1,4 @@
-"""A small residual network, defined once and built from stock or from fused layers."""
+"""A small residual network, written once for stock and for fused layers."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ BLOCKS_PER_STAGE = 2
 
 
 class ResidualBlock(nn.Module):
-    """The basic block of He et al. (2015): two 3 x 3 convolutions, the shortcut added before the last act."""
+    """The basic block of He et al. (2015): two 3 x 3 convolutions; the shortcut is added before the last activation."""
 
     def __init__(self, layers: Layers, act: str, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """A stem, three stages of residual blocks (the later two halve the image), the mean, a linear layer."""
+    """A stem, three stages of residual blocks (the second and third halve the image), the mean, a linear layer."""
 
     def __init__(self, layers: Layers, act: str = "relu", dropout: float = 0.0) -> None:
         super().__init__()
@@ -47,6 +47,6 @@ class ResidualNetwork(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [n, 1, height, width] -> logits [n, CLASSES]."""
+        """Images (n, 1, height, width) -> logits (n, CLASSES)."""
         features = self.blocks(self.stem(images)).mean(dim=(2, 3))
         return self.classifier(self.dropout(features))

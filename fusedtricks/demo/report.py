@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from .agreement import epoch_means
+from .agreement import epoch_means, worst
 from .training import WARM_UP_STEPS, Learner
 
 HEADER = (
@@ -13,18 +13,19 @@ HEADER = (
 )
 
 
-def epoch_line(epoch: int, stock: Learner, fused: Learner, nudged: Learner, steps: int) -> str:
+def epoch_line(epoch: int, stock: Learner, fused: Learner, nudged: Sequence[Learner], steps: int) -> str:
     """One row of the table under HEADER: mean losses of this epoch, accuracies after it."""
-    loss, fused_loss, nudged_loss = (epoch_means(each.losses, steps)[epoch] for each in (stock, fused, nudged))
+    loss, fused_loss, *others = (epoch_means(each.losses, steps)[epoch] for each in (stock, fused, *nudged))
+    farthest = worst([abs(other - loss) for other in others])
     return (
         f"{epoch + 1:5d} | {loss:11.4f} {fused_loss:11.4f} {abs(fused_loss - loss):8.1e}"
-        f"       ({abs(nudged_loss - loss):.1e})      |"
+        f"       ({farthest:.1e})      |"
         f" {stock.accuracies[epoch]:14.1%} {fused.accuracies[epoch]:15.1%}"
     )
 
 
 def step_times(stock: Learner, fused: Learner) -> str:
-    """The median step of both after the first few, and the median of the pairwise ratios."""
+    """Medians over all but the first steps: the time of each, and the ratio of the two in one step."""
     skip = min(WARM_UP_STEPS, len(stock.seconds) - 1)
     pairs = list(zip(stock.seconds[skip:], fused.seconds[skip:], strict=True))
     stock_ms, fused_ms = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
@@ -36,7 +37,7 @@ def step_times(stock: Learner, fused: Learner) -> str:
 
 
 def memory_line(stock_bytes: int, fused_bytes: int) -> str:
-    """What one batch keeps for backward, in both."""
+    """The bytes that each keeps for backward of one batch."""
     return f"kept for backward by a batch: stock {stock_bytes / 1e6:.1f} MB, fused {fused_bytes / 1e6:.1f} MB"
 
 
@@ -56,7 +57,9 @@ def draw(learners: Sequence[Learner], steps: int, path: Path) -> None:
     for learner in learners:
         color, style, width = styles[learner.name]
         positions = [(i + 1) / steps for i in range(len(learner.losses))]
-        losses.plot(positions, learner.losses, style, color=color, linewidth=width, label=learner.name)
+        labels = losses.get_legend_handles_labels()[1]
+        label = None if learner.name in labels else learner.name  # one entry for all nudged networks
+        losses.plot(positions, learner.losses, style, color=color, linewidth=width, label=label)
         epochs = range(1, len(learner.accuracies) + 1)
         accuracies.plot(epochs, learner.accuracies, style, color=color, linewidth=width, marker="o", markersize=3)
     losses.set(xlabel="epoch", ylabel="training loss of each step", yscale="log")

@@ -1,4 +1,4 @@
-"""Several networks trained side by side, each batch given to all of them before the next."""
+"""Training several networks side by side: each batch is given to all of them before the next."""
 
 import random
 import time
@@ -18,7 +18,7 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """What one training run is made of."""
+    """The settings of a training run."""
 
     epochs: int = 8
     batch_size: int = 64
@@ -36,7 +36,7 @@ class Settings:
 
 
 def build_network(layers: Layers, settings: Settings, initial: nn.Module | None = None) -> ResidualNetwork:
-    """A network of these layers, with the parameters and buffers of ``initial`` where one is given."""
+    """A network of these layers, with the parameters and buffers of `initial` if that is given."""
     torch.manual_seed(settings.seed)
     network = ResidualNetwork(layers, settings.act, settings.dropout)
     if initial is not None:
@@ -44,24 +44,25 @@ def build_network(layers: Layers, settings: Settings, initial: nn.Module | None 
     return network.to(memory_format=settings.memory_format)  # type: ignore[call-overload]
 
 
-def nudge(network: nn.Module, seed: int = 0) -> None:
-    """Moves every parameter by -1, 0 or 1 units in its last place, at random."""
+def nudge(network: nn.Module, seed: int) -> None:
+    """Changes every parameter by up to four roundings, which stand for those of the many layers in one step."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
-            step = torch.randint(-1, 2, parameter.shape, generator=generator).to(parameter)
-            parameter.mul_(1 + torch.finfo(parameter.dtype).eps * step)
+            roundings = torch.randint(-4, 5, parameter.shape, generator=generator).to(parameter)
+            parameter.mul_(1 + torch.finfo(parameter.dtype).eps * roundings)
 
 
 @dataclass
 class Learner:
-    """A network with its optimiser and schedule, and what its training steps returned."""
+    """A network with its optimiser and schedule, and the record of its training."""
 
     name: str
     network: nn.Module
     settings: Settings
     total_steps: int
     losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
 
@@ -78,7 +79,7 @@ class Learner:
         )
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """Forward, loss, backward and update on one batch; records the loss and the seconds."""
+        """Forward, loss, backward and update on one batch; records its seconds, the loss and the gradient's norm."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.network(images), labels)
@@ -87,6 +88,8 @@ class Learner:
         self.seconds.append(time.perf_counter() - start)
         self.scheduler.step()
         self.losses.append(loss.item())
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        self.gradient_norms.append(nn.utils.get_total_norm(gradients).item())
 
     @torch.no_grad()
     def test(self, images: Tensor, labels: Tensor) -> None:
@@ -98,7 +101,7 @@ class Learner:
 
 
 def steps_per_epoch(data: Digits, settings: Settings) -> int:
-    """Whole batches in an epoch; the rest of a shuffled epoch is left out."""
+    """Whole batches in an epoch; images left over are not trained on in that epoch."""
     return len(data.train_labels) // settings.batch_size
 
 
@@ -111,8 +114,7 @@ def train_side_by_side(
 ) -> None:
     """Trains all learners on the same batches in the same order.
 
-    Which of them takes a step first is drawn anew for each batch, so that none always finds the caches as the
-    same other left them.
+    The order of the learners is drawn anew for each batch, so that none always finds the caches as one other left them.
     """
     batches = torch.Generator().manual_seed(settings.seed)
     turns = random.Random(settings.seed)
