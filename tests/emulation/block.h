@@ -53,7 +53,7 @@ class Schedule {
       throw std::runtime_error("FUSEDTRICKS_EMULATED_SCHEDULE=" + name_ + ": not in_order, reversed or shuffled");
   }
 
-  // Of items in order.
+  // Puts items that are in order into the order of the schedule.
   template <class T>
   void arrange(std::vector<T>& items) {
     if (name_ == "reversed") std::reverse(items.begin(), items.end());
@@ -65,15 +65,15 @@ class Schedule {
   std::minstd_rand random_{20260101};
 };
 
-// Dynamic shared memory of exactly the size launched with, so that AddressSanitizer sees every access past it. Without
-// it, writes close behind the end are found when the block is done.
+// Dynamic shared memory of exactly the size of the launch, so that AddressSanitizer sees every access past its end.
+// Without AddressSanitizer, writes close behind the end are found when the block has finished.
 class SharedMemory {
  public:
   explicit SharedMemory(size_t bytes) : bytes_(bytes), data_(new unsigned char[bytes + kGuard]) {}
 
   void* data() { return data_.get(); }
 
-  // What no thread of the block has written is NaN.
+  // Fills it with NaN, so that a value which no thread has written shows.
   void poison() {
     std::memset(data_.get(), 0xff, bytes_);
     std::memset(data_.get() + bytes_, kGuardByte, kGuard);
@@ -97,8 +97,8 @@ class SharedMemory {
   std::unique_ptr<unsigned char[]> data_;
 };
 
-// Where a thread waits for others: for the lanes of its warp, for its block, for the grid, or with its block for so many
-// arrivals of blocks. They must come to the same one, which is a call in one place of the source.
+// A place where a thread waits for others: for lanes of its warp, for its block, for the grid, or, together with its
+// block, for a number of arrivals of blocks. Those who wait for each other must be at the same call in the source.
 struct Rendezvous {
   enum Scope : uint8_t { kNone, kLanes, kBlock, kGrid, kArrivals, kExit } scope = kNone;
   const char* name = "";
@@ -128,7 +128,7 @@ struct Answer {
 
 class Block {
  public:
-  // wait_for_blocks(at): returns once the blocks that it waits for there have come.
+  // wait_for_blocks(at): returns when the blocks that are waited for at this rendezvous have arrived.
   Block(const Launch& launch, std::function<void(const Rendezvous&)> wait_for_blocks)
       : launch_(launch),
         wait_for_blocks_(std::move(wait_for_blocks)),
@@ -137,7 +137,7 @@ class Block {
         warps_((launch.threads + kWarp - 1) / kWarp),
         fibers_(FiberPools::borrow()) {}
 
-  // Runs the block to its end, or to an exception that a thread throws, or to threads that wait for what does not come.
+  // Runs the block to its end. Throws what a thread throws, or an error if threads wait for something that cannot come.
   void run(unsigned index) {
     begin(index);
     while (exited_ < threads_.size()) {
@@ -149,18 +149,18 @@ class Block {
     shared_.check_guard();
   }
 
-  // Of the kernel that calls.
+  // The block of the kernel that calls this.
   static Block& current() { return *current_; }
   void* shared() { return shared_.data(); }
   unsigned lane() const { return running_->index % kWarp; }
-  // As late as may be: what reads the copy too early sees what was there before.
+  // Copies as late as possible: a thread that reads the copy too early sees what was there before.
   void copy_later(void* to, const void* from) { running_->copies.emplace_back(to, from); }
   void finish_copies() {
     for (const auto& [to, from] : running_->copies) std::memcpy(to, from, 16);
     running_->copies.clear();
   }
 
-  // On a thread of the block: lets others run until all whom it concerns are there.
+  // Called by a thread of the block: lets others run until all threads that have to meet here have arrived.
   Answer wait(const Rendezvous& at, uint64_t value, unsigned source_lane) {
     Thread& thread = *running_;
     thread.at = at;
@@ -179,7 +179,7 @@ class Block {
     Answer answer = {};
     Fiber* fiber = nullptr;
     Rendezvous at;
-    std::vector<std::pair<void*, const void*>> copies;  // of 16 bytes, that it has not waited for
+    std::vector<std::pair<void*, const void*>> copies;  // of 16 bytes each, which it has not waited for yet
   };
 
   struct Warp {
@@ -247,7 +247,7 @@ class Block {
     block.running_->at = {Rendezvous::kExit};
   }
 
-  // Thread has come to a rendezvous of lanes: where it is the last, all learn the answer.
+  // The thread has come to a rendezvous of lanes. If it is the last one, all lanes get their answer.
   void meet_lanes(Thread& thread) {
     const unsigned index = thread.index / kWarp;
     Warp& warp = warps_[index];
@@ -282,7 +282,7 @@ class Block {
                                " " + thread.at.describe() + ": " + wrong);
   }
 
-  // Nobody can run: all wait for the same, or for ever.
+  // No thread can run. Either all of them wait at the same rendezvous, or they would wait for ever.
   void meet() {
     const Rendezvous at = threads_.front().at;
     const bool of_blocks = at.scope == Rendezvous::kGrid || at.scope == Rendezvous::kArrivals;

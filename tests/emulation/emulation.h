@@ -1,14 +1,16 @@
-// CUDA's vocabulary for kernel sources that a C++20 compiler builds for the CPU, so that tests run them without a GPU.
+// The words of CUDA that the kernels use, for a C++20 compiler that builds them for the CPU, so that tests can run them
+// without a GPU.
 //
-// Seen: a barrier that not all threads reach; shared memory that is read before it is written, as NaN, or before a copy
-// into it was waited for; accesses past dynamic shared memory; misaligned vectors; and, by running under every
-// schedule, results that depend on the order of threads or blocks. Not seen: races that no order of whole turns between
-// barriers exposes, the memory model, speed.
+// It finds: a barrier that not all threads reach; shared memory that is read before it is written (as NaN) or before a
+// copy into it was waited for; accesses past the end of dynamic shared memory; misaligned vectors; and, if a test runs
+// a kernel under every schedule, results that depend on the order of threads or blocks. It does not find races that
+// only show if threads are interrupted between barriers, nor faults of the memory model, and it says nothing about
+// speed.
 //
-// What a kernel must keep to: threads meet at one call in the source, all of the block or exactly the lanes of the
-// mask, none of them having returned; no thread spins on what another one writes, but in meet_blocks(); dynamic shared
-// memory is had by dynamic_shared(). An array declared __shared__ holds what an earlier block left in it, and only UBSan's
-// `bounds` checks its indices.
+// Rules for the kernels: threads that wait for each other do so at the same call in the source, and either all threads
+// of the block or exactly the lanes of the mask come there. No thread spins until another one has written something,
+// except in meet_blocks(). Dynamic shared memory comes from dynamic_shared(). An array that is declared __shared__
+// still holds what the block before left in it, and only UBSan's `bounds` checks its indices.
 #pragma once
 
 #include <atomic>
@@ -87,7 +89,7 @@ T shuffle(const char* name, uint32_t lanes, T value, int source, const Where& wh
   return value;
 }
 
-// As the hardware, which refuses misaligned vectors.
+// Refuses misaligned vectors, as the hardware does.
 template <class T>
 T* aligned(T* p) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T)) throw std::runtime_error("misaligned address in a load or store");
@@ -122,7 +124,7 @@ T __shfl_sync(unsigned lanes, T value, int source, int width = 32, FT_WHERE) {
   return ::fusedtricks::emulation::shuffle(__func__, lanes, value, first + (source & (width - 1)), where);
 }
 
-// The others read their own lane where the one meant lies outside the group.
+// In these three a lane reads its own value if the lane it should read lies outside the group.
 template <class T>
 T __shfl_xor_sync(unsigned lanes, T value, int bits, int width = 32, FT_WHERE) {
   const ::fusedtricks::emulation::Group group(width);
@@ -193,13 +195,13 @@ uint4 read_block(const void* p, int64_t bytes_there) {
 inline void copy_async(void* shared, const void* global) { emulation::Block::current().copy_later(shared, global); }
 inline void wait_for_copies() { emulation::Block::current().finish_copies(); }
 
-// Runs the kernel before it returns; throws what goes wrong in it.
+// Runs the whole kernel before it returns, and throws what goes wrong in it.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, A... arguments) {
   emulation::run_blocks(emulation::checked_launch(blocks, threads, shared_bytes, [=] { kernel(arguments...); }));
 }
 
-// With all blocks resident, which grid_sync() needs.
+// With all blocks resident at the same time, as grid_sync() needs it.
 template <class... P, class... A>
 void launch_cooperative(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, A... arguments) {
   emulation::run_resident(emulation::checked_launch(blocks, threads, shared_bytes, [=] { kernel(arguments...); }));
@@ -213,7 +215,7 @@ inline void meet_blocks(uint32_t* arrivals, uint32_t all, FT_WHERE) {
   emulation::Block::current().wait({emulation::Rendezvous::kArrivals, __func__, 0, where, arrivals, all}, 0, 0);
 }
 
-// The same memory whatever the type, aligned as CUDA's.
+// The same memory for every type, aligned as CUDA aligns it.
 template <class T>
 T* dynamic_shared() {
   static_assert(alignof(T) <= 16);

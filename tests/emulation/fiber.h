@@ -40,7 +40,7 @@ inline void enter_stack(void*, const void**, size_t*) {}
 inline void forget_frames(const void*) {}
 #endif
 
-// kStackBytes above a page without access: an overflow is a fault, never damage to the next stack.
+// kStackBytes above a page that cannot be accessed, so that an overflow is a fault and never damages another stack.
 class Stack {
  public:
   Stack() : guard_(sysconf(_SC_PAGESIZE)) {
@@ -143,7 +143,8 @@ struct Context {
 
 #endif
 
-// Does one piece of work after another, each in any number of turns. Between two pieces it may go to another OS thread.
+// Does one piece of work after the other, each in any number of turns. Between two pieces of work it can move to
+// another OS thread.
 class Fiber {
  public:
   // Fibers that are used together differ in `number`: the tops of their stacks then do not share cache sets.
@@ -155,7 +156,7 @@ class Fiber {
   // Only while the fiber has no unfinished work.
   void assign(void (*work)(void*), void* argument) { work_ = work, argument_ = argument; }
 
-  // Goes on with the work until it suspends itself or is finished.
+  // Continues the work until it suspends itself or is finished.
   void resume() {
     void* fake = nullptr;
     leave_stack(&fake, stack_.low(), kStackBytes);
@@ -188,7 +189,7 @@ class Fiber {
 
 class FiberPool {
  public:
-  // The one that was put back last, whose stack is in the caches.
+  // The fiber that was put back last: its stack is still in the caches.
   Fiber& take() {
     if (idle_.empty()) idle_.push_back(&fibers_.emplace_back(fibers_.size()));
     Fiber& fiber = *idle_.back();
@@ -204,7 +205,7 @@ class FiberPool {
   std::vector<Fiber*> idle_;
 };
 
-// Pools go from one borrower to the next, as mapping stacks takes far longer than most launches.
+// Pools are passed on from one borrower to the next, because mapping stacks takes far longer than most launches.
 class FiberPools {
  public:
   // One with unfinished work is not used again.

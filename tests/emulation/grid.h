@@ -24,13 +24,13 @@ inline int64_t setting(const char* name, int64_t otherwise) {
 
 inline int multiprocessors() { return int(setting("FUSEDTRICKS_EMULATED_SMS", 4)); }
 
-// What kernels are told; a small number makes them split what they could hold.
+// What the kernels are told. With a small number they must divide what would otherwise fit into one block.
 inline int64_t shared_memory_per_block(int blocks) {
   return std::min<int64_t>(kSharedOfMultiprocessor / blocks - kSharedReserved,
                            setting("FUSEDTRICKS_EMULATED_SHARED", kMostShared));
 }
 
-// As far as threads and shared memory limit them.
+// How many blocks fit on the GPU, as far as threads and shared memory limit that.
 inline int64_t resident_blocks(int threads, size_t shared_bytes) {
   const int64_t by_shared = kSharedOfMultiprocessor / (shared_bytes + kSharedReserved);
   const int64_t by_threads = kThreadsOfMultiprocessor / threads;
@@ -54,8 +54,8 @@ inline void run_blocks(const Launch& launch) {
   for (unsigned index : order) block.run(index);
 }
 
-// A block of a cooperative launch on an OS thread of its own, and so with static shared memory of its own. Runs only
-// within calls of advance().
+// A block of a cooperative launch, on an OS thread of its own, which also gives it static shared memory of its own. It
+// only runs during calls of advance().
 class ResidentBlock {
  public:
   ResidentBlock(const Launch& launch, unsigned index) : thread_([this, &launch, index] { main(launch, index); }) {}
@@ -66,7 +66,7 @@ class ResidentBlock {
     thread_.join();
   }
 
-  // On to where it waits for other blocks, or to the end.
+  // Lets it run to the next place where it waits for other blocks, or to its end.
   void advance() {
     resumed_.release();
     paused_.acquire();
@@ -75,7 +75,7 @@ class ResidentBlock {
 
   bool is_finished() const { return finished_; }
   bool is_at(Rendezvous::Scope scope) const { return !finished_ && at_.scope == scope; }
-  // Whether it has not begun, or all whom it counts have arrived.
+  // Whether it has not begun yet, or all arrivals that it waits for have been counted.
   bool may_advance() const {
     return is_at(Rendezvous::kNone) || (is_at(Rendezvous::kArrivals) && *at_.arrivals >= at_.all);
   }

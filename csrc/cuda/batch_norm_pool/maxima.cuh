@@ -2,15 +2,10 @@
 #pragma once
 
 #include "core/pool_window.h"
-#include "cuda/device/pack.cuh"
+#include "cuda/device/division.cuh"
+#include "cuda/device/platform.cuh"
 
 namespace fusedtricks::cuda {
-
-// a / b of numbers that are not negative: in 32 bits if both fit, which is several times as fast.
-__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
-  if ((a | b) >> 32 == 0) return int64_t(uint32_t(a) / uint32_t(b));
-  return a / b;
-}
 
 // A position in a tensor of images. In a channels_last tensor an image has all channels; otherwise every plane counts
 // as an image, and the channel is 0.

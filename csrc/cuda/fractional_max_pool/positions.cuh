@@ -2,25 +2,10 @@
 #pragma once
 
 #include "calls/fractional_max_pool.h"
+#include "cuda/device/division.cuh"
 #include "cuda/device/walk.cuh"
 
 namespace fusedtricks::cuda {
-
-// Quotient and remainder of numbers that are not negative, in 32 bits if both fit: a GPU has no instruction for
-// division, and the 64-bit routine is several times as long.
-struct Division {
-  int64_t quotient, remainder;
-
-  FT_INLINE Division(int64_t a, int64_t by) {
-    if ((a | by) >> 32 == 0) {
-      quotient = uint32_t(a) / uint32_t(by);
-      remainder = uint32_t(a) % uint32_t(by);
-    } else {
-      quotient = a / by;
-      remainder = a % by;
-    }
-  }
-};
 
 // The value for a dimension that is only known at run time. An index would put the array into local memory.
 FT_INLINE int64_t of_dimension(const int64_t (&values)[kDimensions], int dimension) {
