@@ -11,7 +11,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / ".build"))
+sys.path.insert(0, str(HERE / ".build_backend"))
+# In ascending order: a machine that has one has those before it. `_load.py` takes the best that torch runs on.
 INSTRUCTION_SETS = {
     "default": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -42,16 +43,30 @@ if SANITIZE:
 LINK_FLAGS = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
 
+def chosen_instruction_sets() -> list[str]:
+    """What to build: `FUSEDTRICKS_INSTRUCTION_SETS` (names, or all), otherwise what this machine can use best."""
+    import torch
+
+    chosen = os.environ.get("FUSEDTRICKS_INSTRUCTION_SETS")
+    if chosen == "all":
+        return list(INSTRUCTION_SETS)
+    if chosen is not None:
+        return ["default", *chosen.split(",")]
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return ["default", *[isa for isa in INSTRUCTION_SETS if capability.startswith(isa)]]
+
+
 def obstacle(isa: str) -> str:
     """Why an instruction set is left out; "" where it is built, as the default always is."""
-    chosen = os.environ.get("FUSEDTRICKS_INSTRUCTION_SETS", ",".join(INSTRUCTION_SETS))
     if isa != "default" and platform.machine() not in ("x86_64", "AMD64"):
         return f"an instruction set of x86-64, and this is {platform.machine()}"
-    return "" if isa in ("default", *chosen.split(",")) else f"FUSEDTRICKS_INSTRUCTION_SETS={chosen}"
+    if isa in chosen_instruction_sets():
+        return ""
+    return "not the best of this machine; FUSEDTRICKS_INSTRUCTION_SETS=all builds every one"
 
 
 def sources(folder: str, *suffixes: str) -> list[str]:
-    return sorted(str(path) for path in Path(folder).glob("*") if path.suffix in suffixes)
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.suffix in suffixes)
 
 
 def library(name: str, files: list[str], *, libraries=(), flags=(), nvcc_flags=(), link_flags=(), folders=()):
@@ -77,7 +92,8 @@ def native() -> dict[str, object]:
 
     openmp_flags, openmp_link_flags = toolchain.openmp()
     # Sanitized are the kernels alone: what they are bound with has no raw memory, and takes longest to compile.
-    core = [] if SANITIZE else [library("_C", sources("csrc", ".cpp"), libraries=["torch_python"])]
+    core = [] if SANITIZE else [library("_C", ["csrc/library.cpp", *sources("csrc/ops", ".cpp")], libraries=["torch_python"])]
+    exports = "csrc/calls/library.cpp"
     backends: dict[str, Extension] = {}
     left_out: dict[str, str] = {}
     for isa, isa_flags in INSTRUCTION_SETS.items():
@@ -86,8 +102,8 @@ def native() -> dict[str, object]:
             continue
         backends[f"cpu_{isa}"] = library(
             f"_cpu_{isa}",
-            [*sources("csrc/backend", ".cpp"), *sources("csrc/cpu", ".cpp")],
-            flags=["-DFUSEDTRICKS_BACKEND=CPU", f"-DFUSEDTRICKS_ISA={isa}", *isa_flags, *openmp_flags],
+            [exports, *sources("csrc/cpu", ".cpp")],
+            flags=[f"-DFUSEDTRICKS_ISA={isa}", *isa_flags, *openmp_flags],
             link_flags=openmp_link_flags,
         )
     cuda = toolchain.Cuda(sources("csrc/cuda", ".cu"))
@@ -95,11 +111,14 @@ def native() -> dict[str, object]:
         left_out["cuda"] = cuda.obstacle
     else:
         backends["cuda"] = library(
-            "_cuda",
-            [*sources("csrc/backend", ".cpp"), *sources("csrc/cuda", ".cu", ".cpp")],
-            **cuda.library_arguments(),
+            "_cuda", [exports, *sources("csrc/cuda", ".cu", ".cpp")], **cuda.library_arguments()
         )
-    info = {"backends": list(backends), "left_out": left_out, "cuda_architectures": cuda.architectures}
+    info = {
+        "backends": list(backends),
+        "instruction_sets": list(INSTRUCTION_SETS),
+        "left_out": left_out,
+        "cuda_architectures": cuda.architectures,
+    }
     return {
         "ext_modules": [*core, *backends.values()],
         "cmdclass": {"build_ext": toolchain.build_ext("sanitize" if SANITIZE else "release", info)},

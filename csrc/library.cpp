@@ -4,8 +4,9 @@
 #include <torch/library.h>
 
 #include "calls/device.h"
-#include "ops/python.h"
+#include "checks/fractional_max_pool.h"
 #include "core/philox.h"
+#include "ops/python.h"
 
 namespace py = pybind11;
 
@@ -33,6 +34,18 @@ std::vector<std::pair<std::string, std::vector<std::pair<std::string, double>>>>
   return list;
 }
 
+// ValueError unless the activation never decreases.
+void check_never_decreases(const std::string& act, const std::vector<double>& act_args) {
+  check_monotone(act, act_args);
+}
+
+// Settings of the environment are read when kernels are loaded; this reads them again, on devices that have any.
+void reload_settings() {
+  for (const auto device : {c10::DeviceType::CPU, c10::DeviceType::CUDA}) {
+    if (kernels::reload_settings.is_on(device)) kernels::reload_settings(device)();
+  }
+}
+
 std::array<uint32_t, 4> philox(uint64_t seed, uint64_t offset, uint64_t counter) {
   const auto block = philox_block(seed, offset, counter);
   return {block.word[0], block.word[1], block.word[2], block.word[3]};
@@ -52,6 +65,8 @@ PYBIND11_MODULE(_C, m) {
   using namespace fusedtricks;
   PythonFunction::add_to(m.ptr());
   m.def("load_kernels", &load_kernels);
+  m.def("reload_settings", &reload_settings);
   m.def("activations", &activations);
+  m.def("check_monotone", &check_never_decreases);
   m.def("philox", &philox);
 }

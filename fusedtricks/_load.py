@@ -58,11 +58,11 @@ def _missing() -> ImportError:
     )
 
 
-def _load_backend(name: str) -> None:
+def _load_kernels(core: ModuleType, device: str, name: str) -> None:
     path = _FOLDER / f"_{name}.so"
     if not path.exists():
         raise _missing()
-    torch.ops.load_library(path)
+    core.load_kernels(device, str(path))
 
 
 def load_libraries() -> None:
@@ -70,10 +70,10 @@ def load_libraries() -> None:
     try:
         build_info = import_module("fusedtricks._build_info")
         check_torch(build_info)
-        import_module("fusedtricks._C")
+        core = import_module("fusedtricks._C")
     except ModuleNotFoundError as error:
         raise _missing() from error
     built = [name.removeprefix("cpu_") for name in build_info.backends if name.startswith("cpu_")]
-    _load_backend(f"cpu_{choose_instruction_set(torch.backends.cpu.get_cpu_capability(), built)}")
+    _load_kernels(core, "cpu", f"cpu_{choose_instruction_set(torch.backends.cpu.get_cpu_capability(), built)}")
     if "cuda" in build_info.backends:
-        _load_backend("cuda")
+        _load_kernels(core, "cuda", "cuda")

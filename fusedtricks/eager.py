@@ -138,11 +138,12 @@ def act_dropout(
     act: str = "relu",
     act_kwargs: Mapping[str, float] | None = None,
     p: float = 0.0,
+    training: bool = True,
     seed: int | None = None,
 ) -> Tensor:
-    """dropout(act(x + bias)) + residual, in the training form of dropout unless p is 0."""
+    """dropout(act(x + bias)) + residual, with the arguments of `fusedtricks.functional.act_dropout`."""
     y = activation(x if bias is None else x + bias, act, **(act_kwargs or {}))
-    y = y if p == 0 else dropout(y, p, seed=seed)
+    y = dropout(y, p, seed=seed) if training and p > 0 else y
     return y if residual is None else y + residual
 
 

@@ -181,11 +181,12 @@ struct ActivationInPlaceOp {
 
 const Operators<ActivationOp, ActivationInPlaceOp, ActivationBackwardOp, ActivationGradGradOp> operators;
 
-// activation(input, act, act_kwargs, inplace)
+// activation(input, act, inplace, *act_args)
 PyObject* python_activation(PythonArguments& arguments) {
   const Tensor& input = arguments.tensor();
-  const Activation act = arguments.activation();
+  const std::string_view name = arguments.text();
   const bool inplace = arguments.flag();
+  const Activation act = arguments.activation_of(name);
   if (!arguments.fit()) return nullptr;
   if (!inplace) {
     return arguments.released([&] { return call(ActivationOp{input, name_of(act), arguments_of(act)}); });

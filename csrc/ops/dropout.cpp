@@ -166,6 +166,7 @@ PyObject* python_dropout(PythonArguments& arguments) {
   const std::optional<int64_t> seed = arguments.seed();
   const bool inplace = arguments.flag();
   if (!arguments.fit()) return nullptr;
+  if (p == 0) return arguments.same(0);
   if (!inplace) return arguments.released([&] { return std::get<0>(call(DropoutOp{input, p, mode, seed})); });
   arguments.released([&] { (void)call(DropoutInPlaceOp{input, p, mode, seed}); });
   return arguments.same(0);

@@ -189,6 +189,7 @@ PyObject* python_feature_dropout(PythonArguments& arguments) {
   const std::optional<int64_t> seed = arguments.seed();
   const bool inplace = arguments.flag();
   if (!arguments.fit()) return nullptr;
+  if (p == 0 && !residual) return arguments.same(0);
   if (!inplace) {
     return arguments.released(
         [&] { return std::get<0>(call(FeatureDropoutOp{input, residual, mask_dims, p, mode, seed})); });

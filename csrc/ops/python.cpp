@@ -140,6 +140,15 @@ Activation PythonArguments::activation() {
   return act;
 }
 
+Activation PythonArguments::activation_of(std::string_view name) {
+  const int index = find_activation(name);
+  Activation act{std::max(index, 0), {}};
+  const int parameters = act.info().parameter_count();
+  if (index < 0 || count_ - next_ != parameters) return unfit(act);
+  for (int i = 0; i < parameters; ++i) act.parameters[i] = number();
+  return act;
+}
+
 bool PythonArguments::fit() const {
   return fits_ && next_ == count_ && !at::impl::torch_function_mode_enabled() && !in_transform();
 }

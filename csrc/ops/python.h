@@ -36,6 +36,8 @@ class PythonArguments {
   std::string_view text();
   // Two arguments: the name, and None or a dict of parameters.
   Activation activation();
+  // All arguments that are left: the parameters of the activation of that name.
+  Activation activation_of(std::string_view name);
 
   // Whether all arguments were read and fit, and no mode is on that an ordinary call does not take part in.
   bool fit() const;

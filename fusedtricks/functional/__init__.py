@@ -7,6 +7,7 @@ needs no operator of ours.
 """
 
 from ._act_dropout import act_dropout
+from ._arguments import ACTIVATIONS
 from ._activation import (
     activation,
     elu,
@@ -22,9 +23,8 @@ from ._activation import (
     softplus,
     tanh,
 )
-from ._batch_norm import batch_norm_act
-from ._batch_norm_pool import batch_norm_act_max_pool2d
-from ._calls import ACTIVATIONS
+from ._batch_norm_act import batch_norm_act
+from ._batch_norm_act_max_pool2d import batch_norm_act_max_pool2d
 from ._drop_connect import (
     drop_connect_conv1d,
     drop_connect_conv2d,

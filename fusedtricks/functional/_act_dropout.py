@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
+from typing import Any
+
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._calls import activation_arguments, check_types, is_exporting, needs_composition, ops, signed_seed
-from ._dropout import check_dropout
+from ._arguments import activation_arguments, check_dropout, check_types, signed_seed
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def act_dropout(
@@ -54,30 +54,37 @@ def act_dropout(
         RuntimeError: a bias or residual whose shape, dtype or device does not fit `x`.
         NotImplementedError: `x` of another dtype, or on a device without a backend.
     """
-    if has_torch_function_variadic(x, bias, residual):
-        return handle_torch_function(
-            act_dropout,
-            (x, bias, residual),
-            x,
-            bias,
-            residual,
-            act=act,
-            act_kwargs=act_kwargs,
-            p=p,
-            training=training,
-            seed=seed,
-        )
-    arguments = activation_arguments(act, act_kwargs)
+    arguments = (x, bias, residual, act, act_kwargs, p, training, seed)
+    y = None if is_dynamo_compiling() else _C.act_dropout(*arguments)
+    return otherwise(_ROUTE, *arguments) if y is None else y
+
+
+def _check(x: Any, bias: Any, residual: Any, act: Any, act_kwargs: Any, p: Any, training: Any, seed: Any) -> None:
+    activation_arguments(act, act_kwargs)
     check_dropout(p)
+    signed_seed(seed)
+    check_types("act_dropout", {"x": x, "bias": bias, "residual": residual}, {"p": p})
+
+
+def _operator(
+    x: Tensor,
+    act: str,
+    act_kwargs: Mapping[str, float] | None,
+    p: float,
+    training: bool,
+    seed: int | None,
+    **tensors: Tensor | None,
+) -> Tensor:
+    parameters = activation_arguments(act, act_kwargs)
     p = p if training else 0.0
-    seed = signed_seed(seed)
-    exported = p == 0 and is_exporting()
-    if torch.compiler.is_compiling() and not exported:
-        return ops.act_dropout(x, bias, residual, act, arguments, p, seed)[0]
-    if exported or needs_composition():
-        return eager.act_dropout(x, bias, residual, act=act, act_kwargs=act_kwargs, p=p, seed=seed)
-    try:
-        return _C.act_dropout(x, bias, residual, act, arguments, p, seed)
-    except TypeError:
-        check_types("act_dropout", {"x": x, "bias": bias, "residual": residual}, {"p": p})
-        raise
+    return ops.act_dropout(x, **tensors, act=act, act_args=parameters, p=p, seed=signed_seed(seed))[0]
+
+
+_ROUTE = Route(
+    act_dropout,
+    ("x", "bias", "residual"),
+    check=_check,
+    operator=_operator,
+    composition=eager.act_dropout,
+    is_exported=lambda p, training, **others: p == 0 or not training,
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._calls import check_types, needs_composition, ops, signed_seed
-from ._dropout import check_dropout
+from ._arguments import check_dropout, check_types, signed_seed
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 Sizes = int | Sequence[int]
 
@@ -52,24 +53,40 @@ def drop_connect_linear(
         NotImplementedError: a tensor of another dtype, or on a device without a backend.
         RuntimeError: tensors whose shape, dtype or device do not fit each other.
     """
-    if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(
-            drop_connect_linear, (input, weight, bias), input, weight, bias, p, training, seed=seed
-        )
-    check_dropout(p, "inverted")
-    if not training or p == 0:
-        return F.linear(input, weight, bias)
-    seed = signed_seed(seed)
-    if torch.compiler.is_compiling():
-        return ops.drop_connect_linear(input, weight, bias, p, seed)[0]
-    if needs_composition():
-        return eager.drop_connect_linear(input, weight, bias, p, seed=seed)
-    try:
-        return _C.drop_connect_linear(input, weight, bias, p, seed)
-    except TypeError:
-        check_types("drop_connect_linear", {"input": input}, {})
-        check_types("drop_connect_linear", {"weight": weight, "bias": bias}, {})
-        raise
+    y = None
+    if training and p and not is_dynamo_compiling():
+        y = _C.drop_connect_linear(input, weight, bias, p, seed)
+    return otherwise(_LINEAR, input, weight, bias, p, training, seed) if y is None else y
+
+
+def _check_linear(input: Any, weight: Any, bias: Any, p: Any, training: Any, seed: Any) -> None:
+    check_dropout(p)
+    signed_seed(seed)
+    check_types("drop_connect_linear", {"input": input}, {})
+    check_types("drop_connect_linear", {"weight": weight, "bias": bias}, {})
+
+
+def _linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool, seed: int | None
+) -> Tensor | None:
+    """Stock's, where nothing is dropped."""
+    return F.linear(input, weight, bias) if not training or p == 0 else None
+
+
+def _linear_operator(
+    input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool, seed: int | None
+) -> Tensor:
+    return ops.drop_connect_linear(input, weight, bias, p, signed_seed(seed))[0]
+
+
+_LINEAR = Route(
+    drop_connect_linear,
+    ("input", "weight", "bias"),
+    check=_check_linear,
+    operator=_linear_operator,
+    composition=lambda training, **others: eager.drop_connect_linear(**others),
+    shortcut=_linear,
+)
 
 
 def drop_connect_conv1d(
@@ -104,9 +121,7 @@ def drop_connect_conv1d(
     Raises:
         As `drop_connect_linear`. RuntimeError also for `padding="same"` with a stride.
     """
-    return _drop_connect_conv(
-        drop_connect_conv1d, input, weight, bias, (stride, padding, dilation, groups), p, training, seed
-    )
+    return otherwise(_CONV1D, input, weight, bias, stride, padding, dilation, groups, p, training, seed)
 
 
 def drop_connect_conv2d(
@@ -123,9 +138,7 @@ def drop_connect_conv2d(
     seed: int | None = None,
 ) -> Tensor:
     """Equivalent to `F.conv2d(input, dropout(weight, p, training, seed=seed), bias, …)`; see `drop_connect_conv1d`."""
-    return _drop_connect_conv(
-        drop_connect_conv2d, input, weight, bias, (stride, padding, dilation, groups), p, training, seed
-    )
+    return otherwise(_CONV2D, input, weight, bias, stride, padding, dilation, groups, p, training, seed)
 
 
 def drop_connect_conv3d(
@@ -142,53 +155,66 @@ def drop_connect_conv3d(
     seed: int | None = None,
 ) -> Tensor:
     """Equivalent to `F.conv3d(input, dropout(weight, p, training, seed=seed), bias, …)`; see `drop_connect_conv1d`."""
-    return _drop_connect_conv(
-        drop_connect_conv3d, input, weight, bias, (stride, padding, dilation, groups), p, training, seed
+    return otherwise(_CONV3D, input, weight, bias, stride, padding, dilation, groups, p, training, seed)
+
+
+def _convolution(function: Callable[..., Tensor], n: int) -> Route:
+    """The route of a convolution of n dimensions."""
+    name = function.__name__
+
+    def check(input: Any, weight: Any, bias: Any, p: Any, training: Any, seed: Any, **geometry: Any) -> None:
+        check_dropout(p)
+        signed_seed(seed)
+        check_types(name, {"input": input}, {})
+        check_types(name, {"weight": weight, "bias": bias}, {})
+
+    def stock(p: float, training: bool, seed: int | None, **arguments: Any) -> Tensor | None:
+        return eager.CONVOLUTIONS[n](**arguments) if not training or p == 0 else None
+
+    return Route(
+        function,
+        ("input", "weight", "bias"),
+        check=check,
+        operator=lambda training, **others: _convolve(name, n, **others),
+        composition=lambda training, **others: eager.drop_connect_convolution(**others),
+        shortcut=stock,
     )
 
 
-_DIMENSIONS: dict[Callable[..., Tensor], int] = {drop_connect_conv1d: 1, drop_connect_conv2d: 2, drop_connect_conv3d: 3}
+_CONV1D, _CONV2D, _CONV3D = (
+    _convolution(drop_connect_conv1d, 1),
+    _convolution(drop_connect_conv2d, 2),
+    _convolution(drop_connect_conv3d, 3),
+)
 
 
-def _drop_connect_conv(
-    function: Callable[..., Tensor],
+def _convolve(
+    name: str,
+    n: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    geometry: tuple[Sizes, str | Sizes, Sizes, int],
+    stride: Sizes,
+    padding: str | Sizes,
+    dilation: Sizes,
+    groups: int,
     p: float,
-    training: bool,
     seed: int | None,
 ) -> Tensor:
-    """The public function of that name; geometry: stride, padding, dilation, groups."""
-    tensors = (input, weight, bias)
-    if has_torch_function_variadic(*tensors):
-        return handle_torch_function(function, tensors, *tensors, *geometry, p, training, seed=seed)
-    check_dropout(p, "inverted")
-    n = _DIMENSIONS[function]
-    if not training or p == 0:
-        return eager.CONVOLUTIONS[n](input, weight, bias, *geometry)
-    seed = signed_seed(seed)
-    compiling = torch.compiler.is_compiling()
-    if not compiling and needs_composition():
-        return eager.drop_connect_convolution(input, weight, bias, *geometry, p, seed=seed)
-    name = f"drop_connect_conv{n}d"
-    check_types(name, {"input": input}, {})
-    check_types(name, {"weight": weight, "bias": bias}, {})
     if input.dim() not in (n + 1, n + 2) or weight.dim() != n + 2:
         raise RuntimeError(
             f"{name}: input has shape {list(input.shape)}, weight {list(weight.shape)}; "
             f"they take {n + 2} dimensions, input also {n + 1} (unbatched)"
         )
-    stride, padding, dilation, groups = geometry
     strides, dilations = _expanded(stride, n), _expanded(dilation, n)
     if isinstance(padding, str):
         input, paddings = _padded(input, padding, weight.shape[2:], strides, dilations)
     else:
         paddings = _expanded(padding, n)
     batch = input if input.dim() == n + 2 else input.unsqueeze(0)
-    arguments = (batch, weight, bias, strides, paddings, dilations, groups, p, seed)
-    result = ops.drop_connect_convolution(*arguments)[0] if compiling else _C.drop_connect_convolution(*arguments)
+    arguments = (batch, weight, bias, strides, paddings, dilations, groups, p, signed_seed(seed))
+    y = None if is_dynamo_compiling() else _C.drop_connect_convolution(*arguments)
+    result = ops.drop_connect_convolution(*arguments)[0] if y is None else y
     return result if batch is input else result.squeeze(0)
 
 

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .. import _C, eager
-from ._calls import check_types, needs_composition, ops, signed_seed
-
-
-def check_dropout(p: float, mode: str = "inverted") -> None:
-    """ValueError unless 0 <= p <= 1 and the mode is known; TypeError where p is no number."""
-    check_types("dropout", {}, {"p": p})
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    if mode not in ("inverted", "classic"):
-        raise ValueError(f"mode has to be 'inverted' or 'classic', but got {mode!r}")
-
-
-def drop(op: str, input: Tensor, p: float, mode: str, seed: int | None, inplace: bool) -> Tensor:
-    """Drops elements by the operator, whose mode may also be "alpha"."""
-    seed = signed_seed(seed)
-    if torch.compiler.is_compiling():
-        if not inplace:
-            return ops.dropout(input, p, mode, seed)[0]
-        ops.dropout_(input, p, mode, seed)
-        return input
-    if needs_composition():
-        result = eager.dropout(input, p, seed=seed, mode=mode)
-        return input.copy_(result) if inplace else result
-    try:
-        return _C.dropout(input, p, mode, seed, inplace)
-    except TypeError:
-        check_types(op, {"input": input}, {"p": p})
-        raise
+from ._arguments import check_dropout, check_types, signed_seed
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def dropout(
@@ -73,13 +47,47 @@ def dropout(
         NotImplementedError: `input` of another dtype, or on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
-    if has_torch_function_unary(input):
-        return handle_torch_function(dropout, (input,), input, p, training, inplace, seed=seed, mode=mode)
+    y = None
+    if training and mode in ("inverted", "classic") and not is_dynamo_compiling():
+        y = _C.dropout(input, p, mode, seed, inplace)
+    return otherwise(_ROUTE, input, p, training, inplace, seed, mode) if y is None else y
+
+
+def drop_by_operator(input: Tensor, p: float, mode: str, seed: int | None, inplace: bool) -> Tensor:
+    """The operator, whose mode may also be "alpha"."""
+    if not inplace:
+        return ops.dropout(input, p, mode, signed_seed(seed))[0]
+    ops.dropout_(input, p, mode, signed_seed(seed))
+    return input
+
+
+def drop_by_composition(input: Tensor, p: float, mode: str, seed: int | None, inplace: bool) -> Tensor:
+    """The same of stock PyTorch."""
+    result = eager.dropout(input, p, seed=seed, mode=mode)
+    return input.copy_(result) if inplace else result
+
+
+def _check(input: Any, p: Any, training: Any, inplace: Any, seed: Any, mode: Any) -> None:
     check_dropout(p, mode)
-    if not training:
-        if mode == "inverted" or p == 0:
-            return input
-        return input.mul_(1 - p) if inplace else input * (1 - p)
-    if p == 0:
+    signed_seed(seed)
+    check_types("dropout", {"input": input}, {"p": p})
+
+
+def _undropped(
+    input: Tensor, p: float, training: bool, inplace: bool, seed: int | None, mode: str
+) -> Tensor | None:
+    if p == 0 or (not training and mode == "inverted"):
         return input
-    return drop("dropout", input, p, mode, seed, inplace)
+    if training:
+        return None
+    return input.mul_(1 - p) if inplace else input * (1 - p)
+
+
+_ROUTE = Route(
+    dropout,
+    ("input",),
+    check=_check,
+    operator=lambda training, **others: drop_by_operator(**others),
+    composition=lambda training, **others: drop_by_composition(**others),
+    shortcut=_undropped,
+)

@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from .. import _C, eager
-from ._calls import check_types, needs_composition, ops, signed_seed
-from ._dropout import check_dropout, drop
-
-
-def _feature_dropout(
-    op: str,
-    input: Tensor,
-    residual: Tensor | None,
-    mask_dims: int,
-    p: float,
-    mode: str,
-    seed: int | None,
-    inplace: bool = False,
-) -> Tensor:
-    """Drops with one mask value for each index of the first `mask_dims` dimensions."""
-    seed = signed_seed(seed)
-    if torch.compiler.is_compiling():
-        if not inplace:
-            return ops.feature_dropout(input, residual, mask_dims, p, mode, seed)[0]
-        ops.feature_dropout_(input, mask_dims, p, mode, seed)
-        return input
-    if needs_composition():
-        result = eager.feature_dropout(input, residual, mask_dims, p, mode=mode, seed=seed)
-        return input.copy_(result) if inplace else result
-    try:
-        return _C.feature_dropout(input, residual, mask_dims, p, mode, seed, inplace)
-    except TypeError:
-        check_types(op, {"input": input, "residual": residual}, {"p": p})
-        raise
-
-
-def _drop_channels(
-    op: str, dims: Sequence[int], input: Tensor, p: float, training: bool, inplace: bool, seed: int | None, mode: str
-) -> Tensor:
-    """Drops channels of an input with that many dimensions: the least of them without a batch dimension."""
-    check_dropout(p)
-    check_types(op, {"input": input}, {})
-    if input.dim() not in dims:
-        expected = " or ".join(f"{d}D" for d in dims)
-        raise RuntimeError(f"{op}: Expected {expected} input, but received a {input.dim()}D input")
-    if not training or p == 0:
-        return input
-    mask_dims = 2 if input.dim() == dims[-1] else 1
-    return _feature_dropout(op, input, None, mask_dims, p, mode, seed, inplace)
+from ._arguments import check_dropout, check_types, signed_seed
+from ._dropout import drop_by_composition, drop_by_operator
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def dropout1d(
@@ -80,9 +38,8 @@ def dropout1d(
         RuntimeError: `input` of other dimensions; `inplace` on a leaf that requires grad.
         NotImplementedError: `input` of another dtype, or on a device without a backend.
     """
-    if has_torch_function_unary(input):
-        return handle_torch_function(dropout1d, (input,), input, p, training, inplace, seed=seed)
-    return _drop_channels("dropout1d", (2, 3), input, p, training, inplace, seed, "inverted")
+    y = _dropped_channels(input, _DIMS_1D, p, seed, inplace) if training else None
+    return otherwise(_DROPOUT1D, input, p, training, inplace, seed) if y is None else y
 
 
 def dropout2d(
@@ -97,11 +54,8 @@ def dropout2d(
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
     """
-    if has_torch_function_unary(input):
-        return handle_torch_function(dropout2d, (input,), input, p, training, inplace, seed=seed)
-    if isinstance(input, Tensor) and input.dim() == 3:
-        return _drop_channels("dropout2d", (3,), input, p, training, inplace, seed, "inverted")
-    return _drop_channels("dropout2d", (4,), input, p, training, inplace, seed, "inverted")
+    y = _dropped_channels(input, _DIMS_2D, p, seed, inplace) if training else None
+    return otherwise(_DROPOUT2D, input, p, training, inplace, seed) if y is None else y
 
 
 def dropout3d(
@@ -116,9 +70,8 @@ def dropout3d(
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
     """
-    if has_torch_function_unary(input):
-        return handle_torch_function(dropout3d, (input,), input, p, training, inplace, seed=seed)
-    return _drop_channels("dropout3d", (4, 5), input, p, training, inplace, seed, "inverted")
+    y = _dropped_channels(input, _DIMS_3D, p, seed, inplace) if training else None
+    return otherwise(_DROPOUT3D, input, p, training, inplace, seed) if y is None else y
 
 
 def alpha_dropout(
@@ -146,12 +99,10 @@ def alpha_dropout(
         NotImplementedError: `input` of another dtype, or on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
-    if has_torch_function_unary(input):
-        return handle_torch_function(alpha_dropout, (input,), input, p, training, inplace, seed=seed)
-    check_dropout(p)
-    if not training or p == 0:
-        return input
-    return drop("alpha_dropout", input, p, "alpha", seed, inplace)
+    y = None
+    if training and not is_dynamo_compiling():
+        y = _C.dropout(input, p, "alpha", seed, inplace)
+    return otherwise(_ALPHA_DROPOUT, input, p, training, inplace, seed) if y is None else y
 
 
 def feature_alpha_dropout(
@@ -174,15 +125,10 @@ def feature_alpha_dropout(
         RuntimeError: `input` of fewer than 2 dimensions; `inplace` on a leaf that requires grad.
         NotImplementedError: `input` of another dtype, or on a device without a backend.
     """
-    if has_torch_function_unary(input):
-        return handle_torch_function(feature_alpha_dropout, (input,), input, p, training, inplace, seed=seed)
-    check_dropout(p)
-    check_types("feature_alpha_dropout", {"input": input}, {})
-    if input.dim() < 2:
-        raise RuntimeError(f"feature_alpha_dropout: input has {input.dim()} dimensions; it takes at least 2")
-    if not training or p == 0:
-        return input
-    return _feature_dropout("feature_alpha_dropout", input, None, 2, p, "alpha", seed, inplace)
+    y = None
+    if training and isinstance(input, Tensor) and input.dim() >= 2 and not is_dynamo_compiling():
+        y = _C.feature_dropout(input, None, 2, p, "alpha", seed, inplace)
+    return otherwise(_FEATURE_ALPHA_DROPOUT, input, p, training, inplace, seed) if y is None else y
 
 
 def drop_path(
@@ -220,26 +166,136 @@ def drop_path(
         RuntimeError: `residual` of another shape, dtype or device; `x` without a dimension for samples.
         NotImplementedError: `x` of another dtype, or on a device without a backend.
     """
-    if has_torch_function_variadic(x, residual):
-        return handle_torch_function(
-            drop_path,
-            (x, residual),
-            x,
-            p,
-            residual,
-            mode,
-            training=training,
-            scale_by_keep=scale_by_keep,
-            seed=seed,
-        )
+    y = None
+    if training and p and mode in _MASK_DIMS and not is_dynamo_compiling() and _have_one_shape(x, residual):
+        scaling = "inverted" if scale_by_keep else "classic"
+        y = _C.feature_dropout(x, residual, _MASK_DIMS[mode], p, scaling, seed, False)
+    arguments = (x, p, residual, mode, training, scale_by_keep, seed)
+    return otherwise(_DROP_PATH, *arguments) if y is None else y
+
+
+_MASK_DIMS = {"row": 1, "batch": 0}
+
+
+def _have_one_shape(x: Any, residual: Any) -> bool:
+    return residual is None or (isinstance(x, Tensor) and isinstance(residual, Tensor) and x.shape == residual.shape)
+
+
+# By the number of dimensions of an input: how many of them, from the first on, have a mask value for each index.
+_DIMS_1D = {2: 1, 3: 2}
+_DIMS_2D = {3: 2, 4: 2}  # (N, C, L) is taken as by dropout1d, as stock does
+_DIMS_3D = {4: 1, 5: 2}
+
+
+def _dropped_channels(input: Any, dims: dict[int, int], p: float, seed: int | None, inplace: bool) -> Tensor | None:
+    """The fast way."""
+    if is_dynamo_compiling() or not isinstance(input, Tensor) or input.dim() not in dims:
+        return None
+    return _C.feature_dropout(input, None, dims[input.dim()], p, "inverted", seed, inplace)
+
+
+def _drop_by_operator(
+    input: Tensor, residual: Tensor | None, mask_dims: int, p: float, mode: str, seed: int | None, inplace: bool = False
+) -> Tensor:
+    if not inplace:
+        return ops.feature_dropout(input, residual, mask_dims, p, mode, signed_seed(seed))[0]
+    ops.feature_dropout_(input, mask_dims, p, mode, signed_seed(seed))
+    return input
+
+
+def _drop_by_composition(
+    input: Tensor, residual: Tensor | None, mask_dims: int, p: float, mode: str, seed: int | None, inplace: bool = False
+) -> Tensor:
+    result = eager.feature_dropout(input, residual, mask_dims, p, mode=mode, seed=seed)
+    return input.copy_(result) if inplace else result
+
+
+def _unchanged(input: Tensor, p: float, training: bool, **others: Any) -> Tensor | None:
+    return input if not training or p == 0 else None
+
+
+def _channels(function: Callable[..., Tensor], dims: dict[int, int], expected: str, mode: str = "inverted") -> Route:
+    """The route of dropout of whole channels; no dims: of any input with samples and channels."""
+    op = function.__name__
+
+    def check(input: Any, p: Any, training: Any, inplace: Any, seed: Any) -> None:
+        check_dropout(p)
+        signed_seed(seed)
+        check_types(op, {"input": input}, {})
+        if dims and input.dim() not in dims:
+            raise RuntimeError(f"{op}: Expected {expected} input, but received a {input.dim()}D input")
+        if not dims and input.dim() < 2:
+            raise RuntimeError(f"{op}: input has {input.dim()} dimensions; it takes at least 2")
+
+    def operator(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
+        return _drop_by_operator(input, None, dims.get(input.dim(), 2), p, mode, seed, inplace)
+
+    def composition(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
+        return _drop_by_composition(input, None, dims.get(input.dim(), 2), p, mode, seed, inplace)
+
+    return Route(function, ("input",), check=check, operator=operator, composition=composition, shortcut=_unchanged)
+
+
+_DROPOUT1D = _channels(dropout1d, _DIMS_1D, "2D or 3D")
+_DROPOUT2D = _channels(dropout2d, _DIMS_2D, "4D")
+_DROPOUT3D = _channels(dropout3d, _DIMS_3D, "4D or 5D")
+_FEATURE_ALPHA_DROPOUT = _channels(feature_alpha_dropout, {}, "", mode="alpha")
+
+
+def _check_alpha(input: Any, p: Any, training: Any, inplace: Any, seed: Any) -> None:
     check_dropout(p)
-    if mode not in ("row", "batch"):
+    signed_seed(seed)
+    check_types("alpha_dropout", {"input": input}, {"p": p})
+
+
+_ALPHA_DROPOUT = Route(
+    alpha_dropout,
+    ("input",),
+    check=_check_alpha,
+    operator=lambda training, **others: drop_by_operator(mode="alpha", **others),
+    composition=lambda training, **others: drop_by_composition(mode="alpha", **others),
+    shortcut=_unchanged,
+)
+
+
+def _check_drop_path(
+    x: Any, p: Any, residual: Any, mode: Any, training: Any, scale_by_keep: Any, seed: Any
+) -> None:
+    check_dropout(p)
+    signed_seed(seed)
+    if mode not in _MASK_DIMS:
         raise ValueError(f"mode has to be 'row' or 'batch', but got {mode!r}")
     check_types("drop_path", {"x": x, "residual": residual}, {})
     if residual is not None and residual.shape != x.shape:
         shapes = tuple(residual.shape), tuple(x.shape)
         raise RuntimeError(f"drop_path: residual has shape {shapes[0]}; it takes that of x, {shapes[1]}")
-    if not training or p == 0:
-        return x if residual is None else residual + x
+
+
+def _undropped(x: Tensor, p: float, residual: Tensor | None, training: bool, **others: Any) -> Tensor | None:
+    if training and p > 0:
+        return None
+    return x if residual is None else residual + x
+
+
+def _as_mask(
+    x: Tensor,
+    p: float,
+    residual: Tensor | None,
+    mode: str,
+    training: bool,
+    scale_by_keep: bool,
+    seed: int | None,
+) -> dict[str, Any]:
+    """The arguments of a dropout by samples."""
     scaling = "inverted" if scale_by_keep else "classic"
-    return _feature_dropout("drop_path", x, residual, 1 if mode == "row" else 0, p, scaling, seed)
+    return {"input": x, "residual": residual, "mask_dims": _MASK_DIMS[mode], "p": p, "mode": scaling, "seed": seed}
+
+
+_DROP_PATH = Route(
+    drop_path,
+    ("x", "residual"),
+    check=_check_drop_path,
+    operator=lambda **arguments: _drop_by_operator(**_as_mask(**arguments)),
+    composition=lambda **arguments: _drop_by_composition(**_as_mask(**arguments)),
+    shortcut=_undropped,
+)

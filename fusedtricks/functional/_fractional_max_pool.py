@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._calls import activation_arguments, check_types, is_exporting, needs_composition, ops, signed_seed
+from ._arguments import activation_arguments, check_types, signed_seed
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def check_fractional_max_pool(
@@ -115,22 +116,8 @@ def fractional_max_pool2d(
             lengths.
         NotImplementedError: `input` of another dtype, or on a device without a backend.
     """
-    if has_torch_function_variadic(input, _random_samples):
-        return handle_torch_function(
-            fractional_max_pool2d,
-            (input, _random_samples),
-            input,
-            kernel_size,
-            output_size,
-            output_ratio,
-            return_indices,
-            _random_samples,
-            act=act,
-            act_kwargs=act_kwargs,
-            seed=seed,
-        )
-    sizes = (kernel_size, output_size, output_ratio)
-    return _pool("fractional_max_pool2d", 2, input, sizes, return_indices, _random_samples, act, act_kwargs, seed)
+    arguments = (input, kernel_size, output_size, output_ratio, return_indices, _random_samples, act, act_kwargs, seed)
+    return otherwise(_POOL2D, *arguments)
 
 
 def fractional_max_pool3d(
@@ -152,38 +139,28 @@ def fractional_max_pool3d(
     (n, c) is word (n C + c) 3 + k, and number 0 that of T, 1 of H, 2 of W, as in stock. Output sizes go, as stock's, up
     to input - kernel.
     """
-    if has_torch_function_variadic(input, _random_samples):
-        return handle_torch_function(
-            fractional_max_pool3d,
-            (input, _random_samples),
-            input,
-            kernel_size,
-            output_size,
-            output_ratio,
-            return_indices,
-            _random_samples,
-            act=act,
-            act_kwargs=act_kwargs,
-            seed=seed,
-        )
-    sizes = (kernel_size, output_size, output_ratio)
-    return _pool("fractional_max_pool3d", 3, input, sizes, return_indices, _random_samples, act, act_kwargs, seed)
+    arguments = (input, kernel_size, output_size, output_ratio, return_indices, _random_samples, act, act_kwargs, seed)
+    return otherwise(_POOL3D, *arguments)
 
 
 def _pool(
     op: str,
     rank: int,
+    pool_batch: Callable[..., tuple[Tensor, Any]],
+    *,
     input: Tensor,
-    sizes: tuple[Any, Any, Any],
+    kernel_size: Any,
+    output_size: Any,
+    output_ratio: Any,
     return_indices: bool,
-    samples: Tensor | None,
+    _random_samples: Tensor | None,
     act: str,
     act_kwargs: Mapping[str, float] | None,
     seed: int | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    kernel, size, ratio, arguments = check_fractional_max_pool(op, *sizes, act, act_kwargs, rank)
-    check_types(op, {"input": input, "_random_samples": samples}, {})
-    seed = signed_seed(seed)
+    """Sizes for each dimension, and a batch dimension, around what pools a batch."""
+    sizes = (kernel_size, output_size, output_ratio)
+    kernel, size, ratio, _ = check_fractional_max_pool(op, *sizes, act, act_kwargs, rank)
     batched = input.dim() == rank + 2
     if not batched and input.dim() != rank + 1:
         raise RuntimeError(f"{op}: expected {rank + 1}D or {rank + 2}D input, but got shape {tuple(input.shape)}")
@@ -191,7 +168,7 @@ def _pool(
         assert ratio is not None
         size = tuple(int(length * r) for length, r in zip(input.shape[-rank:], ratio, strict=True))
     batch = input if batched else input.unsqueeze(0)
-    output, indices = _batched(batch, kernel, size, samples, seed, act, arguments, act_kwargs, return_indices)
+    output, indices = pool_batch(batch, kernel, size, _random_samples, seed, act, act_kwargs, bool(return_indices))
     if not batched:
         output = output.squeeze(0)
     if not return_indices:
@@ -199,25 +176,69 @@ def _pool(
     return output, indices if batched else indices.squeeze(0)
 
 
-def _batched(
+def _pool_by_operator(
     input: Tensor,
     kernel: tuple[int, ...],
     size: tuple[int, ...],
     samples: Tensor | None,
     seed: int | None,
     act: str,
-    arguments: list[float],
     act_kwargs: Mapping[str, float] | None,
     return_indices: bool,
 ) -> tuple[Tensor, Any]:
-    exported = is_exporting()
-    if torch.compiler.is_compiling() and not exported:
-        output, argmax, rng_state = ops.fractional_max_pool(input, kernel, size, samples, seed, act, arguments)
-        if not return_indices:
-            return output, None
-        return output, ops.fractional_max_pool_indices(argmax, samples, rng_state, input.shape[2:], kernel)
-    if exported or needs_composition():
-        return eager.fractional_max_pool(
-            input, kernel, size, samples=samples, seed=seed, act=act, act_kwargs=act_kwargs
-        )
-    return _C.fractional_max_pool(input, kernel, size, samples, seed, act, arguments, return_indices)
+    y = None
+    if not is_dynamo_compiling():
+        y = _C.fractional_max_pool(input, kernel, size, samples, seed, act, act_kwargs, return_indices)
+    if y is not None:
+        return y if return_indices else (y, None)
+    parameters = activation_arguments(act, act_kwargs)
+    pooled = ops.fractional_max_pool(input, kernel, size, samples, signed_seed(seed), act, parameters)
+    output, argmax, rng_state = pooled
+    if not return_indices:
+        return output, None
+    return output, ops.fractional_max_pool_indices(argmax, samples, rng_state, input.shape[2:], kernel)
+
+
+def _pool_by_composition(
+    input: Tensor,
+    kernel: tuple[int, ...],
+    size: tuple[int, ...],
+    samples: Tensor | None,
+    seed: int | None,
+    act: str,
+    act_kwargs: Mapping[str, float] | None,
+    return_indices: bool,
+) -> tuple[Tensor, Any]:
+    return eager.fractional_max_pool(input, kernel, size, samples=samples, seed=seed, act=act, act_kwargs=act_kwargs)
+
+
+def _route(function: Callable[..., Any], rank: int) -> Route:
+    op = function.__name__
+
+    def check(
+        *,
+        input: Any,
+        kernel_size: Any,
+        output_size: Any,
+        output_ratio: Any,
+        _random_samples: Any,
+        act: Any,
+        act_kwargs: Any,
+        seed: Any,
+        **others: Any,
+    ) -> None:
+        check_fractional_max_pool(op, kernel_size, output_size, output_ratio, act, act_kwargs, rank)
+        check_types(op, {"input": input, "_random_samples": _random_samples}, {})
+        signed_seed(seed)
+
+    return Route(
+        function,
+        ("input", "_random_samples"),
+        check=check,
+        operator=partial(_pool, op, rank, _pool_by_operator),
+        composition=partial(_pool, op, rank, _pool_by_composition),
+        is_exported=lambda **arguments: True,
+    )
+
+
+_POOL2D, _POOL3D = _route(fractional_max_pool2d, 2), _route(fractional_max_pool3d, 3)

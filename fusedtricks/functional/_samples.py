@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._calls import check_types, needs_composition, ops
+from ._arguments import check_types
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def add_samples(input: Tensor, rows: Tensor, index: Tensor, scale: float = 1.0) -> Tensor:
@@ -35,18 +37,8 @@ def add_samples(input: Tensor, rows: Tensor, index: Tensor, scale: float = 1.0) 
         NotImplementedError: `input` of another dtype, or on a device without a backend.
         RuntimeError: tensors whose shape, dtype or device do not fit each other.
     """
-    if has_torch_function_variadic(input, rows, index):
-        return handle_torch_function(add_samples, (input, rows, index), input, rows, index, scale)
-    if torch.compiler.is_compiling():
-        return ops.add_samples(input, rows, index, scale)
-    if needs_composition():
-        return eager.add_samples(input, rows, index, scale)
-    try:
-        return _C.add_samples(input, rows, index, scale)
-    except TypeError:
-        for name, value in (("input", input), ("rows", rows), ("index", index)):
-            check_types("add_samples", {name: value}, {"scale": scale})
-        raise
+    y = None if is_dynamo_compiling() else _C.add_samples(input, rows, index, scale)
+    return otherwise(_ADD, input, rows, index, scale) if y is None else y
 
 
 def select_samples(input: Tensor, index: Tensor) -> Tensor:
@@ -64,18 +56,8 @@ def select_samples(input: Tensor, index: Tensor) -> Tensor:
     Raises:
         As `add_samples`.
     """
-    if has_torch_function_variadic(input, index):
-        return handle_torch_function(select_samples, (input, index), input, index)
-    if torch.compiler.is_compiling():
-        return ops.select_samples(input, index, 1.0)
-    if needs_composition():
-        return eager.select_samples(input, index)
-    try:
-        return _C.select_samples(input, index, 1.0)
-    except TypeError:
-        for name, value in (("input", input), ("index", index)):
-            check_types("select_samples", {name: value}, {})
-        raise
+    y = None if is_dynamo_compiling() else _C.select_samples(input, index)
+    return otherwise(_SELECT, input, index) if y is None else y
 
 
 def branch_samples(input: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,15 +67,36 @@ def branch_samples(input: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     the skip connection in one pass, where select_samples would write a gradient of zeros for autograd to add. The
     second result shares `input`'s memory. Arguments and errors: `select_samples`.
     """
-    if has_torch_function_variadic(input, index):
-        return handle_torch_function(branch_samples, (input, index), input, index)
-    if torch.compiler.is_compiling():
-        return ops.branch_samples(input, index)
-    if needs_composition():
-        return eager.select_samples(input, index), input
-    try:
-        return _C.branch_samples(input, index)
-    except TypeError:
-        for name, value in (("input", input), ("index", index)):
-            check_types("branch_samples", {name: value}, {})
-        raise
+    results = None if is_dynamo_compiling() else _C.branch_samples(input, index)
+    return otherwise(_BRANCH, input, index) if results is None else results
+
+
+def _check(op: str) -> Callable[..., None]:
+    def check(scale: Any = 1.0, **tensors: Any) -> None:
+        for name, value in tensors.items():
+            check_types(op, {name: value}, {"scale": scale})
+
+    return check
+
+
+_ADD = Route(
+    add_samples,
+    ("input", "rows", "index"),
+    check=_check("add_samples"),
+    operator=lambda input, rows, index, scale: ops.add_samples(input, rows, index, scale),
+    composition=eager.add_samples,
+)
+_SELECT = Route(
+    select_samples,
+    ("input", "index"),
+    check=_check("select_samples"),
+    operator=lambda input, index: ops.select_samples(input, index, 1.0),
+    composition=eager.select_samples,
+)
+_BRANCH = Route(
+    branch_samples,
+    ("input", "index"),
+    check=_check("branch_samples"),
+    operator=lambda input, index: ops.branch_samples(input, index),
+    composition=lambda input, index: (eager.select_samples(input, index), input),
+)

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from .. import _C
 from .. import nn as ftnn
-from ..functional._calls import activation_arguments
+from ..functional._arguments import activation_arguments
 
 
 class Activation(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..functional._calls import activation_arguments
-from ..functional._dropout import check_dropout
+from ..functional._arguments import activation_arguments
+from ..functional._arguments import check_dropout
 
 
 class _ActDropoutArguments:

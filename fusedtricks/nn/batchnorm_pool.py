@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..functional._batch_norm_pool import Pair, pool_arguments
+from ..functional._batch_norm_act_max_pool2d import Pair, pool_arguments
 from .batchnorm import _BatchNormAct, norm_state
 
 WINDOWS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")

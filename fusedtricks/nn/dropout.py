@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..functional._dropout import check_dropout
+from ..functional._arguments import check_dropout
 
 
 class Dropout(nn.Dropout):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..functional._dropout import check_dropout
+from ..functional._arguments import check_dropout
 
 
 def kept_samples(samples: int, p: float) -> int:

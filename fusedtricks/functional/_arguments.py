@@ -1,11 +1,10 @@
-"""What the functions share: the names of the activations, checks of arguments, which way a call goes."""
+"""Checks of arguments that the functions share, and the names of the activations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import _C
@@ -14,7 +13,6 @@ ACTIVATIONS: dict[str, dict[str, float]] = {name: dict(parameters) for name, par
 """Every activation by name, with its parameters and their defaults."""
 
 _DEFAULT_ARGUMENTS = {name: list(parameters.values()) for name, parameters in ACTIVATIONS.items()}
-ops = torch.ops.fusedtricks
 
 
 def activation_arguments(act: str, act_kwargs: Mapping[str, float] | None) -> list[float]:
@@ -44,16 +42,6 @@ def _number(act: str, name: str, value: Any) -> float:
         raise TypeError(f"{act}(): argument {name!r} must be a number, not {kind}") from None
 
 
-def needs_composition() -> bool:
-    """Whether a transform is active that C++ autograd functions do not support."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
-
-
-def is_exporting() -> bool:
-    """Whether a model is being exported: what is exported for evaluation is to need nothing but stock operators."""
-    return torch.compiler.is_compiling() and torch.compiler.is_exporting()
-
-
 def check_types(op: str, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
     """TypeError for the first argument of a wrong type; the first of `tensors` must be one, the others may be None."""
     for i, (name, value) in enumerate(tensors.items()):
@@ -73,3 +61,12 @@ def signed_seed(seed: int | None) -> int | None:
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed has to fit 64 bits, but got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed
+
+
+def check_dropout(p: float, mode: str = "inverted") -> None:
+    """ValueError unless 0 <= p <= 1 and the mode is known; TypeError where p is no number."""
+    check_types("dropout", {}, {"p": p})
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if mode not in ("inverted", "classic"):
+        raise ValueError(f"mode has to be 'inverted' or 'classic', but got {mode!r}")

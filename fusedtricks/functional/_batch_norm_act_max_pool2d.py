@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._batch_norm import batch_norm_act
-from ._calls import activation_arguments, check_types, is_exporting, needs_composition, ops
+from ._arguments import activation_arguments
+from ._batch_norm_act import batch_norm_act, check_batch_norm_act
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 Pair = int | Sequence[int]
 
@@ -77,62 +77,16 @@ def batch_norm_act_max_pool2d(
         RuntimeError: windows that `F.max_pool2d` does not take, or that do not fit into the image; an empty image; a
             tensor whose shape, dtype or device does not fit `input`; evaluation without running statistics.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        return handle_torch_function(
-            batch_norm_act_max_pool2d,
-            (input, running_mean, running_var, weight, bias),
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            kernel_size=kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            ceil_mode=ceil_mode,
-            act=act,
-            act_kwargs=act_kwargs,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            num_batches_tracked=num_batches_tracked,
-        )
-    arguments = activation_arguments(act, act_kwargs)
-    windows = pool_arguments(kernel_size, stride, padding, dilation, ceil_mode)
-    statistics = (running_mean, running_var)
-    settings: dict[str, Any] = {
-        "act": act,
-        "act_kwargs": act_kwargs,
-        "training": training,
-        "momentum": momentum,
-        "eps": eps,
-        "num_batches_tracked": num_batches_tracked,
-    }
-    if isinstance(input, Tensor) and not _fits_a_byte(input, *windows[:4]):
-        _check_windows(input, windows)
-        return F.max_pool2d(batch_norm_act(input, *statistics, weight, bias, **settings), *windows)
-    exported = not training and is_exporting()
-    tensors = (input, *statistics, num_batches_tracked, weight, bias)
-    numbers = (training, momentum, eps)
-    if torch.compiler.is_compiling() and not exported:
-        return ops.batch_norm_act_max_pool2d(*tensors, act, arguments, *windows, *numbers)[0]
-    if exported or needs_composition():
-        _check_windows(input, windows)
-        return eager.batch_norm_act_max_pool2d(input, *statistics, weight, bias, windows=windows, **settings)
-    try:
-        return _C.batch_norm_act_max_pool2d(*tensors, act, arguments, *windows, *numbers)
-    except TypeError:
-        named = {
-            "input": input,
-            "running_mean": running_mean,
-            "running_var": running_var,
-            "num_batches_tracked": num_batches_tracked,
-            "weight": weight,
-            "bias": bias,
-        }
-        check_types("batch_norm_act_max_pool2d", named, {"momentum": momentum, "eps": eps})
-        raise
+    tensors = (input, running_mean, running_var, weight, bias)
+    settings = (act, act_kwargs, training, momentum, eps, num_batches_tracked)
+    y = None
+    if not is_dynamo_compiling():
+        windows = pool_arguments(kernel_size, stride, padding, dilation, ceil_mode)
+        if isinstance(input, Tensor) and _fits_a_byte(input, *windows[:4]):
+            y = _C.batch_norm_act_max_pool2d(*tensors, *windows, *settings)
+    if y is not None:
+        return y
+    return otherwise(_ROUTE, *tensors, kernel_size, stride, padding, dilation, ceil_mode, *settings)
 
 
 Windows = tuple[list[int], list[int], list[int], list[int], bool]
@@ -177,3 +131,48 @@ def _check_windows(input: Tensor, windows: Windows) -> None:
     if input.dim() != 4:
         raise ValueError(f"input has {input.dim()} dimensions; it takes 4, (N, C, H, W)")
     F.max_pool2d(torch.empty(input.shape, device="meta"), *windows)
+
+
+def _windows(
+    kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool, **others: Any
+) -> tuple[Windows, dict[str, Any]]:
+    """The windows, and the other arguments: those of `batch_norm_act`."""
+    return pool_arguments(kernel_size, stride, padding, dilation, ceil_mode), others
+
+
+def _check(**arguments: Any) -> None:
+    _, others = _windows(**arguments)
+    check_batch_norm_act(**others)
+
+
+def _pooled_by_stock(**arguments: Any) -> Tensor | None:
+    """The result where the kernels have no place for a window's maximum."""
+    windows, others = _windows(**arguments)
+    if _fits_a_byte(others["input"], *windows[:4]):
+        return None
+    _check_windows(others["input"], windows)
+    return F.max_pool2d(batch_norm_act(**others), *windows)
+
+
+def _operator(**arguments: Any) -> Tensor:
+    windows, others = _windows(**arguments)
+    act_args = activation_arguments(others["act"], others.pop("act_kwargs"))
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return ops.batch_norm_act_max_pool2d(**others, act_args=act_args, **dict(zip(names, windows, strict=True)))[0]
+
+
+def _composition(**arguments: Any) -> Tensor:
+    windows, others = _windows(**arguments)
+    _check_windows(others["input"], windows)
+    return eager.batch_norm_act_max_pool2d(windows=windows, **others)
+
+
+_ROUTE = Route(
+    batch_norm_act_max_pool2d,
+    ("input", "running_mean", "running_var", "weight", "bias"),
+    check=_check,
+    operator=_operator,
+    composition=_composition,
+    shortcut=_pooled_by_stock,
+    is_exported=lambda training, **others: not training,
+)

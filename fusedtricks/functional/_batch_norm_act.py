@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._calls import activation_arguments, check_types, is_exporting, needs_composition, ops, signed_seed
-from ._dropout import check_dropout
+from ._arguments import activation_arguments, check_dropout, check_types, signed_seed
+from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def batch_norm_act(
@@ -70,66 +69,42 @@ def batch_norm_act(
         IndexError: `input` of fewer than 2 dimensions.
         RuntimeError: a tensor whose shape, dtype or device does not fit `input`; evaluation without running statistics.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
-        return handle_torch_function(
-            batch_norm_act,
-            (input, running_mean, running_var, weight, bias, residual),
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            residual,
-            act=act,
-            act_kwargs=act_kwargs,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            num_batches_tracked=num_batches_tracked,
-            p=p,
-            seed=seed,
-        )
-    act_args = activation_arguments(act, act_kwargs)
-    if p != 0:
-        check_dropout(p, "inverted")
-    drops = training and p > 0
-    buffers = (running_mean, running_var, num_batches_tracked)
-    arguments = (input, *buffers, weight, bias, residual, act, act_args, training, momentum, eps)
-    exported = not training and is_exporting()
-    if torch.compiler.is_compiling() and not exported:
-        if drops:
-            return ops.batch_norm_act_dropout(*arguments, p, signed_seed(seed))[0]
-        return ops.batch_norm_act(*arguments)[0]
-    if exported or needs_composition():
-        return eager.batch_norm_act(
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            residual,
-            act=act,
-            act_kwargs=act_kwargs,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            num_batches_tracked=num_batches_tracked,
-            p=p,
-            seed=signed_seed(seed),
-        )
-    try:
-        if drops:
-            return _C.batch_norm_act_dropout(*arguments, p, signed_seed(seed))
-        return _C.batch_norm_act(*arguments)
-    except TypeError:
-        tensors = {
-            "input": input,
-            "running_mean": running_mean,
-            "running_var": running_var,
-            "num_batches_tracked": num_batches_tracked,
-            "weight": weight,
-            "bias": bias,
-            "residual": residual,
-        }
-        check_types("batch_norm_act", tensors, {"momentum": momentum, "eps": eps})
-        raise
+    arguments = (
+        *(input, running_mean, running_var, weight, bias, residual, act, act_kwargs),
+        *(training, momentum, eps, num_batches_tracked, p, seed),
+    )
+    y = None if is_dynamo_compiling() else _C.batch_norm_act(*arguments)
+    return otherwise(_ROUTE, *arguments) if y is None else y
+
+
+_TENSORS = ("input", "running_mean", "running_var", "weight", "bias", "residual")
+
+
+def check_batch_norm_act(
+    *, act: Any, act_kwargs: Any, momentum: Any, eps: Any, p: Any = 0.0, seed: Any = None, **others: Any
+) -> None:
+    """TypeError or ValueError for what is wrong whatever the tensors are."""
+    activation_arguments(act, act_kwargs)
+    check_dropout(p)
+    signed_seed(seed)
+    tensors = {name: others[name] for name in (*_TENSORS, "num_batches_tracked") if name in others}
+    check_types("batch_norm_act", tensors, {"momentum": momentum, "eps": eps})
+
+
+def _operator(
+    *, act: str, act_kwargs: Mapping[str, float] | None, training: bool, p: float, seed: int | None, **others: Any
+) -> Tensor:
+    settings = {"act": act, "act_args": activation_arguments(act, act_kwargs), "training": training}
+    if training and p > 0:
+        return ops.batch_norm_act_dropout(**others, **settings, p=p, seed=signed_seed(seed))[0]
+    return ops.batch_norm_act(**others, **settings)[0]
+
+
+_ROUTE = Route(
+    batch_norm_act,
+    _TENSORS,
+    check=check_batch_norm_act,
+    operator=_operator,
+    composition=eager.batch_norm_act,
+    is_exported=lambda training, **others: not training,
+)

@@ -54,7 +54,7 @@ class Cuda:
             headers = [argument for folder in _wheel_headers() for argument in ("-isystem", str(folder))]
         lib = next((TOOLKIT / name for name in ("lib64", "lib") if (TOOLKIT / name).is_dir()), TOOLKIT / "lib64")
         return {
-            "flags": ["-DFUSEDTRICKS_BACKEND=CUDA", f"-I{TOOLKIT / 'include'}", *headers],
+            "flags": ["-DFUSEDTRICKS_ISA=cuda", f"-I{TOOLKIT / 'include'}", *headers],
             "nvcc_flags": headers,
             "folders": [str(lib)],
             "libraries": ["c10_cuda", "torch_cuda", "cudart"],
