@@ -6,6 +6,7 @@
 #include "calls/kernel.h"
 #include "core/activation_functions.h"
 #include "core/batch_norm_math.h"
+#include "core/dtypes.h"
 #include "core/layout.h"
 #include "core/mask_source.h"
 
@@ -19,35 +20,22 @@ struct ChannelValues {
 
   FT_INLINE explicit operator bool() const { return data; }
   FT_INLINE double get(int64_t channel) const {
-    const int64_t i = channel * stride;
-    switch (dtype) {
-      case c10::ScalarType::Float:
-        return static_cast<const float*>(data)[i];
-      case c10::ScalarType::Double:
-        return static_cast<const double*>(data)[i];
-      case c10::ScalarType::BFloat16:
-        return load(static_cast<const c10::BFloat16*>(data)[i]);
-      default:
-        return load(static_cast<const c10::Half*>(data)[i]);
-    }
+    double value = 0;
+    visit_dtype(dtype, [&](auto type) { value = load(*at<typename decltype(type)::type>(channel)); });
+    return value;
   }
   FT_INLINE double get_or(int64_t channel, double otherwise) const { return data ? get(channel) : otherwise; }
   FT_INLINE void set(int64_t channel, double value) const {
-    const int64_t i = channel * stride;
-    switch (dtype) {
-      case c10::ScalarType::Float:
-        static_cast<float*>(data)[i] = float(value);
-        break;
-      case c10::ScalarType::Double:
-        static_cast<double*>(data)[i] = value;
-        break;
-      case c10::ScalarType::BFloat16:
-        static_cast<c10::BFloat16*>(data)[i] = store<c10::BFloat16>(canonical<float>(value));
-        break;
-      default:
-        static_cast<c10::Half*>(data)[i] = store<c10::Half>(float(value));
-        break;
-    }
+    visit_dtype(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      *at<T>(channel) = store_double<T>(value);
+    });
+  }
+
+ private:
+  template <class T>
+  FT_INLINE T* at(int64_t channel) const {
+    return static_cast<T*>(data) + channel * stride;
   }
 };
 

@@ -1,16 +1,14 @@
-// The activations: the maths of each one once, for host scalars, SIMD lanes and device; and the list of them.
+// The activations: one struct each, for host scalars, SIMD lanes and the device; and the list of them.
 //
-// Each is a struct of parameters over the compute type V (float or double) with
-//   info                 its name, its parameters and their defaults
-//   forward(x)           y = act(x)
-//   grad(x, y)           dy/dx. Where only the result was kept it is called as grad(y, y): an activation that keeps its
-//                        result looks at x for its sign alone, which y shares
-//   grad_grad(x, y)     derivative of grad with respect to what was kept
-//   keeps_result()       whether backward can be read off y; otherwise x is kept
-//   monotone()           whether y never decreases where x increases, so that the largest x has the largest y. Each
-//   that
-//                        is so keeps its result
-// To add one: its struct and a place in the list here, its formula in fusedtricks/eager.py.
+// A struct holds the parameters in the compute type V (float or double) and has
+//   info                  its name, its parameters and their defaults
+//   forward(x)            y = act(x)
+//   grad(x, y)            dy/dx. Where only the result was kept it is called as grad(y, y): an activation that keeps
+//                         its result may look at the sign of x, which y shares, and at nothing else of it.
+//   grad_grad(x, y)       derivative of grad with respect to what was kept, x or y
+// and, from its base and where it says otherwise, the facts in KeepsInput.
+//
+// To add one: a struct and its place in the list at the end of this file, and its formula in fusedtricks/eager.py.
 #pragma once
 
 #include <string_view>
@@ -37,32 +35,52 @@ struct ActivationInfo {
   }
 };
 
+// Facts about activations whose backward needs x.
+struct KeepsInput {
+  // Whether keeps_result() can be true, whatever the parameters. Loops that read the result are compiled only then.
+  static constexpr bool may_keep_result = false;
+  // Whether the backward needs only y; otherwise it needs x.
+  FT_INLINE bool keeps_result() const { return false; }
+  // Whether y never decreases where x increases, so that the largest x has the largest y. Then keeps_result() is true.
+  FT_INLINE bool monotone() const { return false; }
+  // Whether the derivative can be read off scale * y divided by scale, in spite of the two roundings.
+  FT_INLINE bool survives_scaling() const { return false; }
+  // Whether the derivative is known from y > 0 alone, and 0 where y is not. Then it can be read off a result behind
+  // dropout, which was scaled or set to 0, and so can the mask.
+  FT_INLINE bool shows_mask() const { return false; }
+};
+
+// Facts about activations whose backward needs only y.
+struct KeepsResult : KeepsInput {
+  static constexpr bool may_keep_result = true;
+  FT_INLINE bool keeps_result() const { return true; }
+  FT_INLINE bool monotone() const { return true; }
+  FT_INLINE bool survives_scaling() const { return true; }
+};
+
 template <class V>
-struct Identity {
+struct Identity : KeepsResult {
   static constexpr ActivationInfo info{"identity"};
   FT_INLINE explicit Identity(const double*) {}
   FT_INLINE V forward(V x) const { return x; }
   FT_INLINE V grad(V, V) const { return V(1); }
   FT_INLINE V grad_grad(V, V) const { return V(0); }
-  FT_INLINE bool keeps_result() const { return true; }
-  FT_INLINE bool monotone() const { return true; }
 };
 
 // max(x, 0). Nair & Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
 template <class V>
-struct ReLU {
+struct ReLU : KeepsResult {
   static constexpr ActivationInfo info{"relu"};
   FT_INLINE explicit ReLU(const double*) {}
   FT_INLINE V forward(V x) const { return x < V(0) ? V(0) : x; }
   FT_INLINE V grad(V x, V) const { return x <= V(0) ? V(0) : V(1); }
   FT_INLINE V grad_grad(V, V) const { return V(0); }
-  FT_INLINE bool keeps_result() const { return true; }
-  FT_INLINE bool monotone() const { return true; }
+  FT_INLINE bool shows_mask() const { return true; }
 };
 
 // min(max(x, 0), 6). Howard et al., "MobileNets", 2017.
 template <class V>
-struct ReLU6 {
+struct ReLU6 : KeepsResult {
   static constexpr ActivationInfo info{"relu6"};
   FT_INLINE explicit ReLU6(const double*) {}
   FT_INLINE V forward(V x) const {
@@ -74,13 +92,13 @@ struct ReLU6 {
     return x <= V(0) ? V(0) : below_six;
   }
   FT_INLINE V grad_grad(V, V) const { return V(0); }
-  FT_INLINE bool keeps_result() const { return true; }
-  FT_INLINE bool monotone() const { return true; }
+  // A result of 6 may come back a little smaller.
+  FT_INLINE bool survives_scaling() const { return false; }
 };
 
 // x, or a x for x <= 0. Maas et al., "Rectifier nonlinearities improve neural network acoustic models", 2013.
 template <class V>
-struct LeakyReLU {
+struct LeakyReLU : KeepsResult {
   static constexpr ActivationInfo info{"leaky_relu", {{"negative_slope", 0.01}}};
   V negative_slope;
   FT_INLINE explicit LeakyReLU(const double* p) : negative_slope(V(p[0])) {}
@@ -93,7 +111,7 @@ struct LeakyReLU {
 
 // x, or alpha (e^x - 1) for x <= 0. Clevert et al., "Fast and accurate deep network learning by ELUs", 2016.
 template <class V>
-struct ELU {
+struct ELU : KeepsResult {
   static constexpr ActivationInfo info{"elu", {{"alpha", 1.0}}};
   V alpha;
   FT_INLINE explicit ELU(const double* p) : alpha(V(p[0])) {}
@@ -112,7 +130,7 @@ struct ELU {
 
 // lambda x, or lambda alpha (e^x - 1) for x <= 0. Klambauer et al., "Self-normalizing neural networks", 2017.
 template <class V>
-struct SELU {
+struct SELU : KeepsResult {
   static constexpr ActivationInfo info{"selu"};
   static constexpr V scale = V(1.0507009873554804934193349852946);
   static constexpr V scaled_alpha = V(1.0507009873554804934193349852946 * 1.6732632423543772848170429916717);
@@ -123,13 +141,11 @@ struct SELU {
   }
   FT_INLINE V grad(V x, V y) const { return x <= V(0) ? y + scaled_alpha : scale; }
   FT_INLINE V grad_grad(V x, V) const { return x <= V(0) ? V(1) : V(0); }
-  FT_INLINE bool keeps_result() const { return true; }
-  FT_INLINE bool monotone() const { return true; }
 };
 
 // x P(X <= x), X standard normal. Hendrycks & Gimpel, "Gaussian error linear units", 2016.
 template <class V>
-struct GELU {
+struct GELU : KeepsInput {
   static constexpr ActivationInfo info{"gelu"};
   FT_INLINE explicit GELU(const double*) {}
   FT_INLINE V forward(V x) const {
@@ -146,13 +162,11 @@ struct GELU {
     const auto tail = normal_tail(x);
     return tail.pdf * (V(2) - tail.magnitude * tail.magnitude);
   }
-  FT_INLINE bool keeps_result() const { return false; }
-  FT_INLINE bool monotone() const { return false; }
 };
 
 // x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, which is x sigmoid(u) with u twice tanh's argument.
 template <class V>
-struct GELUTanh {
+struct GELUTanh : KeepsInput {
   static constexpr ActivationInfo info{"gelu_tanh"};
   static constexpr V linear = V(1.5957691216057307117597842397375);
   static constexpr V cubic = linear * V(0.044715);
@@ -169,36 +183,30 @@ struct GELUTanh {
     const V s1 = s * (V(1) - s), s2 = s1 * (V(1) - V(2) * s);
     return V(2) * s1 * u1 + x * (s2 * u1 * u1 + s1 * u2);
   }
-  FT_INLINE bool keeps_result() const { return false; }
-  FT_INLINE bool monotone() const { return false; }
 };
 
 // 1 / (1 + e^-x).
 template <class V>
-struct Sigmoid {
+struct Sigmoid : KeepsResult {
   static constexpr ActivationInfo info{"sigmoid"};
   FT_INLINE explicit Sigmoid(const double*) {}
   FT_INLINE V forward(V x) const { return sigmoid(x); }
   FT_INLINE V grad(V, V y) const { return y * (V(1) - y); }
   FT_INLINE V grad_grad(V, V y) const { return V(1) - V(2) * y; }
-  FT_INLINE bool keeps_result() const { return true; }
-  FT_INLINE bool monotone() const { return true; }
 };
 
 template <class V>
-struct Tanh {
+struct Tanh : KeepsResult {
   static constexpr ActivationInfo info{"tanh"};
   FT_INLINE explicit Tanh(const double*) {}
   FT_INLINE V forward(V x) const { return tanh(x); }
   FT_INLINE V grad(V, V y) const { return V(1) - y * y; }
   FT_INLINE V grad_grad(V, V y) const { return V(-2) * y; }
-  FT_INLINE bool keeps_result() const { return true; }
-  FT_INLINE bool monotone() const { return true; }
 };
 
 // x sigmoid(x). Elfwing et al., "Sigmoid-weighted linear units", 2017 (swish).
 template <class V>
-struct SiLU {
+struct SiLU : KeepsInput {
   static constexpr ActivationInfo info{"silu"};
   FT_INLINE explicit SiLU(const double*) {}
   FT_INLINE V forward(V x) const { return x * sigmoid(x); }
@@ -210,13 +218,11 @@ struct SiLU {
     const V s = sigmoid(x);
     return s * (V(1) - s) * (V(2) + x * (V(1) - V(2) * s));
   }
-  FT_INLINE bool keeps_result() const { return false; }
-  FT_INLINE bool monotone() const { return false; }
 };
 
 // x tanh(log(1 + e^x)). Misra, "Mish", 2019. With e = e^x the hyperbolic tangent is n / (n + 2), n = e (e + 2).
 template <class V>
-struct Mish {
+struct Mish : KeepsInput {
   static constexpr ActivationInfo info{"mish"};
   FT_INLINE explicit Mish(const double*) {}
   FT_INLINE V gate(V x) const {
@@ -242,13 +248,11 @@ struct Mish {
     const V t2 = t1 * (V(1) - s - V(2) * t * s);
     return V(2) * t1 + capped(x) * t2;
   }
-  FT_INLINE bool keeps_result() const { return false; }
-  FT_INLINE bool monotone() const { return false; }
 };
 
 // x relu6(x + 3) / 6. Howard et al., "Searching for MobileNetV3", 2019.
 template <class V>
-struct Hardswish {
+struct Hardswish : KeepsInput {
   static constexpr ActivationInfo info{"hardswish"};
   FT_INLINE explicit Hardswish(const double*) {}
   FT_INLINE V forward(V x) const {
@@ -263,14 +267,12 @@ struct Hardswish {
     const V inner = x >= V(3) ? V(0) : V(1.0 / 3.0);
     return x <= V(-3) ? V(0) : inner;
   }
-  FT_INLINE bool keeps_result() const { return false; }
-  FT_INLINE bool monotone() const { return false; }
 };
 
 // log(1 + e^(beta x)) / beta, and x itself where beta x > threshold. dy/dx = 1 - e^(-beta y), which cannot be read off
 // the result where a low threshold leaves a step: there two x have one y.
 template <class V>
-struct Softplus {
+struct Softplus : KeepsResult {
   static constexpr ActivationInfo info{"softplus", {{"beta", 1.0}, {"threshold", 20.0}}};
   V beta, threshold, turn;  // turn: beta y where beta x is the threshold
   FT_INLINE explicit Softplus(const double* p)
@@ -301,8 +303,9 @@ template <class... A>
 struct ActivationList {
   static constexpr int count = sizeof...(A);
   static constexpr const ActivationInfo* info[] = {&A::info...};
+  static constexpr std::string_view names[count] = {A::info.name...};
 
-  // Calls f(activation) with the one of that index, made from its parameters.
+  // Calls f(activation) with activation number `index`, made from its parameters.
   template <class F>
   FT_INLINE static void visit(int index, const double* parameters, F&& f) {
     int i = 0;
@@ -314,7 +317,7 @@ template <class V>
 using Activations = ActivationList<Identity<V>, ReLU<V>, ReLU6<V>, LeakyReLU<V>, ELU<V>, SELU<V>, GELU<V>, GELUTanh<V>,
                                    Sigmoid<V>, Tanh<V>, SiLU<V>, Mish<V>, Hardswish<V>, Softplus<V>>;
 
-// An activation chosen by name, with its parameters: what crosses from the operators to the kernels.
+// An activation with its parameters, as the operators hand it to the kernels.
 struct Activation {
   int index;
   double parameters[kMaxActivationParameters];
@@ -326,28 +329,38 @@ struct Activation {
     Activations<V>::visit(index, parameters, static_cast<F&&>(f));
   }
 
+  // Answers that depend on the parameters too; see KeepsInput.
   FT_INLINE bool keeps_result() const {
-    bool result = false;
-    visit<double>([&](auto act) { result = act.keeps_result(); });
-    return result;
+    return ask([](auto act) { return act.keeps_result(); });
   }
-
   FT_INLINE bool monotone() const {
-    bool result = false;
-    visit<double>([&](auto act) { result = act.monotone(); });
-    return result;
+    return ask([](auto act) { return act.monotone(); });
+  }
+  FT_INLINE bool result_survives_scaling() const {
+    return ask([](auto act) { return act.keeps_result() && act.survives_scaling(); });
+  }
+  FT_INLINE bool result_shows_mask() const {
+    return ask([](auto act) { return act.keeps_result() && act.shows_mask(); });
   }
 
   bool is_identity() const { return index == 0; }
+  bool is_relu() const { return result_shows_mask(); }  // the old name
 
-  // Whether the derivative is 1 where the result is positive, else 0: told by the result also after a dropout.
-  bool is_relu() const { return info().name == std::string_view(ReLU<double>::info.name); }
+ private:
+  template <class Question>
+  FT_INLINE bool ask(Question question) const {
+    bool answer = false;
+    visit<double>([&](auto act) { answer = question(act); });
+    return answer;
+  }
 };
 
 // Index of the activation of that name, or -1.
 inline int find_activation(std::string_view name) {
-  for (int i = 0; i < Activations<double>::count; ++i) {
-    if (name == Activations<double>::info[i]->name) return i;
+  int index = 0;
+  for (const std::string_view known : Activations<double>::names) {
+    if (name.size() == known.size() && name == known) return index;
+    ++index;
   }
   return -1;
 }

@@ -1,9 +1,18 @@
-// From dtypes at run time to types.
+// The element types of tensors, and the way from a dtype known at run time to one of them.
 #pragma once
 
 #include <c10/core/ScalarType.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+
+#include "core/macros.h"
+
+// Expands to _(dtype, T) for each element type. A new one is added here; its conversions in core/scalar.h.
+#define FT_FOR_EACH_DTYPE(_) \
+  _(Float, float)            \
+  _(Double, double)          \
+  _(BFloat16, c10::BFloat16) \
+  _(Half, c10::Half)
 
 namespace fusedtricks {
 
@@ -12,19 +21,19 @@ struct Type {
   using type = T;
 };
 
-// Calls f(Type<T>) for the element type; operators have checked that it is one of these.
+// Calls f(Type<T>{}) for the element type of a dtype. The operators have checked that it is one of the list.
 template <class F>
-void visit_dtype(c10::ScalarType dtype, F&& f) {
+FT_INLINE void visit_dtype(c10::ScalarType dtype, F&& f) {
+#define FT_VISIT(name, T)        \
+  case c10::ScalarType::name:    \
+    f(::fusedtricks::Type<T>{}); \
+    break;
   switch (dtype) {
-    case c10::ScalarType::Float:
-      return f(Type<float>{});
-    case c10::ScalarType::Double:
-      return f(Type<double>{});
-    case c10::ScalarType::BFloat16:
-      return f(Type<c10::BFloat16>{});
+    FT_FOR_EACH_DTYPE(FT_VISIT)
     default:
-      return f(Type<c10::Half>{});
+      break;
   }
+#undef FT_VISIT
 }
 
 }  // namespace fusedtricks

@@ -1,5 +1,6 @@
-// What the kernels read and write: an element of type T, computed on in V = OpMath<T>, rounded once at the store.
-// On the CPU the conversions are integer arithmetic, so that loops over them vectorise on every instruction set.
+// Elements of tensors: the kernels load a T, compute in OpMath<T> (double for double, float for every other type) and
+// round once, when they store. On the CPU the conversions are integer arithmetic, so that loops over them vectorise on
+// every instruction set.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -27,10 +28,10 @@ struct OpMathType<double> {
 template <class T>
 using OpMath = typename OpMathType<T>::type;
 
-// Bits of 16-bit numbers, in the low half of a word.
+// The 16-bit numbers of these four functions are in the low half of a word.
 FT_INLINE float from_bfloat16(uint32_t bits) { return bit_cast<float>(bits << 16); }
 
-// The exponent is re-biased by a multiplication, which also normalises subnormals.
+// The multiplication adjusts the exponent's bias, and normalises subnormals on the way.
 FT_INLINE float from_half(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
@@ -42,8 +43,9 @@ FT_INLINE float from_half(uint32_t bits) {
 #endif
 }
 
-// NaN stays NaN unless its low 16 bits are set, which neither the processor's own NaN nor one that was loaded from 16
-// bits has: what else enters a computation on bfloat16 goes through canonical() first.
+// Rounds to nearest even. A NaN stays NaN unless one of its low 16 bits is set. No NaN of our computations has one set:
+// neither the one that the processor makes nor those loaded from 16 bits. Numbers from elsewhere that enter a
+// computation on bfloat16 must go through canonical() first.
 FT_INLINE uint32_t to_bfloat16(float x) {
 #if defined(__CUDA_ARCH__)
   return __bfloat16_as_ushort(__float2bfloat16_rn(x));
@@ -59,7 +61,7 @@ FT_INLINE uint32_t to_half(float x) {
 #else
   const uint32_t sign = bit_cast<uint32_t>(x) & 0x80000000u, magnitude = bit_cast<uint32_t>(x) ^ sign;
   const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  // Below 2^-14 an addition whose unit in the last place is 2^-24 rounds; above, the carry of an integer addition does.
+  // Below 2^-14, adding 0.5, whose last bit is worth 2^-24, rounds. Above, the carry of an integer addition does.
   const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
   const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
@@ -77,14 +79,6 @@ FT_INLINE T store(OpMath<T> x) {
   return x;
 }
 
-// The value in V, any NaN as the default one.
-template <class V>
-FT_INLINE V canonical(double value) {
-  return value == value ? V(value) : std::numeric_limits<V>::quiet_NaN();
-}
-
-// NaN stays NaN unless its low 16 bits are set, which neither the processor's own NaN nor one that was loaded from 16
-// bits has: what else enters a computation on bfloat16 goes through canonical() first.
 template <>
 FT_INLINE c10::BFloat16 store<c10::BFloat16>(float x) {
   return c10::BFloat16(uint16_t(to_bfloat16(x)), c10::BFloat16::from_bits());
@@ -95,19 +89,40 @@ FT_INLINE c10::Half store<c10::Half>(float x) {
   return c10::Half(uint16_t(to_half(x)), c10::Half::from_bits());
 }
 
-// load(store<T>(x)), by way of 32-bit integers only: with 16-bit ones between, loops are not vectorised.
-template <class T>
-FT_INLINE OpMath<T> rounded(OpMath<T> x) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return from_bfloat16(to_bfloat16(x));
-  if constexpr (std::is_same_v<T, c10::Half>) return from_half(to_half(x));
-  return x;
+// The value in V; any NaN becomes the default one.
+template <class V>
+FT_INLINE V canonical(double value) {
+  return value == value ? V(value) : std::numeric_limits<V>::quiet_NaN();
 }
 
-// store<T>(x) of what is rounded to T already.
+// A double rounded to the compute type, then to T.
+template <class T>
+FT_INLINE T store_double(double x) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    return store<T>(canonical<float>(x));
+  else
+    return store<T>(OpMath<T>(x));
+}
+
+// load(store<T>(x)). For 16-bit types in 32-bit integers throughout: gcc does not vectorise a loop that goes through
+// 16-bit ones.
+template <class T>
+FT_INLINE OpMath<T> rounded(OpMath<T> x) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    return from_bfloat16(to_bfloat16(x));
+  else if constexpr (std::is_same_v<T, c10::Half>)
+    return from_half(to_half(x));
+  else
+    return load(store<T>(x));
+}
+
+// store<T>(x) for an x that already is a value of T.
 template <class T>
 FT_INLINE T store_rounded(OpMath<T> x) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return T(uint16_t(bit_cast<uint32_t>(x) >> 16), T::from_bits());
-  return store<T>(x);
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    return T(uint16_t(bit_cast<uint32_t>(x) >> 16), T::from_bits());
+  else
+    return store<T>(x);
 }
 
 }  // namespace fusedtricks

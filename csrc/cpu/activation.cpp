@@ -1,7 +1,7 @@
-// The activations alone, in order of memory.
-#include "cpu/activation_loops.h"
-
+// The activations alone, over elements in the order of memory.
 #include "calls/activation.h"
+
+#include "cpu/activation_spans.h"
 #include "cpu/parallel_tasks.h"
 #include "cpu/simd/streams.h"
 
@@ -9,7 +9,7 @@ namespace fusedtricks::cpu {
 namespace {
 
 constexpr int64_t kSpan = 16384;                  // elements of a task
-constexpr int64_t kStreamResultBytes = 32 << 20;  // the backward may still find a smaller result in the caches
+constexpr int64_t kStreamResultBytes = 32 << 20;  // the backward may still find smaller results in the caches
 
 template <class T, class Act>
 void apply_grad_grad(const T* grad, const T* kept, T* out, int64_t n, const Activation& activation) {
@@ -21,7 +21,14 @@ void apply_grad_grad(const T* grad, const T* kept, T* out, int64_t n, const Acti
   }
 }
 
-// Calls span(first, destination, count) for all n elements of out.
+template <class T>
+DerivativeSpan<T> grad_grad_span(const Activation& activation) {
+  DerivativeSpan<T> span = nullptr;
+  activation.visit<OpMath<T>>([&](auto act) { span = apply_grad_grad<T, decltype(act)>; });
+  return span;
+}
+
+// Writes out[0, n) by calls of span(first, to, count), as emit() does, shared out over threads.
 template <class T, class Span>
 void for_spans(T* out, int64_t n, bool stream, const Span& span) {
   parallel_tasks((n + kSpan - 1) / kSpan, [&](int64_t task) {
@@ -32,16 +39,11 @@ void for_spans(T* out, int64_t n, bool stream, const Span& span) {
   });
 }
 
-// out = grad * f(kept), where choose(type) gives the loop for it.
-template <class Choose>
-void multiply(const ActivationCall& call, const void* grad, const void* kept, void* out, const Choose& choose) {
-  visit_dtype(call.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const DerivativeSpan<T, T> span = choose(type);
-    const T *g = static_cast<const T*>(grad), *k = static_cast<const T*>(kept);
-    for_spans(static_cast<T*>(out), call.n, worth_streaming(call.n, sizeof(T), kStreamResultBytes),
-              [&](int64_t i, T* to, int64_t count) { span(g + i, k + i, to, count, call.act); });
-  });
+template <class T>
+void run(DerivativeSpan<T> span, const ActivationCall& call, const void* grad, const void* kept, void* out) {
+  const T *g = static_cast<const T*>(grad), *k = static_cast<const T*>(kept);
+  for_spans(static_cast<T*>(out), call.n, worth_streaming(call.n, sizeof(T), kStreamResultBytes),
+            [&](int64_t i, T* to, int64_t count) { span(g + i, k + i, to, count, call.act); });
 }
 
 void activation_forward(const ActivationCall& call, const void* x, void* y) {
@@ -56,19 +58,13 @@ void activation_forward(const ActivationCall& call, const void* x, void* y) {
 }
 
 void activation_backward(const ActivationCall& call, const void* dy, const void* kept, void* dx) {
-  multiply(call, dy, kept, dx, [&](auto type) {
-    using T = typename decltype(type)::type;
-    return derivative_span<T, T>(call.act);
-  });
+  visit_dtype(call.dtype,
+              [&](auto type) { run(derivative_span<typename decltype(type)::type>(call.act), call, dy, kept, dx); });
 }
 
 void activation_grad_grad(const ActivationCall& call, const void* g, const void* kept, void* out) {
-  multiply(call, g, kept, out, [&](auto type) {
-    using T = typename decltype(type)::type;
-    DerivativeSpan<T, T> span = nullptr;
-    call.act.visit<OpMath<T>>([&](auto act) { span = apply_grad_grad<T, decltype(act)>; });
-    return span;
-  });
+  visit_dtype(call.dtype,
+              [&](auto type) { run(grad_grad_span<typename decltype(type)::type>(call.act), call, g, kept, out); });
 }
 
 const Provided provided[] = {

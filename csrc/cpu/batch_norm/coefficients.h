@@ -4,14 +4,7 @@
 #include <vector>
 
 #include "calls/batch_norm.h"
-
-#if defined(__AVX512F__)
-#define FT_LANES 64
-#elif defined(__AVX2__)
-#define FT_LANES 32
-#else
-#define FT_LANES 16
-#endif
+#include "cpu/simd/instruction_set.h"
 
 namespace fusedtricks::cpu {
 
@@ -34,7 +27,7 @@ struct OneChannel {
 template <class V>
 struct ManyChannels {
   // Four rows share the loads of their coefficients; the sums of a tile of channels fill a good part of the registers.
-  static constexpr int tile_rows = 4, lanes = FT_LANES * int(sizeof(float)) / int(sizeof(V));
+  static constexpr int tile_rows = 4, lanes = 4 * kVectorBytes / int(sizeof(V));
 
   const V* first;  // of kCoefficients arrays, `channels` apart
   int64_t channels;
@@ -78,12 +71,5 @@ struct Coefficients {
     return one.dweight;
   }
 };
-
-// Whether sums of d = x - shift and of d^2 over `count` values in the compute type give their variance to rounding:
-// they do unless the shift lies over two deviations off the mean, or the squares overflow. Then the values are summed
-// again, exactly. The choice depends on the data alone.
-inline bool sums_are_sound(double sum, double sum_of_squares, double count) {
-  return sum * sum <= 0.8 * count * sum_of_squares && sum_of_squares * 0 == 0;
-}
 
 }  // namespace fusedtricks::cpu

@@ -2,7 +2,8 @@
 // channels_last tensor, or the planes of some channels with a row a sample.
 #pragma once
 
-#include "cpu/batch_norm/loops.h"
+#include "cpu/batch_norm/moments.h"
+#include "cpu/batch_norm/spans.h"
 #include "cpu/simd/streams.h"
 
 namespace fusedtricks::cpu {

@@ -1,39 +1,32 @@
-// Dropout inside the sweeps of batch_norm_act: what the forward writes passes a tile in L1, where it is masked. The
-// loops of batch_norm_loops.h know nothing of it.
+// Dropout inside the sweeps of batch_norm_act. The loops of loops.h know nothing of it: their results are masked in
+// place or in a tile in L1.
 #pragma once
 
+#include "cpu/activation_spans.h"
 #include "cpu/batch_norm/channels_last.h"
-#include "cpu/dropout/mask.h"
+#include "cpu/dropout/row_mask.h"
 
 namespace fusedtricks::cpu {
 
-// y = dropout(act(z)) of a span whose first element is the one of that index. Where T is the compute type, in place.
-// Else in a tile of that type, so that what is kept is rounded once, after it was scaled; the activation is then a loop
-// of its own.
+// y = dropout(act(z)) over a span. Where T is the compute type y is masked in place. Otherwise z, the activation and
+// the mask go through a tile in the compute type, so that a kept value is rounded once, after it was scaled.
 template <class T, class Channels>
 struct DropSpans {
   using V = OpMath<T>;
   static constexpr bool in_place = std::is_same_v<T, V>;
 
-  void (*normalize)(const T*, const T*, V*, RowSpan, Channels, const Activation&);
-  ActivationSpan<V> activate = nullptr;
+  const Activation& act;
+  const T *x, *residual;
+  const V scale;
+  NormalizeSpan<T, Channels> normalize = in_place ? normalize_span<T, Channels>(act, residual) : nullptr;
+  ActivationSpan<V> activate = activation_span<V>(act);
 
-  DropSpans(const Activation& act, bool has_residual) {
-    if constexpr (in_place) {
-      normalize = normalize_span<T, Channels>(act, has_residual);
-    } else {
-      normalize = has_residual ? cpu::normalize<T, V, Channels, Identity<V>, true>
-                               : cpu::normalize<T, V, Channels, Identity<V>, false>;
-      activate = activation_span<V>(act);
-    }
-  }
-
+  // Writes a span whose first element has that index. `to` is y or a tile.
   template <class Dropper>
-  void write(const T* x, const T* residual, T* to, int64_t index, RowSpan span, Channels channels,
-             const Activation& act, Dropper& dropper, V scale) const {
+  void write(T* to, int64_t index, RowSpan span, Channels channels, Dropper& dropper) const {
     const int rows = Channels::tile_rows > 1 && span.in_stride ? Channels::tile_rows : 1;
     if constexpr (in_place) {
-      normalize(x + index, residual ? residual + index : nullptr, to, span, channels, act);
+      normalize(x + index, residual_at(index), to, span, channels, act);
       for (int r = 0; r < rows; ++r) {
         T* row = to + r * span.out_stride;
         dropper.drop(row, row, span.n, index + r * span.in_stride, scale);
@@ -43,8 +36,8 @@ struct DropSpans {
     alignas(kCacheLine) V tile[Channels::tile_rows * kSegment];
     for (int64_t at = 0; at < span.n; at += kSegment) {
       const int64_t n = std::min(kSegment, span.n - at), first = index + at;
-      normalize(x + first, residual ? residual + first : nullptr, tile,
-                RowSpan{n, span.in_stride, rows > 1 ? kSegment : 0}, channels.from(at), act);
+      normalize_unrounded(x + first, residual_at(first), tile, RowSpan{n, span.in_stride, rows > 1 ? kSegment : 0},
+                          channels.from(at));
       for (int r = 0; r < rows; ++r) {
         V* row = tile + r * kSegment;
         activate(row, row, n, act);
@@ -52,16 +45,20 @@ struct DropSpans {
       }
     }
   }
+
+ private:
+  const T* residual_at(int64_t i) const { return residual ? residual + i : nullptr; }
 };
 
-// The dropout of rows, whose elements are neighbours in logical order only where a row is a sample.
+// Dropout of channels_last tensors. The elements of a row follow each other in logical order only where a row is a
+// whole sample, in a (N, C) tensor.
 class ChannelsLastDropper {
  public:
-  // reads_ahead: the next row is asked for.
+  // reads_ahead: whether drop() of a (N, C) tensor prefetches the next row.
   ChannelsLastDropper(const Mask& mask, const Layout& layout, bool reads_ahead)
       : mask_(mask), layout_(layout), ordered_(mask, reads_ahead ? layout.channels : 0) {}
 
-  // Calls f(part) for the parts of a block. drop() serves the part of the call.
+  // Calls f(part) for the parts of a block. Within f, drop() serves the elements of that part.
   template <class F>
   void for_parts(const Block& b, const F& f) {
     const int64_t S = layout_.positions;

@@ -1,25 +1,25 @@
-// batch_norm_act forward: one sweep for the statistics, one for y = act((x - mean) * rstd * weight + bias [+
-// residual]), and its dropout.
+// batch_norm_act forward: one sweep for the statistics, and one for y = act((x - mean) * rstd * weight + bias
+// [+ residual]) and its dropout.
 #include "cpu/batch_norm/dropout_tiles.h"
 #include "cpu/batch_norm/statistics.h"
 
 namespace fusedtricks::cpu {
 namespace {
 
-// A sweep's write of one span.
+// Writes spans of y.
 template <class T, class Channels>
 struct ForwardSpans {
   const BatchNormForward& a;
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   const NormalizeSpan<T, Channels> normalize = normalize_span<T, Channels>(a.act, a.residual);
-  const DropSpans<T, Channels> dropped{a.act, bool(a.residual)};
+  const DropSpans<T, Channels> dropped{a.act, x, residual, OpMath<T>(a.mask.rate.scale)};
 
   explicit ForwardSpans(const BatchNormForward& arguments) : a(arguments) {}
 
   template <class Dropper>
   void write(T* to, int64_t i, RowSpan span, Channels channels, Dropper& dropper) const {
     if (a.drops())
-      dropped.write(x, residual, to, i, span, channels, a.act, dropper, OpMath<T>(a.mask.rate.scale));
+      dropped.write(to, i, span, channels, dropper);
     else
       normalize(x + i, residual ? residual + i : nullptr, to, span, channels, a.act);
   }

@@ -1,5 +1,6 @@
 // batch_norm_act_max_pool2d backward: one sweep over the outputs for the two sums a channel, with x at the maxima
 // alone; one over x for dx, in bands of rows to which the gradients of the outputs are scattered before.
+#include "cpu/batch_norm/loops.h"
 #include "cpu/batch_norm_pool/pooled_image.h"
 
 namespace fusedtricks::cpu {
@@ -8,22 +9,18 @@ namespace {
 constexpr int64_t kBandElements = 32 << 10;
 constexpr int64_t kTileRows = 32;  // outputs whose maxima are gathered together
 
-// The loops that know the activation. Gradients come in the compute type.
+// The loop that writes dx, from gradients in the compute type.
 template <class T, class Channels>
-struct PoolSpans {
+DifferentiateSpan<T, Channels, OpMath<T>> unpooled_span(const Activation& activation) {
   using V = OpMath<T>;
-
-  void (*add_gradients)(const V*, const V*, Runs, Channels, const Activation&, Lanes<Channels>&) = nullptr;
-  void (*differentiate)(const V*, const T*, T*, RowSpan, Channels, V, const Activation&) = nullptr;
-
-  explicit PoolSpans(const Activation& activation) {
-    activation.visit<V>([&](auto act) {
-      using Act = decltype(act);
-      add_gradients = cpu::add_gradients<V, Channels, Act>;
-      differentiate = cpu::differentiate<T, Channels, Act, V>;
-    });
+  if constexpr (std::is_same_v<T, V>) {
+    return differentiate_span<T, Channels>(activation);
+  } else {
+    DifferentiateSpan<T, Channels, V> span = nullptr;
+    activation.visit<V>([&](auto act) { span = differentiate<T, Channels, decltype(act), V>; });
+    return span;
   }
-};
+}
 
 template <class T>
 struct PoolPass {
@@ -73,7 +70,7 @@ class PlaneSums {
  public:
   explicit PlaneSums(const PoolPass<T>& pass)
       : pass_(pass),
-        spans_(pass.a.norm.act),
+        add_gradients_(add_gradients_span<V, Channel>(pass.a.norm.act)),
         rows_(std::max<int64_t>(1, kChunk / pass.image.output_row())),
         maxima_(rows_ * pass.image.output_row()),
         gradients_(maxima_.size()) {}
@@ -89,7 +86,7 @@ class PlaneSums {
 
  private:
   const PoolPass<T>& pass_;
-  PoolSpans<T, Channel> spans_;
+  AddGradientsSpan<V, Channel> add_gradients_;
   int64_t rows_;
   std::vector<V> maxima_, gradients_;
 
@@ -102,8 +99,7 @@ class PlaneSums {
                     image.pool.width.stride, &maxima_[o * width]);
     }
     widen(pass_.dy + first, count * width, gradients_.data());
-    spans_.add_gradients(gradients_.data(), maxima_.data(), Runs{1, 0, count * width}, channel, pass_.a.norm.act,
-                         lanes);
+    add_gradients_(gradients_.data(), maxima_.data(), Runs{1, 0, count * width}, channel, pass_.a.norm.act, lanes);
   }
 };
 
@@ -113,7 +109,7 @@ void add_row_sums(const PoolPass<T>& pass, const ChannelsLastPlan& plan, const B
   using V = OpMath<T>;
   using Channels = ManyChannels<V>;
   constexpr int lanes = Channels::lanes;
-  const PoolSpans<T, Channels> spans(pass.a.norm.act);
+  const auto add_gradients = add_gradients_span<V, Channels>(pass.a.norm.act);
   const MaxPool& pool = pass.a.pool;
   std::vector<int64_t> windows(b.r1 - b.r0);
   for (int64_t r = b.r0; r < b.r1; ++r) {
@@ -133,8 +129,8 @@ void add_row_sums(const PoolPass<T>& pass, const ChannelsLastPlan& plan, const B
                       maxima + i * lanes);
         widen(pass.dy + first, width, gradients + i * lanes);
       }
-      spans.add_gradients(gradients, maxima, Runs{count, lanes, width}, pass.coefficients.many().from(c),
-                          pass.a.norm.act, sums);
+      add_gradients(gradients, maxima, Runs{count, lanes, width}, pass.coefficients.many().from(c), pass.a.norm.act,
+                    sums);
     }
     double *sum = partials.first(b.chunk) + c, *product = partials.second(b.chunk) + c;
     for (int j = 0; j < width; ++j) sum[j] += sums.sum[j];
@@ -150,8 +146,8 @@ class Unpooling {
  public:
   explicit Unpooling(const PoolPass<T>& pass)
       : pass_(pass),
-        one_(pass.a.norm.act),
-        many_(pass.a.norm.act),
+        one_(unpooled_span<T, OneChannel<V>>(pass.a.norm.act)),
+        many_(unpooled_span<T, ManyChannels<V>>(pass.a.norm.act)),
         rows_(std::clamp<int64_t>(kBandElements / pass.image.row(), 1, pass.image.pool.height.size)),
         reach_(std::min(pass.image.pool.height.extent() - 1, pass.image.pool.height.size)),
         band_((2 * reach_ + rows_) * pass.image.row()) {}
@@ -173,8 +169,8 @@ class Unpooling {
 
  private:
   const PoolPass<T>& pass_;
-  PoolSpans<T, OneChannel<V>> one_;
-  PoolSpans<T, ManyChannels<V>> many_;
+  DifferentiateSpan<T, OneChannel<V>, V> one_;
+  DifferentiateSpan<T, ManyChannels<V>, V> many_;
   int64_t rows_, reach_;  // reach: rows of the band before those that are written next, and behind them
   AlignedVector<V> band_;
 
@@ -197,7 +193,7 @@ class Unpooling {
 
   void write(int64_t at, int64_t count, const OneChannel<V>& channel) {
     emit(pass_.dx + at, count * pass_.image.row(), pass_.stream, [&](T* to, int64_t i, int64_t n) {
-      one_.differentiate(first() + i, pass_.x + at + i, to, RowSpan{n, 0, 0}, channel, V(1), pass_.a.norm.act);
+      one_(first() + i, pass_.x + at + i, to, RowSpan{n, 0, 0}, channel, V(1), pass_.a.norm.act);
     });
   }
 
@@ -206,8 +202,7 @@ class Unpooling {
     for (int64_t c = 0; c < C; c += kSegment) {
       write_rows(pass_.dx + at + c, positions, C, std::min(kSegment, C - c), pass_.stream,
                  [&](T* to, int64_t i, RowSpan span) {
-                   many_.differentiate(first() + c + i, pass_.x + at + c + i, to, span, channels.from(c), V(1),
-                                       pass_.a.norm.act);
+                   many_(first() + c + i, pass_.x + at + c + i, to, span, channels.from(c), V(1), pass_.a.norm.act);
                  });
     }
   }

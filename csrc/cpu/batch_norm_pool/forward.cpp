@@ -1,44 +1,26 @@
 // batch_norm_act_max_pool2d forward: one sweep for the statistics, one for the maxima of
 // act((x - mean) * rstd * weight + bias). Rows of activated values are kept, in the compute type, as long as a window
 // reaches them.
+#include "cpu/activation_spans.h"
 #include "cpu/batch_norm/statistics.h"
 #include "cpu/batch_norm_pool/pooled_image.h"
 
 namespace fusedtricks::cpu {
 namespace {
 
-template <class V>
-using ActivateSpan = void (*)(V*, int64_t, const Activation&);
-
-template <class V, class Act>
-void activate(V* z, int64_t n, const Activation& activation) {
-  const Act act(activation.parameters);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) z[i] = act.forward(z[i]);
-}
-
-template <class V>
-ActivateSpan<V> activate_span(const Activation& activation) {
-  ActivateSpan<V> span = nullptr;
-  activation.visit<V>([&](auto act) { span = activate<V, decltype(act)>; });
-  return span;
-}
-
 template <class T>
 void normalize_row(const T* x, OpMath<T>* z, const PooledImage& image, const OneChannel<OpMath<T>>& channel) {
-  using V = OpMath<T>;
-  normalize<T, V, OneChannel<V>, Identity<V>, false>(x, nullptr, z, RowSpan{image.row(), 0, 0}, channel, {});
+  normalize_unrounded<T>(x, nullptr, z, RowSpan{image.row(), 0, 0}, channel);
 }
 
 template <class T>
 void normalize_row(const T* x, OpMath<T>* z, const PooledImage& image, const ManyChannels<OpMath<T>>& channels) {
-  using V = OpMath<T>;
+  constexpr int tile_rows = ManyChannels<OpMath<T>>::tile_rows;
   const int64_t n = image.inner;
   for (int64_t i = 0, group; i < image.pool.width.size; i += group) {
-    group = image.pool.width.size - i >= ManyChannels<V>::tile_rows ? ManyChannels<V>::tile_rows : 1;
+    group = image.pool.width.size - i >= tile_rows ? tile_rows : 1;
     const int64_t stride = group == 1 ? 0 : n;
-    normalize<T, V, ManyChannels<V>, Identity<V>, false>(x + i * n, nullptr, z + i * n, RowSpan{n, stride, stride},
-                                                         channels, {});
+    normalize_unrounded<T>(x + i * n, nullptr, z + i * n, RowSpan{n, stride, stride}, channels);
   }
 }
 
@@ -51,7 +33,7 @@ class Pooling {
   Pooling(const PooledImage& image, const Activation& act)
       : image_(image),
         act_(act),
-        activate_(act.is_identity() ? nullptr : activate_span<V>(act)),
+        activate_(act.is_identity() ? nullptr : activation_span<V>(act)),
         kept_(std::min(image.pool.height.extent(), image.pool.height.size)),
         lines_(kept_ * image.row() + 1) {}  // one more: see read_strided
 
@@ -72,7 +54,7 @@ class Pooling {
  private:
   const PooledImage& image_;
   const Activation& act_;
-  ActivateSpan<V> activate_;
+  ActivationSpan<V> activate_;
   int64_t kept_;
   AlignedVector<V> lines_;
   const T* ahead_ = nullptr;  // the rows of x that the next row of outputs will want, or null
@@ -82,7 +64,7 @@ class Pooling {
   template <class Channels>
   void activate_row(const T* x, int64_t row, const Channels& channels) {
     normalize_row(x + row * image_.row(), line(row), image_, channels);
-    if (activate_) activate_(line(row), image_.row(), act_);
+    if (activate_) activate_(line(row), line(row), image_.row(), act_);
   }
 
   // Outputs whose windows lie in the image altogether have the same taps, moved.

@@ -44,9 +44,9 @@ void max_of_each(const Taps<V>& taps, int64_t shift, int64_t n, int64_t stride, 
 
 template <class V>
 struct VectorOf {
-  static constexpr int width = kVectorSize / int(sizeof(V));
-  typedef V Values __attribute__((vector_size(kVectorSize)));
-  typedef typename ExpTraits<V>::Int Places __attribute__((vector_size(kVectorSize)));
+  static constexpr int width = kVectorBytes / int(sizeof(V));
+  typedef V Values __attribute__((vector_size(kVectorBytes)));
+  typedef typename ExpTraits<V>::Int Places __attribute__((vector_size(kVectorBytes)));
 };
 
 template <class Vector, int... j>

@@ -2,9 +2,9 @@
 // is compiled for every activation.
 #pragma once
 
-#include "cpu/activation_loops.h"
+#include "cpu/activation_spans.h"
 #include "cpu/dropout/bias.h"
-#include "cpu/dropout/mask.h"
+#include "cpu/dropout/row_mask.h"
 
 namespace fusedtricks::cpu {
 
@@ -94,7 +94,7 @@ struct Backward {
   std::vector<V> bias =
       a.kept == Kept::kInput ? unrolled_bias<V>(a.bias, a.tail.places, kMostOfTile) : std::vector<V>();
   ActivationSpan<V> activate = activation_span<V>(a.act);
-  DerivativeSpan<V, V> multiply = derivative_span<V, V>(a.act);
+  DerivativeSpan<V> multiply = derivative_span<V>(a.act);
   StoreDropped<V> drop = store_dropped_for<V>(/*has_mask=*/true, /*has_residual=*/false);
 
   // The gradients of the n elements from i on.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/layout.h"
-#include "cpu/dropout/mask.h"
+#include "cpu/dropout/row_mask.h"
 #include "cpu/parallel_tasks.h"
 
 namespace fusedtricks::cpu {

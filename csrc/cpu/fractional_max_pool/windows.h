@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "calls/fractional_max_pool.h"
+#include "core/dtypes.h"
 #include "cpu/simd/streams.h"
 
 namespace fusedtricks::cpu {
@@ -115,6 +116,8 @@ inline void store_places(const int32_t* from, void* places, int bytes, int64_t f
   convert_span(from, static_cast<int32_t*>(places) + first, n);
 }
 
+// The loops of the activations that this pooling takes, which are monotone and so keep their result.
+
 // y = act(z).
 template <class T>
 using ResultSpan = void (*)(const OpMath<T>* z, T* y, int64_t n, const Activation&);
@@ -129,16 +132,18 @@ void apply_activation(const OpMath<T>* z, T* y, int64_t n, const Activation& act
 template <class T>
 ResultSpan<T> result_span(const Activation& activation) {
   ResultSpan<T> span = nullptr;
-  activation.visit<OpMath<T>>([&](auto act) { span = apply_activation<T, decltype(act)>; });
+  activation.visit<OpMath<T>>([&](auto act) {
+    if constexpr (decltype(act)::may_keep_result) span = apply_activation<T, decltype(act)>;
+  });
   return span;
 }
 
-// dz = dy * act', read off the result y; y is not looked at for the identity.
+// dz = dy * act', read off the result y. The identity does not read y.
 template <class T>
 using GradientSpan = void (*)(const T* dy, const T* y, OpMath<T>* dz, int64_t n, const Activation&);
 
 template <class T, class Act>
-void apply_slope(const T* dy, const T* y, OpMath<T>* dz, int64_t n, const Activation& activation) {
+void apply_derivative(const T* dy, const T* y, OpMath<T>* dz, int64_t n, const Activation& activation) {
   const Act act(activation.parameters);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) dz[i] = load(dy[i]) * act.grad(load(y[i]), load(y[i]));
@@ -154,7 +159,9 @@ template <class T>
 GradientSpan<T> gradient_span(const Activation& activation) {
   GradientSpan<T> span = widen<T>;
   if (activation.is_identity()) return span;
-  activation.visit<OpMath<T>>([&](auto act) { span = apply_slope<T, decltype(act)>; });
+  activation.visit<OpMath<T>>([&](auto act) {
+    if constexpr (decltype(act)::may_keep_result) span = apply_derivative<T, decltype(act)>;
+  });
   return span;
 }
 

@@ -1,4 +1,4 @@
-// Large tensors: outputs written past the caches, inputs brought into L2 in address order.
+// For tensors larger than the caches: outputs are written past them, inputs are brought into L2 in address order.
 #pragma once
 
 #include <algorithm>
@@ -6,27 +6,17 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "cpu/simd/instruction_set.h"
 
 namespace fusedtricks::cpu {
 
-// Outputs from this size on do not stay in the caches until their reader comes.
+// Larger outputs would have left the caches before their reader comes.
 constexpr int64_t kStreamBytes = 12 << 20;
 constexpr int64_t kCacheLine = 64;
 
-#if defined(__AVX512F__)
-constexpr int kVectorSize = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorSize = 32;
-#else
-constexpr int kVectorSize = 16;
-#endif
+inline bool is_vector_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
 
-inline bool is_vector_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorSize == 0; }
-
-// n zeros from the beginning of a cache line on, so that no vector crosses one.
+// n zeros that start at a cache line, so that no vector crosses one.
 template <class T>
 class AlignedVector {
  public:
@@ -47,56 +37,35 @@ class AlignedVector {
 };
 
 inline bool worth_streaming(int64_t elements, int64_t element_size, int64_t from_bytes = kStreamBytes) {
-#if defined(__x86_64__)
-  return elements * element_size >= from_bytes;
-#else
-  (void)elements, (void)element_size, (void)from_bytes;
-  return false;
-#endif
+  return kHasStreamingStores && elements * element_size >= from_bytes;
 }
 
-// Writes whole vectors past the caches. `to` is a multiple of one.
+// Copies that many bytes past the caches; `to` is a multiple of a vector.
 template <int bytes>
-inline void stream_vector(void* to, const void* from) {
-  static_assert(bytes % kVectorSize == 0);
-  char* d = static_cast<char*>(to);
-  const char* s = static_cast<const char*>(from);
+inline void stream_vectors(void* to, const void* from) {
+  static_assert(bytes % kVectorBytes == 0);
 #pragma GCC unroll 4
-  for (int i = 0; i < bytes; i += kVectorSize) {
-#if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(d + i), _mm512_loadu_si512(s + i));
-#elif defined(__AVX__)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(d + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + i)));
-#elif defined(__x86_64__)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(d + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i)));
-#else
-    std::memcpy(d + i, s + i, kVectorSize);
-#endif
+  for (int i = 0; i < bytes; i += kVectorBytes) {
+    stream_vector(static_cast<char*>(to) + i, static_cast<const char*>(from) + i);
   }
 }
 
-// memcpy by non-temporal stores: no line is read in order to be overwritten. Needs stream_fence() after the last one.
+// memcpy with streaming stores: the lines of `to` are not read before they are overwritten. Call stream_fence() after
+// the last one.
 inline void stream_copy(void* to, const void* from, int64_t bytes) {
   char* d = static_cast<char*>(to);
   const char* s = static_cast<const char*>(from);
   const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(d) & (kCacheLine - 1));
   std::memcpy(d, s, head);
   d += head, s += head, bytes -= head;
-#if defined(__x86_64__)
-  for (; bytes >= kVectorSize; bytes -= kVectorSize, d += kVectorSize, s += kVectorSize)
-    stream_vector<kVectorSize>(d, s);
-#endif
+  if (kHasStreamingStores) {
+    for (; bytes >= kVectorBytes; bytes -= kVectorBytes, d += kVectorBytes, s += kVectorBytes) stream_vector(d, s);
+  }
   std::memcpy(d, s, bytes);
 }
 
-inline void stream_fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
-// One load a cache line, in address order: a block of rows comes from memory at the rate of a plain read, where a sweep
-// that keeps many accumulators reaches half of that.
+// Loads one byte of each cache line of a block, in address order. Then the block comes from memory at the rate of a
+// plain read; a sweep that keeps many accumulators reaches half of that.
 inline void touch(const void* base, int64_t rows, int64_t stride, int64_t bytes) {
   if (bytes == stride) bytes *= rows, rows = 1;
   for (int64_t r = 0; r < rows; ++r) {
@@ -105,9 +74,10 @@ inline void touch(const void* base, int64_t rows, int64_t stride, int64_t bytes)
   }
 }
 
-constexpr int64_t kTile = 2048;  // elements of an output tile in L1
+constexpr int64_t kTile = 2048;  // elements of an output tile, which stays in L1
 
-// Has span(destination, first, count) write the n elements of out, by way of a tile in L1 where they are streamed.
+// Writes out[0, n) by calls of span(to, first, count), each of which writes elements [first, first + count) to `to`.
+// Where the output is streamed, `to` is a tile in L1 that is copied past the caches afterwards.
 template <class T, class Span>
 void emit(T* out, int64_t n, bool stream, const Span& span) {
   if (!stream) return span(out, 0, n);
