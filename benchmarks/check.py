@@ -74,6 +74,7 @@ def check(
     arguments: Arguments,
     memory_format: torch.memory_format,
     flips: bool = False,
+    stock: Function | None = None,
     reference_device: torch.device | str | None = None,
 ) -> None:
     """Compares the fused op with its reference.
@@ -85,30 +86,28 @@ def check(
         memory_format: of the inputs, which the result and their gradients must have too.
         flips: whether rounding can decide otherwise for a few elements: a ReLU's input that is nearly zero, two values
             in a window that are nearly equal.
+        stock: the callable that fused is timed against, if it draws no random numbers. In float64 it must agree with
+            the reference to rounding.
         reference_device: where the reference is computed; by default where the arguments are.
 
     Raises:
         Mismatch: naming the tensor that is wrong.
     """
-    device = arguments.inputs[0].device
+    dtype, device = arguments.inputs[0].dtype, arguments.inputs[0].device
     seed = drawn_seed(device)
     torch.manual_seed(GENERATOR_SEED)
     model = copy.deepcopy(fused)
     found = _results(model, model, arguments.converted(lambda tensor: tensor))
-    _check_layout(found, arguments.inputs[0].dtype, memory_format)
+    _check_layout(found, dtype, memory_format)
     expected = _expected(fused, reference, seed, arguments, torch.device(reference_device or device))
-    _compare(found, expected, TOLERANCES[arguments.inputs[0].dtype], flips)
+    _compare(found, expected, TOLERANCES[dtype], flips)
+    if stock is not None:
+        _check_stock(stock, arguments, expected)
 
 
-def check_stock(stock: Function, fused: Function, reference: Reference, arguments: Arguments) -> None:
-    """Compares the stock side with the same reference, in float64, where it must be the same formula.
-
-    Raises:
-        Mismatch: naming the tensor that is wrong.
-    """
+def _check_stock(stock: Function, arguments: Arguments, expected: Results) -> None:
     model = _double(stock)
     found = _results(model, model, arguments.converted(Tensor.double))
-    expected = _expected(fused, reference, 0, arguments, arguments.inputs[0].device)
     try:
         _compare(found, expected, TOLERANCES[torch.float64], flips=False)
     except Mismatch as mismatch:

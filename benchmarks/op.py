@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fusedtricks.stock import bytes_kept_for_backward
 
 from .case import Case
-from .check import Arguments, Function, Reference, check, check_stock
+from .check import Arguments, Function, Reference, check
 from .measure import Side
 from .workload import Workload
 
@@ -68,9 +68,8 @@ def build_op(op: Op, case: Case) -> Workload:
         return side(torch.compile(stock, dynamic=False))
 
     def checked() -> None:
-        if not op.draws:
-            check_stock(stock, fused, op.reference, arguments)
-        check(fused, op.reference, arguments, case.memory_format, op.flips)
+        deterministic = None if op.draws else stock
+        check(fused, op.reference, arguments, case.memory_format, op.flips, deterministic)
 
     def bytes_kept() -> tuple[int, int]:
         tensors = _clones(arguments) if op.inplace else _tensors(arguments)

@@ -280,9 +280,13 @@ def test_the_check_sees_buffers_and_gradients_of_parameters():
 
 def test_the_check_sees_a_stock_side_that_computes_something_else():
     arguments = Arguments([torch.randn(4, 3)])
-    check.check_stock(torch.sin, torch.sin, lambda model, seed, x: x.sin(), arguments)
+
+    def checked(stock):
+        check.check(torch.sin, lambda model, seed, x: x.sin(), arguments, torch.contiguous_format, stock=stock)
+
+    checked(torch.sin)
     with pytest.raises(Mismatch, match="stock"):
-        check.check_stock(torch.cos, torch.sin, lambda model, seed, x: x.sin(), arguments)
+        checked(torch.cos)
 
 
 def test_smoke_says_what_is_wrong(monkeypatch, capsys):
