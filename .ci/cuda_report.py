@@ -50,7 +50,7 @@ def all_sources() -> list[Path]:
 
 def toolkit() -> Path | None:
     """The folder of the CUDA toolkit that a build of the package would take."""
-    sys.path.insert(0, str(ROOT / ".build"))
+    sys.path.insert(0, str(ROOT / ".build_backend"))
     import cuda
 
     return cuda.TOOLKIT
