@@ -23,7 +23,9 @@ MACROS = ["FUSEDTRICKS_EMULATED", "FUSEDTRICKS_ISA=default"]
 
 
 def sources(csrc: Path) -> list[Path]:
+    """Those that take longest to compile come first, so that none of them is left alone at the end."""
     kernels = [path for path in sorted((csrc / "cuda").rglob("*")) if path.suffix in (".cu", ".cpp")]
+    kernels.sort(key=lambda path: path.parent.name != "instantiate" and path.name != "act_dropout.cu")
     return [*(path for path in kernels if path.name != "device.cpp"), csrc / "calls" / "library.cpp"]
 
 
@@ -37,7 +39,7 @@ def compile_sources(csrc: Path, paths: Sequence[Path], folder: Path, flags: Sequ
 
     Args:
         csrc: the folder that the sources are from and include from.
-        paths: of the sources. Those that take longest come first, so that none of them is left alone at the end.
+        paths: of the sources.
         folder: for the objects.
         flags: for the compiler, after all others.
     """
