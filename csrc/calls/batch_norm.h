@@ -101,6 +101,7 @@ struct BatchNormBackward {
 
 namespace kernels {
 
+// Bytes of the workspace. They depend on everything else in the call, so it has to be complete but for the workspace.
 inline const Kernel<int64_t(const BatchNormForward&)> batch_norm_forward_workspace{"batch_norm_forward_workspace"};
 inline const Kernel<int64_t(const BatchNormBackward&)> batch_norm_backward_workspace{"batch_norm_backward_workspace"};
 inline const Kernel<void(const BatchNormForward&)> batch_norm_forward{"batch_norm_forward"};
