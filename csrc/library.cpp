@@ -3,6 +3,10 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <map>
+#include <string>
+#include <vector>
+
 #include "calls/device.h"
 #include "checks/fractional_max_pool.h"
 #include "core/philox.h"
@@ -39,6 +43,12 @@ void check_never_decreases(const std::string& act, const std::vector<double>& ac
   check_monotone(act, act_args);
 }
 
+// What the activation with these parameters says of itself.
+std::map<std::string, bool> activation_facts(const std::string& name, const std::vector<double>& parameters) {
+  const Activation act = check_activation(name, parameters);
+  return {{"keeps_result", act.keeps_result()}, {"never_decreases", act.monotone()}};
+}
+
 // Settings of the environment are read when kernels are loaded; this reads them again, on devices that have any.
 void reload_settings() {
   for (const auto device : {c10::DeviceType::CPU, c10::DeviceType::CUDA}) {
@@ -67,6 +77,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("load_kernels", &load_kernels);
   m.def("reload_settings", &reload_settings);
   m.def("activations", &activations);
+  m.def("activation_facts", &activation_facts);
   m.def("check_monotone", &check_never_decreases);
   m.def("philox", &philox);
 }

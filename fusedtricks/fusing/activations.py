@@ -41,11 +41,7 @@ _MODULES: dict[str, Callable[[Any], Activation | None]] = {
     "Hardswish": lambda m: Activation("hardswish", {}),
     "Softplus": lambda m: Activation("softplus", {"beta": m.beta, "threshold": m.threshold}),
 }
-KEEPS_RESULT = ("relu6", "leaky_relu", "elu", "selu", "softplus")
-"""Activations of which ours keeps the result for backward, where stock keeps the input: it must not be changed."""
-
-KEEPS_INPUT = ("gelu", "gelu_tanh", "silu", "mish", "hardswish")
-"""Activations that keep their input, of which after an addition ours keeps the residual."""
+_STOCK_KEEPS_RESULT = ("identity", "relu", "sigmoid", "tanh")
 
 MODULE_NAMES = tuple(_MODULES)
 """The activations of `torch.nn` that have a fused twin in `fusedtricks.nn`."""
@@ -55,19 +51,30 @@ _READERS: dict[type[nn.Module], Callable[[Any], Activation | None]] = {
 }
 
 
-_NEVER_DECREASES: dict[tuple[Any, ...], bool] = {}
+_FACTS: dict[tuple[Any, ...], dict[str, bool]] = {}
+
+
+def _fact(which: str, name: str, parameters: Mapping[str, float] | None) -> bool:
+    """What the activation's struct says of itself; False where that is not known yet, in a trace."""
+    key = (name, *sorted((parameters or {}).items()))
+    if key not in _FACTS and not torch.compiler.is_dynamo_compiling():
+        _FACTS[key] = _C.activation_facts(name, activation_arguments(name, parameters))
+    return _FACTS.get(key, {}).get(which, False)
 
 
 def never_decreases(name: str, parameters: Mapping[str, float] | None) -> bool:
-    """Whether the largest of some values is what becomes the largest: False where that is not known yet, in a trace."""
-    key = (name, *sorted((parameters or {}).items()))
-    if key not in _NEVER_DECREASES and not torch.compiler.is_dynamo_compiling():
-        try:
-            _C.check_monotone(name, activation_arguments(name, parameters))
-            _NEVER_DECREASES[key] = True
-        except ValueError:
-            _NEVER_DECREASES[key] = False
-    return _NEVER_DECREASES.get(key, False)
+    """Whether the largest of some values is what becomes the largest."""
+    return _fact("never_decreases", name, parameters)
+
+
+def keeps_result(name: str, parameters: Mapping[str, float] | None) -> bool:
+    """Whether ours keeps the result for backward, else the input (after an addition the residual)."""
+    return _fact("keeps_result", name, parameters)
+
+
+def keeps_result_unlike_stock(name: str, parameters: Mapping[str, float] | None) -> bool:
+    """Whether ours keeps the result, which must not be changed then, where stock keeps the input."""
+    return name not in _STOCK_KEEPS_RESULT and keeps_result(name, parameters)
 
 
 def recognise(module_type: type[nn.Module], as_type: type[nn.Module]) -> None:

@@ -101,7 +101,7 @@ def call_of_single(graph: Graph, node: Node, is_activation: bool, is_random: boo
     given: dict[str, Any] = {}
     if found and is_activation:
         activation, source = found
-        if activation.name in activations.KEEPS_RESULT and not is_only_read:
+        if activations.keeps_result_unlike_stock(*activation) and not is_only_read:
             return None
         function = run_time.activation
         given = {"input": source, "act": activation.name, "inplace": writes(node, {}), **activation.parameters}

@@ -45,7 +45,8 @@ def what_is_kept_may_change(chain: Chain, modules: Modules) -> str:
 
 def _kept(chain: Chain, modules: Modules) -> set[str]:
     """What the operator keeps for backward, and stock does not: its "result", the "residual" or its "source"."""
-    name = _activation(chain, modules).name
+    activation = _activation(chain, modules)
+    name, keeps_result = activation.name, activations.keeps_result(*activation)
     has_residual, drops = chain.residual is not None, chain.node(DROPOUT) is not None
     if name == "identity" or chain.node(MAX_POOL):
         return set()
@@ -54,11 +55,12 @@ def _kept(chain: Chain, modules: Modules) -> set[str]:
     if not chain.node(NORM):
         if has_residual:
             return {"source"} if not chain.node(LINEAR) else set()
-        return {"result"} if name not in activations.KEEPS_INPUT else set()
+        return {"result"} if keeps_result else set()
     if not has_residual:
         return set()
-    kept = {"residual"} if name in activations.KEEPS_INPUT or (drops and name != "relu") else set()
-    return kept | ({"result"} if name in activations.KEEPS_RESULT or (drops and name == "relu") else set())
+    kept = {"residual"} if not keeps_result or (drops and name != "relu") else set()
+    is_kept_newly = activations.keeps_result_unlike_stock(*activation) or (drops and name == "relu")
+    return kept | ({"result"} if is_kept_newly else set())
 
 
 def _activation(chain: Chain, modules: Modules) -> Activation:

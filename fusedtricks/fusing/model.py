@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from . import swaps
-from .activations import KEEPS_RESULT, of_module
+from .activations import keeps_result_unlike_stock, of_module
 from .blocks import Plan, is_fused, prepare, remove_plans, set_plans
 from .members import is_batch_norm
 from .planning import has_own_forward, make_plans
@@ -183,7 +183,7 @@ class _Planner:
     def _why_not_kept(self, module: nn.Module) -> str:
         """Why an activation must not keep its result for backward; in place stock does so too."""
         activation = of_module(module)
-        if activation is None or activation.name not in KEEPS_RESULT or getattr(module, "inplace", False):
+        if activation is None or not keeps_result_unlike_stock(*activation) or getattr(module, "inplace", False):
             return ""
         return "" if module in self._only_read - self._changed else "its result may be changed in place"
 

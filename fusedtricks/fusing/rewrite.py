@@ -72,7 +72,7 @@ def _activations_only_read(graph: Graph, modules: Modules, chains: list[Chain], 
     only_read: set[Node] = set()
     taken = {node for chain in chains for node in chain.nodes}
     for node in graph.nodes:
-        if node in taken or activation_of(node, modules).name not in activations.KEEPS_RESULT:
+        if node in taken or not activations.keeps_result_unlike_stock(*activation_of(node, modules)):
             continue
         if safe := is_only_read(node, modules):
             only_read.add(node)

@@ -18,9 +18,42 @@ def batch_norm_act_of(
     norm: Any, input: Tensor, residual: Tensor | None, act: str, act_kwargs: Mapping[str, float] | None, p: float = 0.0
 ) -> Tensor:
     """The fused operator with a BatchNorm's state, used as stock's own forward uses it; it drops in training."""
-    tensors, settings = norm_state(norm, input)
-    p = p if norm.training else 0.0
-    return F.batch_norm_act(input, *tensors, residual, act=act, act_kwargs=act_kwargs, p=p, **settings)
+    if isinstance(input, Tensor):  # as against a proxy of torch.fx
+        norm._check_input_dim(input)
+    running_mean, running_var, weight, bias, num_batches_tracked = _state_of(norm)
+    training = norm.training
+    if training and not norm.track_running_stats:
+        running_mean = running_var = None
+    return F.batch_norm_act(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        residual,
+        act=act,
+        act_kwargs=act_kwargs,
+        training=training or (running_mean is None and running_var is None),
+        momentum=norm.momentum,
+        eps=norm.eps,
+        num_batches_tracked=num_batches_tracked if training and norm.track_running_stats else None,
+        p=p if training else 0.0,
+    )
+
+
+def _state_of(norm: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """Running mean and variance, weight, bias and count. From the module's own dicts, which is faster than attributes."""
+    parameters, buffers = norm._parameters, norm._buffers
+    try:
+        return (
+            buffers["running_mean"],
+            buffers["running_var"],
+            parameters["weight"],
+            parameters["bias"],
+            buffers["num_batches_tracked"],
+        )
+    except KeyError:  # some of them are computed, as by torch.nn.utils.parametrize
+        return norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.num_batches_tracked
 
 
 def norm_state(
@@ -29,18 +62,15 @@ def norm_state(
     """Running statistics, weight and bias of a BatchNorm; the arguments by name that say how they are used."""
     if isinstance(input, Tensor):  # as against a proxy of torch.fx
         norm._check_input_dim(input)
-    tracks = not norm.training or norm.track_running_stats
-    tensors = (
-        norm.running_mean if tracks else None,
-        norm.running_var if tracks else None,
-        norm.weight,
-        norm.bias,
-    )
-    return tensors, {
-        "training": norm.training or (norm.running_mean is None and norm.running_var is None),
+    running_mean, running_var, weight, bias, num_batches_tracked = _state_of(norm)
+    tracks = norm.track_running_stats
+    if norm.training and not tracks:
+        running_mean = running_var = None
+    return (running_mean, running_var, weight, bias), {
+        "training": norm.training or (running_mean is None and running_var is None),
         "momentum": norm.momentum,
         "eps": norm.eps,
-        "num_batches_tracked": norm.num_batches_tracked if norm.training and norm.track_running_stats else None,
+        "num_batches_tracked": num_batches_tracked if norm.training and tracks else None,
     }
 
 
