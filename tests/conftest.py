@@ -10,7 +10,7 @@ import torch
 from hardware import devices
 from torch import Tensor
 
-from fusedtricks import functional
+from fusedtricks import _C, functional
 
 MARKS = {"cpu": (), "cuda": pytest.mark.cuda}
 
@@ -58,10 +58,13 @@ def restore_threads() -> Iterator[None]:
 
 
 @pytest.fixture(params=["auto", "two", "hold"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each way through batch_norm_act's CUDA kernels."""
     monkeypatch.setenv("FUSEDTRICKS_CUDA_PATH", request.param)
-    return request.param
+    _C.reload_settings()
+    yield request.param
+    monkeypatch.undo()
+    _C.reload_settings()
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (leaf(3, 5), leaf(3, 5), "gelu", []),
         lambda: (leaf(4), leaf(4), "tanh", []),
     ],
-    "activation_backward_slope": [lambda: (torch.randn(3, 5), torch.randn(3, 5), "softplus", [1.0, 20.0])],
+    "activation_grad_grad": [lambda: (torch.randn(3, 5), torch.randn(3, 5), "softplus", [1.0, 20.0])],
     "dropout": [
         lambda: (leaf(3, 5, 7), 0.5, "inverted", 5),
         lambda: (channels_last(torch.randn(2, 3, 4, 5)).requires_grad_(), 0.3, "classic", 5),

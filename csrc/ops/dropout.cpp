@@ -29,10 +29,10 @@ struct DropoutAttributes {
   DropMode mode;
 };
 
-// grad_output * the same mask.
+// grad_output * the same mask. (The schemas say "scaling": torch's functionalisation has a parameter "mode" of its own.)
 struct DropoutBackwardOp {
   static constexpr const char* schema =
-      "dropout_backward(Tensor grad_output, Tensor rng_state, float p, str mode) -> Tensor";
+      "dropout_backward(Tensor grad_output, Tensor rng_state, float p, str scaling) -> Tensor";
   using Results = Tensor;
   const Tensor &grad_output, &rng_state;
   double p;
@@ -81,7 +81,7 @@ Tensors DropoutBackwardOp::differentiate(const GradNode<DropoutBackwardOp>& node
 // Where kept input [/ (1 - p)], else 0; or alpha dropout. And the two int64 that the mask follows from: seed and offset.
 struct DropoutOp {
   static constexpr const char* schema =
-      "dropout(Tensor input, float p, str mode, int? seed) -> (Tensor output, Tensor rng_state)";
+      "dropout(Tensor input, float p, str scaling, int? seed) -> (Tensor output, Tensor rng_state)";
   static constexpr bool draws = true;
   using Results = std::tuple<Tensor, Tensor>;
   const Tensor& input;
@@ -117,7 +117,7 @@ struct DropoutOp {
 
 // The same, written over input.
 struct DropoutInPlaceOp {
-  static constexpr const char* schema = "dropout_(Tensor(a!) input, float p, str mode, int? seed) -> Tensor";
+  static constexpr const char* schema = "dropout_(Tensor(a!) input, float p, str scaling, int? seed) -> Tensor";
   static constexpr bool draws = true, inplace = true;
   using Results = Tensor;
   const Tensor& input;

@@ -41,7 +41,7 @@ struct FeatureDropoutAttributes {
 // grad_output * the same mask.
 struct FeatureDropoutBackwardOp {
   static constexpr const char* schema =
-      "feature_dropout_backward(Tensor grad_output, Tensor rng_state, int mask_dims, float p, str mode) -> Tensor";
+      "feature_dropout_backward(Tensor grad_output, Tensor rng_state, int mask_dims, float p, str scaling) -> Tensor";
   using Results = Tensor;
   const Tensor &grad_output, &rng_state;
   int64_t mask_dims;
@@ -91,7 +91,7 @@ Tensors FeatureDropoutBackwardOp::differentiate(const GradNode<FeatureDropoutBac
 // The same as dropout with one mask value for each index of the first mask_dims dimensions, [+ residual].
 struct FeatureDropoutOp {
   static constexpr const char* schema =
-      "feature_dropout(Tensor input, Tensor? residual, int mask_dims, float p, str mode, int? seed) "
+      "feature_dropout(Tensor input, Tensor? residual, int mask_dims, float p, str scaling, int? seed) "
       "-> (Tensor output, Tensor rng_state)";
   static constexpr bool draws = true;
   using Results = std::tuple<Tensor, Tensor>;
@@ -137,7 +137,7 @@ struct FeatureDropoutOp {
 // The same, written over input.
 struct FeatureDropoutInPlaceOp {
   static constexpr const char* schema =
-      "feature_dropout_(Tensor(a!) input, int mask_dims, float p, str mode, int? seed) -> Tensor";
+      "feature_dropout_(Tensor(a!) input, int mask_dims, float p, str scaling, int? seed) -> Tensor";
   static constexpr bool draws = true, inplace = true;
   using Results = Tensor;
   const Tensor& input;
