@@ -1,4 +1,4 @@
-// What the kernels of dropout(act(x + bias)) + residual are given: raw memory.
+// Arguments of the kernels of dropout(act(x + bias)) + residual.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -10,15 +10,15 @@
 
 namespace fusedtricks {
 
-// Which value of a bias the element at a place in memory has: number (i / inner) % count. No bias: count = 0.
+// Element i in memory has value (i / inner) % count of the bias. Without a bias count is 0.
 struct BiasPlaces {
   int64_t count = 0, inner = 1;
 
   FT_INLINE explicit operator bool() const { return count; }
 };
 
-// A tensor as these kernels walk over it. in_order: by memory, in which the mask's words are then counted, if there is
-// a mask. Otherwise the layout is of rows, whose words are counted in logical order.
+// How the kernels walk over a tensor. in_order: in the order of memory, which is the order of the mask's words too, if
+// there is a mask. Otherwise the layout is channels_last, and the mask's words are in logical order.
 struct TailLayout {
   Layout layout;
   bool in_order;
@@ -31,26 +31,27 @@ struct TailLayout {
 struct ActDropoutForward {
   TailLayout tail;
   Activation act;
-  MaskSource mask;                  // none where everything is kept
-  const void *x, *bias, *residual;  // bias: in the compute type; it and the residual may be null
+  MaskSource mask;                  // none if everything is kept
+  const void *x, *bias, *residual;  // the bias is in the compute type; it and the residual may be null
   void* y;
 };
 
-// What a backward is given of the forward.
+// What the forward kept for the backward.
 enum class Kept {
-  kNothing,  // the identity
+  kNothing,  // for the identity
   kInput,    // x
-  kResult,   // y, scaled where it is kept: act' is read off y / scale
+  kResult,   // y, where kept values are scaled: act' is read off y / scale
 };
 
-// dx or dbias may be null. Not everything is dropped: the gradients are then zero, whatever x is.
+// dx or dbias may be null. Never called where everything is dropped: the operators fill the gradients with zeros.
 struct ActDropoutBackward {
   TailLayout tail;
   Activation act;
-  MaskSource mask;  // none where what was dropped shows in act', or where nothing was; its rate holds all the same
+  // None where nothing was dropped, or where act' is 0 for what was dropped; its rate is set even then.
+  MaskSource mask;
   Kept kept;
   const void *dy, *saved, *bias;
-  void *dx, *dbias;  // dbias: in the compute type
+  void *dx, *dbias;  // dbias is in the compute type
   void* workspace;   // of act_dropout_backward_workspace bytes
 };
 

@@ -1,4 +1,4 @@
-// What the kernels of the activations alone are given: n elements of raw memory, in any order.
+// Arguments of the kernels of the activations alone: n elements in any order.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -16,12 +16,12 @@ struct ActivationCall {
 
 namespace kernels {
 
-// y = act(x); they may be the same memory.
+// y = act(x). y may be x.
 inline const Kernel<void(const ActivationCall& call, const void* x, void* y)> activation_forward{"activation_forward"};
-// dx = dy * act', at x or read off the result: whichever `kept` is.
+// dx = dy * act'. `kept` is the result if the activation keeps it, otherwise the input.
 inline const Kernel<void(const ActivationCall& call, const void* dy, const void* kept, void* dx)> activation_backward{
     "activation_backward"};
-// out = g * d act' / d kept.
+// out = g * (derivative of act' with respect to `kept`).
 inline const Kernel<void(const ActivationCall& call, const void* g, const void* kept, void* out)> activation_grad_grad{
     "activation_grad_grad"};
 

@@ -1,4 +1,4 @@
-// What the kernels of batch_norm_act are given, raw memory, and the arithmetic of one channel that they share.
+// Arguments of the kernels of batch_norm_act, and what both devices do for one channel.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -12,7 +12,7 @@
 
 namespace fusedtricks {
 
-// A one-dimensional tensor of one value per channel, in any floating dtype and stride; none where data is null.
+// A one-dimensional tensor with one value for each channel, of any dtype and stride. There is none if data is null.
 struct ChannelValues {
   void* data = nullptr;
   c10::ScalarType dtype = c10::ScalarType::Float;
@@ -47,12 +47,12 @@ struct BatchNormForward {
   void* y;
   ChannelValues weight, bias, running_mean, running_var;
   int64_t* num_batches_tracked;  // may be null
-  double *mean, *rstd;           // out: what this call normalised with
+  double *mean, *rstd;           // written: what this call normalised with
   bool training;
-  double momentum;  // below 0: the cumulative average
+  double momentum;  // negative for the cumulative average
   double eps;
-  void* workspace;    // of batch_norm_forward_workspace bytes
-  MaskSource mask{};  // dropout of the result, or none
+  void* workspace;    // batch_norm_forward_workspace bytes
+  MaskSource mask{};  // of the dropout behind the activation, or none
 
   bool drops() const { return bool(mask); }
   FT_INLINE ChannelStatistics running_statistics(int64_t c) const {
@@ -60,11 +60,11 @@ struct BatchNormForward {
   }
   FT_INLINE double rstd_of(ChannelStatistics s) const { return 1 / sqrt(s.var + eps); }
 
-  // Has to come once a call, before any channel is recorded.
+  // Call it once, before any channel is recorded.
   FT_INLINE void count_batch() const {
     if (training && running_mean && num_batches_tracked) ++*num_batches_tracked;
   }
-  // Writes what a channel was normalised with and, in training, its running statistics.
+  // Writes what a channel was normalised with and, in training, updates its running statistics.
   FT_INLINE void record(int64_t c, ChannelStatistics s) const {
     mean[c] = s.mean;
     rstd[c] = rstd_of(s);
@@ -76,11 +76,13 @@ struct BatchNormForward {
   }
 };
 
-// dx, dz, dweight and dbias may be absent. With z = batch_norm(x) + residual the activation's derivative is taken from
-// output or, where that is null, at z; dz, the residual's gradient, is then written and must be there.
+// With a residual, z = batch_norm(x) + residual, and dz, the residual's gradient, must be there to be written. The
+// activation's derivative is read off `output`, if that is given: its activation must then keep its result. Otherwise
+// `residual` is given and the derivative is taken at z. Without a residual both are null, as is dz. dx, dweight and
+// dbias may be absent.
 //
-// With dropout behind the activation, dy is masked and scaled first. The output tells the derivative where its sign
-// alone says it, and then also what was kept. With the identity there is nothing to tell, and output is dy.
+// With dropout behind the activation, dy is masked and scaled first. `output` may then be given only for an activation
+// whose result shows the mask, and for the identity, which does not read it: there `output` is dy.
 struct BatchNormBackward {
   Layout layout;
   c10::ScalarType dtype;
@@ -90,7 +92,7 @@ struct BatchNormBackward {
   ChannelValues weight, bias, dweight, dbias;
   const double *mean, *rstd;
   bool training;
-  void* workspace;    // of batch_norm_backward_workspace bytes
+  void* workspace;    // batch_norm_backward_workspace bytes
   MaskSource mask{};  // of the forward's dropout, or none
 
   FT_INLINE bool drops() const { return bool(mask); }

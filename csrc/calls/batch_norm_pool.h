@@ -1,5 +1,5 @@
-// What the kernels of batch_norm_act_max_pool2d are given: a call of batch_norm_act, whose y and dy are not there, and
-// the windows. Outputs and argmax lie in memory as x does.
+// Arguments of the kernels of batch_norm_act_max_pool2d: those of batch_norm_act, without y and dy, and the windows.
+// Outputs and argmax have the memory layout of x.
 #pragma once
 
 #include "calls/batch_norm.h"

@@ -1,4 +1,4 @@
-// What the kernel of a dropped weight is given: raw memory.
+// Arguments of the kernel that drops elements of a weight.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -8,19 +8,19 @@
 
 namespace fusedtricks {
 
-// Some neighbouring elements of a contiguous weight.
+// Elements [first, first + count) of a contiguous weight.
 struct DroppedBlockCall {
   c10::ScalarType dtype;
   MaskSource mask;  // recorded
   int64_t first, count;
   const void* weight;
-  void* scratch;   // out: the block's elements, dropped
-  void* gradient;  // of the whole weight, whose elements of the block are dropped in place; may be null
+  void* scratch;   // written: the dropout of these elements
+  void* gradient;  // of the whole weight: these elements of it are dropped in place; may be null
 };
 
 namespace kernels {
 
-// On the CPU alone, for one thread: other devices drop the whole weight at once.
+// On the CPU only, and on the calling thread only; other devices drop the whole weight at once.
 inline const Kernel<void(const DroppedBlockCall&)> drop_block{"drop_block"};
 
 }  // namespace kernels

@@ -1,4 +1,4 @@
-// What the kernels of dropout are given: raw memory.
+// Arguments of the kernels of dropout.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -11,7 +11,7 @@ namespace fusedtricks {
 
 struct DropoutCall {
   Layout layout;
-  bool in_logical_order;  // the elements lie in memory in the order that their random words are counted in
+  bool in_logical_order;  // whether memory has the order of the mask's words; otherwise the layout is channels_last
   c10::ScalarType dtype;
   MaskSource mask;
   const void* x;
@@ -22,7 +22,7 @@ struct DropoutCall {
 
 namespace kernels {
 
-// y = what the mask's rate makes of the kept and of the dropped elements of x. Forward and backward alike.
+// y = dropout(x) with this mask and rate, in the forward and in the backward.
 inline const Kernel<void(const DropoutCall&)> dropout{"dropout"};
 
 }  // namespace kernels

@@ -1,4 +1,4 @@
-// What the kernels of dropout by groups of elements are given: raw memory.
+// Arguments of the kernels that drop whole groups of elements: channels, samples or batches.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -9,8 +9,9 @@
 
 namespace fusedtricks {
 
-// Which word of the mask an element has, by its place in memory: groups of `outer` neighbouring elements have `inner`
-// words, by turns. Channels of planes and samples: inner = 1; channels of rows: outer = a sample.
+// Which word of the mask element i in memory has. `outer` neighbouring elements share `inner` words, which they have in
+// turn. inner is 1 if groups are contiguous. For the channels of a channels_last tensor outer is the size of a sample,
+// and inner the number of channels.
 struct MaskGroups {
   int64_t outer, inner;
 
@@ -30,7 +31,7 @@ struct FeatureDropoutCall {
 
 namespace kernels {
 
-// y = what the mask's rate makes of the kept and of the dropped groups of x [+ residual]. Forward and backward alike.
+// y = dropout(x) [+ residual] with this mask and rate, in the forward and in the backward.
 inline const Kernel<void(const FeatureDropoutCall&)> feature_dropout{"feature_dropout"};
 
 }  // namespace kernels

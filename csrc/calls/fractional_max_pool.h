@@ -1,4 +1,4 @@
-// What the kernels of fractional max-pooling are given: raw memory, and where the windows begin.
+// Arguments of the kernels of fractional max-pooling, and where its windows start.
 // Graham, "Fractional max-pooling", 2014.
 #pragma once
 
@@ -17,10 +17,10 @@ namespace fusedtricks {
 enum Dimension { kDepth, kHeight, kWidth, kDimensions };
 
 struct PoolShape {
-  int rank;  // 2 or 3, the pooled dimensions; with 2 the depth is 1
+  int rank;  // number of pooled dimensions, 2 or 3; with 2 the depth is 1
   int64_t batch, channels;
   int64_t input[kDimensions], output[kDimensions], kernel[kDimensions];
-  bool channels_last;  // channels innermost, of the input and of what has a window's shape
+  bool channels_last;  // of the input and the outputs alike
 
   FT_INLINE static int64_t product(const int64_t (&sizes)[kDimensions]) { return sizes[0] * sizes[1] * sizes[2]; }
 
@@ -29,16 +29,16 @@ struct PoolShape {
   FT_INLINE int64_t windows() const { return product(output); }
   FT_INLINE int64_t places() const { return product(kernel); }
 
-  // Bytes of a window's maximum's place in it, counted in row-major order.
+  // Bytes of the place of a maximum in its window. Places are numbered in row-major order.
   FT_INLINE int place_bytes() const { return places() <= 1 << 8 ? 1 : places() <= 1 << 16 ? 2 : 4; }
 
-  // Which of a plane's random numbers a dimension takes: stock has width before height in 2d, height before width in
-  // 3d. A depth that is not pooled takes none.
+  // Which of a plane's random numbers a pooled dimension takes. PyTorch has width before height in 2d, but depth,
+  // height, width in 3d.
   FT_INLINE int sample_of(int dimension) const { return rank == 3 ? dimension : kWidth - dimension; }
 };
 
-// The random numbers of the planes: stock's `_random_samples` (batch, channels, rank) of that dtype, or null, and then
-// number k of plane n * channels + c is word (n * channels + c) * rank + k of the seed's stream, divided by 2^32.
+// The random numbers of the planes: a tensor (batch, channels, rank), PyTorch's `_random_samples`. If that is null,
+// number k of plane p is word p * rank + k of the call's random stream, divided by 2^32.
 struct PoolSamples {
   const void* given;
   c10::ScalarType dtype;
@@ -46,9 +46,9 @@ struct PoolSamples {
 
 FT_INLINE double pool_sample(uint32_t word) { return word * 0x1p-32; }
 
-// Where the windows of one dimension begin: window i at floor((i + u) alpha) - floor(u alpha) with the random number u,
-// the last one at the end. As in stock, every operation is rounded to T; a window that would leave the input, with u
-// outside [0, 1) or by the roundings of a half type, is moved to its border.
+// Where the windows of one dimension start: window i at floor((i + u) alpha) - floor(u alpha) with the random number u,
+// and the last one at the end of the input. As in PyTorch, every operation is rounded to T. A window that would leave
+// the input, because u is outside [0, 1) or T is a 16-bit type, is moved to the border.
 template <class T>
 class WindowStarts {
  public:
@@ -80,20 +80,20 @@ struct PoolCall {
   PoolSamples samples;
   c10::ScalarType dtype;
   Activation act;
-  MaskSource random;  // the stream that the windows follow from, where there are no samples
-  void* workspace;    // of fractional_max_pool_workspace bytes
+  MaskSource random;  // the random stream, used if there are no samples
+  void* workspace;    // fractional_max_pool_workspace bytes
 };
 
 namespace kernels {
 
-// For the gradient, or else for the other two.
+// Bytes of workspace for the backward (gradient), or for the other kernels.
 inline const Kernel<int64_t(const PoolShape& shape, bool gradient)> fractional_max_pool_workspace{
     "fractional_max_pool_workspace"};
-// y = act(maximum of each window), places = where in its window it is.
+// y = act(maximum of each window), places = its place in the window.
 inline const Kernel<void(const PoolCall& call, const void* x, void* y, void* places)> fractional_max_pool_forward{
     "fractional_max_pool_forward"};
-// dx = for each position the sum of dy * act'(y) over the windows whose maximum it is, in their order. y is null for
-// the identity.
+// dx at a position = sum of dy * act'(y) over the windows whose maximum it is, in the order of the windows. y is null
+// for the identity.
 inline const Kernel<void(const PoolCall& call, const void* dy, const void* y, const void* places, void* dx)>
     fractional_max_pool_backward{"fractional_max_pool_backward"};
 // The position in its plane of each window's maximum.

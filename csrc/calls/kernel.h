@@ -1,9 +1,9 @@
-// Kernels by name. What the operators call and what a device's library provides meet here, so that the operators are
-// compiled once and the kernels once for every device and instruction set.
+// Kernels are found by name: the operators call slots that each device's library fills when it is loaded. So operators
+// are compiled once, and kernels once for each device and instruction set.
 //
-//   inline const Kernel<void(const DropoutCall&)> dropout{"dropout"};    declared in calls/, for both sides
-//   dropout(device)(call);                                               called in ops/
-//   const Provided provided(kernels::dropout, cpu::dropout);             provided in cpu/ and in cuda/
+//   calls/           inline const Kernel<void(const DropoutCall&)> dropout{"dropout"};
+//   ops/             kernels::dropout(device)(call);
+//   cpu/ and cuda/   const Provided provided(kernels::dropout, cpu::dropout);
 #pragma once
 
 #include <c10/core/DeviceType.h>
@@ -14,13 +14,13 @@ namespace fusedtricks {
 
 using AnyFunction = void (*)();
 
-// A kernel as a library hands it out.
+// A kernel as a library exports it.
 struct NamedFunction {
   const char* name;
   AnyFunction function;
 };
 
-// The functions of a kernel, one for each device that has it.
+// The functions of one kernel, for each device that has it.
 class KernelSlot {
  public:
   explicit KernelSlot(const char* name) : name_(name) { all().push_back(this); }
@@ -28,14 +28,14 @@ class KernelSlot {
   KernelSlot& operator=(const KernelSlot&) = delete;
 
   const char* name() const { return name_; }
-  // NotImplementedError where the device's library is not loaded.
+  // NotImplementedError if the device has no such kernel, or its library is not loaded.
   AnyFunction on(c10::DeviceType device) const {
     AnyFunction function = has_place(device) ? functions_[place(device)] : nullptr;
     return function ? function : missing(device);
   }
   bool is_on(c10::DeviceType device) const { return has_place(device) && functions_[place(device)]; }
 
-  // Puts what a library provides for a device where it will be called from.
+  // Puts the functions that a device's library exports into their slots.
   static void fill(c10::DeviceType device, const std::vector<NamedFunction>& provided);
 
  private:
@@ -61,12 +61,13 @@ class Kernel : public KernelSlot {
   Function* operator()(c10::DeviceType device) const { return reinterpret_cast<Function*>(on(device)); }
 };
 
-// All that this library provides.
+// All functions that this library exports.
 inline std::vector<NamedFunction>& provided_functions() {
   static std::vector<NamedFunction> functions;
   return functions;
 }
 
+// Exports a function of this library as the kernel of that name.
 struct Provided {
   template <class Function>
   Provided(const Kernel<Function>& kernel, Function* function) {

@@ -1,4 +1,4 @@
-// What every kernel library exports: all kernels that its sources provide.
+// The one symbol that a kernel library exports: the list of the kernels that its sources provide.
 #include "calls/device.h"
 
 #define FT_STRING(token) #token

@@ -1,4 +1,5 @@
-// The arithmetic of one BatchNorm channel, for host and device: statistics merged, coefficients of the sweeps.
+// The arithmetic of one BatchNorm channel, for host and device: merging statistics, and the coefficients of the
+// elementwise sweeps.
 #pragma once
 
 #include "core/scalar.h"
@@ -10,7 +11,7 @@ struct ChannelStatistics {
   double mean, var;
 };
 
-// Count, mean and sum of squared deviations of one channel, merged by Chan, Golub & LeVeque's formula (1979).
+// Count, mean and sum of squared deviations from it. Merged by the formula of Chan, Golub & LeVeque, 1979.
 template <class V>
 struct Moments {
   V count = 0, mean = 0, m2 = 0;
@@ -19,7 +20,7 @@ struct Moments {
     if (other.count == V(0)) return;
     const V total = count + other.count, share = other.count / total, delta = other.mean - mean;
     m2 += other.m2 + delta * delta * (count * share);
-    // Where the difference is not finite, an infinite mean stays infinite.
+    // If delta is not finite, delta * share could turn an infinite mean into NaN.
     mean = delta * V(0) == V(0) ? mean + delta * share : mean * (count / total) + other.mean * share;
     count = total;
   }
@@ -27,10 +28,11 @@ struct Moments {
 
 enum Coefficient { kShift, kScale, kOffset, kRstd, kSlope, kConstant, kCoefficients };
 
-// Constants of the elementwise sweeps, for z = (x - shift) * scale + offset and
-// dx = dz * scale + (x - shift) * rstd * slope + constant. The shift is the mean rounded to the compute type, and
-// offset and constant hold what the rounding lost: nothing cancels when the mean is large. No constant is of the size
-// of rstd^2, which would underflow where x is huge.
+// Coefficients of the elementwise sweeps
+//   z = (x - shift) * scale + offset
+//   dx = dz * scale + (x - shift) * rstd * slope + constant
+// in the compute type V. The shift is the rounded mean; offset and constant make up for the rounding, so that nothing
+// cancels when the mean is large. No coefficient is of the order of rstd^2, which would underflow when x is huge.
 template <class V>
 struct ForwardCoefficients {
   V shift, scale, offset, rstd;
@@ -49,13 +51,14 @@ struct BackwardCoefficients {
   double dweight;
   V slope, constant;
 
-  // The part of dx that comes from the statistics; none in evaluation, where an infinite xhat is no NaN.
+  // The part of dx that comes from the statistics. In evaluation (slope 0) there is none, and an infinite xhat must not
+  // make NaN of it.
   static FT_INLINE V of_statistics(V xhat, V slope, V constant) {
     const V sum = xhat * slope + constant;
     return slope == V(0) ? constant : sum;
   }
 
-  // From the sums over the channel of dz and of dz * (x - shift) * rstd.
+  // Takes the sums of dz and of dz * (x - shift) * rstd over the channel, and its number of elements.
   FT_INLINE BackwardCoefficients(double sum_dz, double sum_dz_xhat, double mean, V shift, double rstd, double weight,
                                  double count, bool training) {
     const double lost = (mean - shift) * rstd;

@@ -1,4 +1,4 @@
-// The probability of dropping, as the kernels use it.
+// Drop probabilities as the kernels use them.
 #pragma once
 
 #include <cmath>
@@ -8,18 +8,19 @@
 
 namespace fusedtricks {
 
-// What becomes of the values that dropout keeps and drops: kept ones are divided by the probability of that, or stay as
-// they are; or the values of a self-normalising network stay of mean 0 and variance 1 (alpha dropout, Klambauer et al.,
-// 2017), the dropped ones at what SELU tends to.
+// What becomes of values:
+//   kInverted  kept ones are divided by the probability of being kept, dropped ones become 0
+//   kClassic   kept ones stay as they are, dropped ones become 0
+//   kAlpha     dropped ones become the limit of SELU at -infinity, then all are scaled and shifted so that mean 0 and
+//              variance 1 are preserved. Klambauer et al., "Self-normalizing neural networks", 2017.
 enum class DropMode { kInverted, kClassic, kAlpha };
 
-// A drop probability as the kernels use it: an element is kept where its word >= threshold. Then it becomes
-// x * scale + shift, else `fill`.
+// An element whose random word is at least the threshold is kept and becomes x * scale + shift; others become `fill`.
 struct DropRate {
-  uint64_t threshold;  // ceil(p 2^32), 0 … 2^32: the words below it
+  uint64_t threshold;  // ceil(p 2^32), from 0 (keep all) to 2^32 (drop all)
   double scale, shift = 0, fill = 0;
 
-  // By the probability that the threshold gives exactly.
+  // Scales by the probability that the threshold really has, which differs from p by up to 2^-32.
   static DropRate make(double p, DropMode mode) {
     constexpr double words = 4294967296.0, selu_limit = -1.7580993408473766;
     const double threshold = std::ceil(p * words), kept = (words - threshold) / words, dropped = 1 - kept;
@@ -37,7 +38,7 @@ struct DropRate {
   FT_INLINE bool drops_all() const { return threshold >> 32; }
   bool keeps_all() const { return threshold == 0; }
   bool is_linear() const { return shift == 0 && fill == 0; }
-  // That of the gradient.
+  // For the gradient: dropout without shift and fill.
   DropRate linear() const { return {threshold, scale}; }
 };
 

@@ -1,6 +1,5 @@
-// Elementary functions without branches or calls, so that loops over them vectorise.
-//
-// Relative error of each is a few units in the last place over its whole range. NaN gives NaN.
+// Elementary functions without branches or calls, so that loops over them vectorise. The relative error of each is a
+// few units in the last place over the whole range. NaN gives NaN.
 #pragma once
 
 #include <cmath>
@@ -56,8 +55,8 @@ FT_INLINE float exp_series(float r) {
   return polynomial(r, 1.0f, 0.5f, 0.16666542f, 0.041666277f, 0.008366755f, 0.0013946748f);
 }
 
-// Its Taylor series from r^(term-1) / term! on, nested: (1 + r/2 (1 + r/3 (…))) for term = 1. As a polynomial of that
-// many constants it makes CUDA kernels in double spill registers.
+// The Taylor series of (e^r - 1) / r, nested: 1 + r/2 (1 + r/3 (…)) for term = 1. Written as a polynomial with as many
+// constants it would make CUDA kernels in double spill registers.
 template <int term, int last>
 FT_INLINE double exp_taylor(double r) {
   constexpr double inverse = 1.0 / term;
@@ -69,7 +68,7 @@ FT_INLINE double exp_taylor(double r) {
 
 FT_INLINE double exp_series(double r) { return exp_taylor<1, 13>(r); }
 
-// atanh(s) / s by its Taylor series in s^2.
+// The Taylor series of atanh(s) / s in s^2, from term `index` on.
 template <int index, int count, class V>
 FT_INLINE V atanh_series(V square) {
   constexpr V inverse = V(1) / V(2 * index + 1);
@@ -79,14 +78,14 @@ FT_INLINE V atanh_series(V square) {
     return inverse + square * atanh_series<index + 1, count>(square);
 }
 
-// e^x or 2^x as scale * (1 + tail), scale a power of two and |tail| < 0.42.
+// e^x or 2^x as scale * (1 + tail), where scale is a power of two and |tail| < 0.42.
 template <class V>
 struct ScaledExp {
   V scale, tail;
 };
 
-// The integer nearest to an exponent, and 2 to it. Adding 1.5 * 2^mantissa_bits leaves the integer in the low bits;
-// adding the bias, the exponent's bits.
+// The integer nearest to an exponent, and 2 to the power of it. Adding 1.5 * 2^mantissa_bits rounds: the integer is
+// then in the low bits of the sum. Adding the bias too makes these the exponent bits of the power.
 template <class V>
 struct NearestPower {
   using Traits = ExpTraits<V>;
@@ -102,7 +101,7 @@ struct NearestPower {
   }
 };
 
-// e^x for x within [lowest, highest].
+// e^x for x in [lowest, highest].
 template <class V>
 FT_INLINE ScaledExp<V> scaled_exp(V x) {
   using Traits = ExpTraits<V>;
@@ -112,7 +111,7 @@ FT_INLINE ScaledExp<V> scaled_exp(V x) {
   return {power.value(), r * exp_series(r)};
 }
 
-// 2^x for x within [-126, 0]; the series is fitted with a relative error below 2e-9.
+// 2^x for x in [-126, 0]. The series is fitted with a relative error below 2e-9.
 FT_INLINE float exp2_nonpositive(float x) {
   const NearestPower<float> power(x);
   const float r = x - power.exponent(), scale = power.value();
@@ -131,7 +130,7 @@ FT_INLINE V at_most_highest(V x) {
   return x > ExpTraits<V>::highest ? ExpTraits<V>::highest : x;
 }
 
-// exp for x <= highest, and no less than it is at lowest.
+// exp(max(x, lowest)), for x <= highest.
 template <class V>
 FT_INLINE V exp_above_zero(V x) {
   const auto e = scaled_exp(at_least_lowest(x));
@@ -179,8 +178,8 @@ FT_INLINE V tanh(V x) {
   return minus_one / (minus_one + V(2));
 }
 
-// The standard normal's distribution function and density at -magnitude, the magnitude of x limited to where they
-// vanish, so that it may be multiplied with them.
+// Distribution function and density of the standard normal distribution at -magnitude, where magnitude is |x|, limited
+// to where both vanish so that their products with it are finite.
 template <class V>
 struct NormalTail {
   V magnitude, cdf, pdf;
@@ -192,8 +191,8 @@ FT_INLINE NormalTail<double> normal_tail(double x) {
   return {magnitude, 0.5 * std::erfc(magnitude * 0.70710678118654752440), pdf};
 }
 
-// cdf e^(x^2 / 2) = t P(t), t = 1 / (1 + 0.21 |x|): P fitted with a relative error below 2e-8, so that the tails, where
-// e^(-x^2 / 2) is all there is, are as exact as the centre.
+// cdf = e^(-x^2 / 2) t P(t) with t = 1 / (1 + 0.21 |x|). P is fitted with a relative error below 2e-8, so the tails are
+// as exact as the centre.
 FT_INLINE NormalTail<float> normal_tail(float x) {
   const float distance = std::fabs(x), magnitude = distance > 13.2f ? 13.2f : distance;
   const float t = 1.0f / (1.0f + 0.21f * magnitude);

@@ -1,4 +1,4 @@
-// How a (N, C, *) tensor lies in memory, as the kernels see it.
+// The memory layout of a (N, C, *) tensor.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace fusedtricks {
 
-// Else: N samples of C planes of S positions each, a plane contiguous (NCHW).
-// channels_last: N * S rows of C channels each, a row contiguous (every (N, C) tensor too).
+// channels_last: N * S rows of C channels, so that neighbours are channels. Every (N, C) tensor is described so, too.
+// Otherwise (NCHW): N samples of C planes of S positions, so that neighbours are positions.
 struct Layout {
   int64_t samples, channels, positions;
   bool channels_last;

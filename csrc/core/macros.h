@@ -1,4 +1,4 @@
-// FT_INLINE: a function for host and device, always inlined.
+// FT_INLINE declares a function for host and device that is always inlined.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -7,7 +7,7 @@
 #define FT_INLINE inline __attribute__((always_inline))
 #endif
 
-// Unrolls the loop that follows, of at most 16 rounds.
+// FT_UNROLL unrolls the loop that follows it, which has at most 16 iterations.
 #if defined(__CUDACC__)
 #define FT_UNROLL _Pragma("unroll")
 #else

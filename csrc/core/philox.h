@@ -1,8 +1,8 @@
 // Philox4x32-10: random bits as a pure function of (seed, offset, index), shared by host and device.
 // Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 //
-// Element i of a tensor, counted in logical (row-major) order whatever its strides, owns word i % 4 of the block with
-// key = seed and counter = (i / 4, offset). A mask is therefore never stored: whoever knows seed and offset has it.
+// Element i of a tensor, counted in logical (row-major) order whatever its strides, has word i % 4 of the block with
+// key = seed and counter = (i / 4, offset). So no mask is ever stored: seed and offset determine it.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@
 
 namespace fusedtricks {
 
-// Product of a word with m. nvcc would multiply 64-bit numbers, whose high halves it does not know to be zero.
+// The 64-bit product of two words. On the device in two halves: nvcc would multiply 64-bit numbers, because it does not
+// know that their high halves are zero.
 struct ScalarMultiply {
   FT_INLINE uint64_t operator()(uint32_t a, uint32_t m) const {
 #if defined(__CUDA_ARCH__)
@@ -22,9 +23,9 @@ struct ScalarMultiply {
   }
 };
 
-// In place: the counter words of n states to random words. V is a word, or a vector of one per 64-bit lane: then the
-// high halves of the results are garbage, which the multiplication ignores and the caller must mask. The states take
-// each round together, so that none waits for its own multiplications.
+// Turns the counter words of n states into random words, in place. V is a word, or a vector with one word in each
+// 64-bit lane; then the high halves of the lanes are garbage: the multiplication ignores them, and the caller has to
+// mask them in the results. All states take a round together, so that none waits for its own multiplications.
 template <int n, class V, class Multiply>
 FT_INLINE void philox4x32_10(V (&state)[n][4], uint64_t seed, Multiply multiply) {
   uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
@@ -44,7 +45,7 @@ FT_INLINE void philox4x32_10(V (&state)[n][4], uint64_t seed, Multiply multiply)
   }
 }
 
-// The blocks of n counters.
+// The random blocks of n counters.
 template <int n>
 FT_INLINE void philox_blocks(uint64_t seed, uint64_t offset, const uint64_t (&counters)[n], uint32_t (&words)[n][4]) {
   FT_UNROLL

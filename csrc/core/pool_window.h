@@ -1,7 +1,8 @@
 // Max-pooling windows over the two axes of an image.
 //
-// A window has kernel places along an axis, `dilation` apart; the first of window o lies at o * stride - padding. The
-// place of an element in a window is row * columns.kernel + column: it is what argmax holds, in one byte.
+// Along an axis a window has `kernel` places that are `dilation` apart, and the first place of window o is at position
+// o * stride - padding. The places of a window are numbered row by row, row * width.kernel + column; argmax holds this
+// number in one byte.
 #pragma once
 
 #include <cstdint>
@@ -15,16 +16,16 @@ constexpr int64_t kMaxPlaces = 256;
 struct PoolAxis {
   int64_t size, outputs, kernel, stride, padding, dilation;
 
-  // From the first place of a window to behind its last.
+  // Positions from the first place of a window to its last, both included.
   FT_INLINE int64_t extent() const { return (kernel - 1) * dilation + 1; }
   FT_INLINE int64_t start(int64_t o) const { return o * stride - padding; }
-  // Places [first_place, end_place) of a window lie inside the image, one at least.
+  // Places [first_place, end_place) of a window lie inside the image. There is at least one.
   FT_INLINE int64_t first_place(int64_t o) const { return start(o) < 0 ? (dilation - 1 - start(o)) / dilation : 0; }
   FT_INLINE int64_t end_place(int64_t o) const {
     const int64_t inside = (size - start(o) + dilation - 1) / dilation;
     return inside < kernel ? inside : kernel;
   }
-  // Windows [first_whole, end_whole) lie inside the image altogether.
+  // Windows [first_whole, end_whole) lie entirely inside the image.
   FT_INLINE int64_t first_whole() const {
     const int64_t first = (padding + stride - 1) / stride;
     return first < outputs ? first : outputs;
@@ -33,7 +34,7 @@ struct PoolAxis {
     const int64_t room = size + padding - extent(), end = room < 0 ? 0 : room / stride + 1;
     return end < first_whole() ? first_whole() : end < outputs ? end : outputs;
   }
-  // The first window that reaches position i or starts behind it.
+  // The first window that ends at position i or behind it.
   FT_INLINE int64_t first_reaching(int64_t i) const {
     const int64_t before = i + padding - extent();
     return before < 0 ? 0 : before / stride + 1;

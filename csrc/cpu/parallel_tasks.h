@@ -1,4 +1,4 @@
-// Tasks on threads.
+// Tasks shared out over threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,8 +7,8 @@
 
 namespace fusedtricks::cpu {
 
-// Runs task(i) for i in [0, tasks), neighbours on one thread. What a task does must not depend on the thread: results
-// are then the same for any number of threads.
+// Runs task(i) for i in [0, tasks); neighbouring tasks run on one thread. How the work is cut into tasks must not
+// depend on the number of threads: then neither do the results.
 template <class F>
 void parallel_tasks(int64_t tasks, const F& task) {
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
@@ -16,7 +16,7 @@ void parallel_tasks(int64_t tasks, const F& task) {
   });
 }
 
-// The same in descending order within a thread: over what a sweep before it read last.
+// The same, but each thread starts with its last task: its data is what an earlier sweep read last.
 template <class F>
 void parallel_tasks_reversed(int64_t tasks, const F& task) {
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

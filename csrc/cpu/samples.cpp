@@ -1,5 +1,5 @@
-// Whole samples of a batch, taken out and added: every element of the result is written once, whether it is copied or
-// added to, in spans of equal length however long a sample is.
+// Selects and adds whole samples of a batch. Every element of the result is written once, whether it is copied or added
+// to. Tasks are spans of equal length, however long a sample is.
 #include "calls/samples.h"
 
 #include <c10/util/Exception.h>
@@ -16,19 +16,19 @@ namespace {
 constexpr int64_t kSpan = 16384;  // elements of a task
 constexpr int64_t kAbsent = -1;
 
-// table[i] = j where index[j] is i, else kAbsent. IndexError beyond the batch, ValueError for a sample chosen twice.
+// table[i] = j where index[j] == i, otherwise kAbsent. Raises IndexError for an index beyond the batch, ValueError for
+// a repeated one.
 void fill_table(const SamplesCall& call, int64_t* table) {
   std::fill_n(table, call.samples, kAbsent);
   for (int64_t j = 0; j < call.rows; ++j) {
     const int64_t i = call.index[j];
-    TORCH_CHECK_INDEX(0 <= i && i < call.samples, "index[", j, "] is ", i, "; it takes numbers from 0 to ",
-                      call.samples - 1);
-    TORCH_CHECK_VALUE(table[i] == kAbsent, "index names sample ", i, " twice; its numbers have to be different");
+    TORCH_CHECK_INDEX(0 <= i && i < call.samples, "index[", j, "] is ", i, "; expected 0 to ", call.samples - 1);
+    TORCH_CHECK_VALUE(table[i] == kAbsent, "index contains ", i, " twice; expected distinct samples");
     table[i] = j;
   }
 }
 
-// to = base + scale * row. No base stands for zeros.
+// to = base + scale * row. A null base means zeros.
 template <class T>
 void add_span(const T* base, const T* row, OpMath<T> scale, T* to, int64_t n) {
   if (base) {
@@ -50,7 +50,8 @@ void copy_span(const T* base, T* to, int64_t n) {
     std::fill_n(to, n, T(0));
 }
 
-// Has part(sample, first, to, count) write the elements from `first` on of each of so many samples of out.
+// Writes `samples` samples of `elements` elements by calls of part(sample, first, to, count), each of which writes
+// elements [first, first + count) of one sample to `to`.
 template <class T, class Part>
 void for_parts(T* out, int64_t samples, int64_t elements, const Part& part) {
   const int64_t n = samples * elements;

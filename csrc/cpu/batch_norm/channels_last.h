@@ -1,6 +1,7 @@
-// BatchNorm over rows (channels_last, (N, C)). The matrix is cut into a fixed grid of tasks, row chunks by column
-// segments; a task walks blocks that fit L2. All partial sums are merged, in order, between the two sweeps, and the
-// second sweep takes the blocks last first. Never the rows: within a block memory is read upwards.
+// BatchNorm over rows (channels_last and (N, C) tensors). The matrix is cut into a fixed grid of tasks, row chunks by
+// column segments, and each task into blocks of rows that fit into L2. Between the two sweeps the partial sums of all
+// tasks are merged in order. The second sweep starts with the last block, which is still in cache, but reads the rows
+// of a block upwards: downwards takes twice as long.
 #pragma once
 
 #include "cpu/batch_norm/columns.h"
@@ -8,16 +9,16 @@
 
 namespace fusedtricks::cpu {
 
-constexpr int64_t kTaskBytes = 192 << 10;   // from this much work on, a task of its own
-constexpr int64_t kBlockBytes = 128 << 10;  // of one tensor, between the touch and its use
-constexpr int64_t kMaxBlockRows = 512;      // summed in one lane before they go into double
+constexpr int64_t kTaskBytes = 192 << 10;   // of a task, unless that gives more than kMaxTasks
+constexpr int64_t kBlockBytes = 128 << 10;  // of a block of one tensor
+constexpr int64_t kMaxBlockRows = 512;      // that a lane sums in the compute type, before it is added to a double
 constexpr int64_t kMaxTasks = 64;
-constexpr int64_t kTouchRowBytes = 256;   // shorter rows stream at full speed without the touch
-constexpr int64_t kTouchBytes = 8 << 20;  // smaller tensors come out of the caches
-constexpr int64_t kMergeChannels = 128;
-constexpr int64_t kParallelMerge = 8192;  // partial results from which merging them is shared out
+constexpr int64_t kTouchRowBytes = 256;   // shorter rows are read at full speed without touch()
+constexpr int64_t kTouchBytes = 8 << 20;  // smaller tensors are in the caches
+constexpr int64_t kMergeChannels = 128;   // of a task that merges partial sums
+constexpr int64_t kParallelMerge = 8192;  // from so many partial sums on they are merged in parallel
 
-// A function of shape and element size alone.
+// How the work is cut up. Depends on the shape and the element size only.
 struct ChannelsLastPlan {
   int64_t rows, channels, row_chunks, segments, block_rows;
   bool touches, streams;
@@ -41,12 +42,12 @@ struct ChannelsLastPlan {
   }
 };
 
-// Rows [r0, r1) by channels [c0, c1) of a task; `done` of the chunk's rows came before.
+// Rows [r0, r1) by channels [c0, c1) of a row chunk. `done` rows of the chunk come before.
 struct Block {
   int64_t chunk, r0, r1, c0, c1, done;
 };
 
-// Calls f(block) for every block; reversed: the newest first.
+// Calls f(block) for every block; reversed: from the last to the first.
 template <class F>
 void for_blocks(const ChannelsLastPlan& plan, bool reversed, const F& f) {
   const auto task = [&](int64_t t) {
@@ -72,7 +73,7 @@ void touch_block(const ChannelsLastPlan& plan, const T* x, const Block& b) {
   touch(x + b.r0 * plan.channels + b.c0, b.r1 - b.r0, plan.channels * size, (b.c1 - b.c0) * size);
 }
 
-// Two sums a channel of every row chunk: mean and sum of squared deviations, or those of the gradients.
+// Two numbers for each channel of every row chunk: mean and sum of squared deviations, or the sums of the gradients.
 struct RowPartials {
   int64_t channels;
   std::vector<double> values;
@@ -83,7 +84,7 @@ struct RowPartials {
   double* second(int64_t chunk) { return first(chunk) + channels; }
 };
 
-// Calls f(channel) for all channels once a sweep is complete.
+// Calls f(channel) for all channels, between the sweeps.
 template <class F>
 void for_channels(const ChannelsLastPlan& plan, const F& f) {
   const auto task = [&](int64_t t) {
@@ -96,7 +97,8 @@ void for_channels(const ChannelsLastPlan& plan, const F& f) {
     for (int64_t t = 0; t < tasks; ++t) task(t);
 }
 
-// Calls write(destination, index, channel, span) for groups of rows of the block, at most kSegment channels each.
+// Writes a block by calls of write(to, index, channel, span) for some rows and at most kSegment channels, with index
+// and channel of the first element.
 template <class T, class Write>
 void write_block(const ChannelsLastPlan& plan, T* out, const Block& b, const Write& write) {
   for (int64_t c = b.c0; c < b.c1; c += kSegment) {

@@ -1,4 +1,4 @@
-// What the CPU kernels of batch_norm_act share.
+// The coefficients of the channels of batch_norm_act, as the loops read them.
 #pragma once
 
 #include <vector>
@@ -8,10 +8,11 @@
 
 namespace fusedtricks::cpu {
 
-// As the loops see them, with what a loop over such channels does at once: `tile_rows` rows, and sums in `lanes` lanes.
+// A loop gets the coefficients of its elements from OneChannel, if all belong to one channel, or from ManyChannels, if
+// each belongs to another. tile_rows: how many rows it takes at once. lanes: in how many lanes it adds up.
 template <class V>
 struct OneChannel {
-  // Few enough for a plane of 7 x 7 to have a full row.
+  // Few enough for a 7 x 7 plane to fill them.
   static constexpr int tile_rows = 1, lanes = 32 * int(sizeof(float)) / int(sizeof(V));
 
   V value[kCoefficients];
@@ -26,10 +27,10 @@ struct OneChannel {
 
 template <class V>
 struct ManyChannels {
-  // Four rows share the loads of their coefficients; the sums of a tile of channels fill a good part of the registers.
+  // Four rows share the loads of coefficients. Four vectors each for two sums take a good part of the registers.
   static constexpr int tile_rows = 4, lanes = 4 * kVectorBytes / int(sizeof(V));
 
-  const V* first;  // of kCoefficients arrays, `channels` apart
+  const V* first;  // the first of kCoefficients arrays that are `channels` apart
   int64_t channels;
 
   template <Coefficient which>
@@ -62,7 +63,7 @@ struct Coefficients {
     at(kRstd, c) = one.rstd;
   }
 
-  // From the sums over the channel of dz and of dz * (x - shift) * rstd. Returns dweight.
+  // Takes the sums of dz and of dz * (x - shift) * rstd over the channel. Returns dweight.
   double set_backward(int64_t c, double sum_dz, double sum_dz_xhat, double mean, double rstd, double weight,
                       double count, bool training) {
     const BackwardCoefficients<V> one(sum_dz, sum_dz_xhat, mean, at(kShift, c), rstd, weight, count, training);

@@ -18,8 +18,8 @@ struct DropSpans {
   const Activation& act;
   const T *x, *residual;
   const V scale;
-  NormalizeSpan<T, Channels> normalize = in_place ? normalize_span<T, Channels>(act, residual) : nullptr;
-  ActivationSpan<V> activate = activation_span<V>(act);
+  NormalizeSpan<T, Channels> normalize;
+  ActivationSpan<V> activate = in_place ? nullptr : activation_span<V>(act);
 
   // Writes a span whose first element has that index. `to` is y or a tile.
   template <class Dropper>

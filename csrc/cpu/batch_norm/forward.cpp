@@ -12,7 +12,7 @@ struct ForwardSpans {
   const BatchNormForward& a;
   const T *x = static_cast<const T*>(a.x), *residual = static_cast<const T*>(a.residual);
   const NormalizeSpan<T, Channels> normalize = normalize_span<T, Channels>(a.act, a.residual);
-  const DropSpans<T, Channels> dropped{a.act, x, residual, OpMath<T>(a.mask.rate.scale)};
+  const DropSpans<T, Channels> dropped{a.act, x, residual, OpMath<T>(a.mask.rate.scale), normalize};
 
   explicit ForwardSpans(const BatchNormForward& arguments) : a(arguments) {}
 

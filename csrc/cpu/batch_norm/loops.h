@@ -26,6 +26,13 @@ void normalize(const T* x, const T* residual, Out* y, RowSpan span, Channels cha
   }
 }
 
+// z, unrounded, of one row of n elements behind a residual.
+template <class T, class Channels>
+void normalize_row(const T* x, const T* residual, OpMath<T>* z, int64_t n, Channels channels) {
+  using V = OpMath<T>;
+  normalize<T, V, Channels, Identity<V>, true>(x, residual, z, RowSpan{n, 0, 0}, channels, {});
+}
+
 // Adds dz and dz * xhat, where xhat = (x - shift) * rstd and dz = dy * act'(z) with z computed again from x.
 template <class T, class Channels, class Act>
 void add_gradients(const T* dy, const T* x, Runs runs, Channels channels, const Activation& activation,

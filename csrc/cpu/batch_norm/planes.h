@@ -1,6 +1,6 @@
-// BatchNorm over planes (NCHW). A task takes a group of neighbouring channels through all samples, and sweeps back
-// over them while they are in cache: no partial results, no second parallel region. Only where there are too few
-// channels to share out is a group cut into parts, with all parts summed before any is written.
+// BatchNorm over planes (NCHW). A task sums a group of neighbouring channels through all samples, then sweeps back over
+// them while they are in cache: there are no partial results, and no second parallel region. Only if there are too few
+// channels for all threads, groups are cut into parts, and all parts are summed before any is written.
 #pragma once
 
 #include "cpu/batch_norm/columns.h"
@@ -8,17 +8,17 @@
 
 namespace fusedtricks::cpu {
 
-constexpr int64_t kColumnPlane = 64;  // planes below it are written as columns, a row a sample
-constexpr int64_t kShortPlane = 256;  // neighbouring planes below it are taken together, as many as fill an output tile
-constexpr int64_t kChunk = 4096;  // elements a channel that are summed in the compute type before they go into double
+constexpr int64_t kColumnPlane = 64;  // shorter planes are written as columns, with one row for each sample
+constexpr int64_t kShortPlane = 256;  // of shorter planes a group takes as many as fill an output tile
+constexpr int64_t kChunk = 4096;  // elements of a channel that are summed in the compute type, then added to a double
 constexpr int64_t kFewTasks = 16;
 
-// Samples [n0, n1) at positions [s0, s1): whole planes of some samples, or a part of one sample's.
+// Samples [n0, n1) at positions [s0, s1): whole planes of some samples, or part of the plane of one.
 struct Chunk {
   int64_t n0, n1, s0, s1;
 };
 
-// A function of the shape alone.
+// How the work is cut up. Depends on the shape only.
 struct PlanesPlan {
   Layout layout;
   int64_t group, groups, samples_per_chunk, chunks_per_plane, chunks, parts;
@@ -45,60 +45,17 @@ struct PlanesPlan {
     return {n, std::min(layout.samples, n + samples_per_chunk), s,
             chunks_per_plane == 1 ? layout.positions : std::min(layout.positions, s + kChunk)};
   }
-  // A channel's elements of a chunk.
+  // One channel's elements of a chunk.
   Runs runs(const Chunk& k) const { return {k.n1 - k.n0, sample_stride(), k.s1 - k.s0}; }
   int64_t sample_stride() const { return layout.channels * layout.positions; }
-  // Where a task keeps its partial results, one a channel of its group.
+  // Index of a task's partial results, one for each channel of its group.
   int64_t slot(int64_t task) const { return task * group; }
   int64_t slot_of(int64_t c, int64_t part) const { return (c / group * parts + part) * group + c % group; }
   int64_t slots() const { return tasks() * group; }
   int64_t index(int64_t n, int64_t c, int64_t s) const { return (n * layout.channels + c) * layout.positions + s; }
 };
 
-// The shift of a channel's first chunk: the mean of its first few values.
-template <class T>
-double first_shift(const T* x, int64_t n) {
-  n = std::min<int64_t>(n, 16);
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += double(load(x[i]));
-  return sum / double(n);
-}
-
-// Moments of one channel over one chunk, and the merge of them into what came before.
-template <class T>
-void merge_chunk(const PlanesPlan& plan, const T* x, int64_t c, const Chunk& k,
-                 const Lanes<OneChannel<OpMath<T>>>& lanes, double shift, Moments<double>& moments) {
-  const double count = double((k.n1 - k.n0) * (k.s1 - k.s0));
-  const double sum = lanes.total_sum(), squares = lanes.total_product();
-  if (sums_are_sound(sum, squares, count)) {
-    moments.merge({count, shift + sum / count, squares - sum * sum / count});
-    return;
-  }
-  for (int64_t n = k.n0; n < k.n1; ++n) {
-    const Moments<double> exact = exact_moments(x + plan.index(n, c, k.s0), k.s1 - k.s0, 1);
-    moments.merge(exact);
-  }
-}
-
-// The moments of a task's channels over its chunks.
-template <class T>
-void plane_moments(const PlanesPlan& plan, const T* x, int64_t task, Moments<double>* moments) {
-  using V = OpMath<T>;
-  const int64_t c0 = plan.first_channel(task);
-  for (int64_t i = plan.first_chunk(task); i < plan.last_chunk(task); ++i) {
-    const Chunk k = plan.chunk(i);
-    for (int64_t c = 0; c < plan.channel_count(task); ++c) {
-      const T* first = x + plan.index(k.n0, c0 + c, k.s0);
-      OneChannel<V> channel;
-      channel.value[kShift] = V(moments[c].count > 0 ? moments[c].mean : first_shift(first, k.s1 - k.s0));
-      Lanes<OneChannel<V>> sums;
-      add_moments(first, plan.runs(k), channel, sums);
-      merge_chunk(plan, x, c0 + c, k, sums, double(channel.value[kShift]), moments[c]);
-    }
-  }
-}
-
-// A task's coefficients, one for every column.
+// The coefficients of a task's channels, repeated for every column.
 template <class V>
 Coefficients<V> column_coefficients(const PlanesPlan& plan, int64_t task, const Coefficients<V>& channels) {
   const int64_t S = plan.layout.positions, c0 = plan.first_channel(task), count = plan.channel_count(task);
@@ -110,8 +67,9 @@ Coefficients<V> column_coefficients(const PlanesPlan& plan, int64_t task, const 
   return columns;
 }
 
-// Has write_one(destination, index, span, channel) or, for the shortest planes, write_many(destination, index, span,
-// columns) write all elements of a task from the inputs, last chunk first: those from `index` on, as span says.
+// Writes all elements of a task by calls of write_one(to, index, span, channel), or for the shortest planes of
+// write_many(to, index, span, columns), with the index of the span's first element. Starts with the last chunk, and
+// prefetches the inputs.
 template <class T, class V, class WriteOne, class WriteMany>
 void write_planes(const PlanesPlan& plan, T* out, int64_t task, bool stream, const Coefficients<V>& coefficients,
                   std::initializer_list<const T*> inputs, const WriteOne& write_one, const WriteMany& write_many) {
@@ -142,8 +100,8 @@ void write_planes(const PlanesPlan& plan, T* out, int64_t task, bool stream, con
   if (stream) stream_fence();
 }
 
-// Runs sum(task), finish(channel) and write(task) so that every channel's sums are complete before it is finished and
-// written, one task after the other where a task holds whole channels.
+// Runs sum(task), finish(channel) and write(task), so that a channel is finished when its sums are complete, and
+// written after that. If tasks hold whole channels, each thread does all three for one task after the other.
 template <class Sum, class Finish, class Write>
 void for_planes(const PlanesPlan& plan, const Sum& sum, const Finish& finish, const Write& write) {
   if (plan.parts == 1) {

@@ -1,7 +1,8 @@
-// batch_norm_act_max_pool2d forward: one sweep for the statistics, one for the maxima of
-// act((x - mean) * rstd * weight + bias). Rows of activated values are kept, in the compute type, as long as a window
-// reaches them.
+// batch_norm_act_max_pool2d forward: one sweep for the statistics, and one for the maxima of
+// act((x - mean) * rstd * weight + bias). Rows of activated values are kept, in the compute type, while there are
+// windows that reach them.
 #include "cpu/activation_spans.h"
+#include "cpu/batch_norm/loops.h"
 #include "cpu/batch_norm/statistics.h"
 #include "cpu/batch_norm_pool/pooled_image.h"
 
@@ -10,21 +11,24 @@ namespace {
 
 template <class T>
 void normalize_row(const T* x, OpMath<T>* z, const PooledImage& image, const OneChannel<OpMath<T>>& channel) {
-  normalize_unrounded<T>(x, nullptr, z, RowSpan{image.row(), 0, 0}, channel);
+  using V = OpMath<T>;
+  normalize<T, V, OneChannel<V>, Identity<V>, false>(x, nullptr, z, RowSpan{image.row(), 0, 0}, channel, {});
 }
 
 template <class T>
 void normalize_row(const T* x, OpMath<T>* z, const PooledImage& image, const ManyChannels<OpMath<T>>& channels) {
-  constexpr int tile_rows = ManyChannels<OpMath<T>>::tile_rows;
+  using V = OpMath<T>;
+  constexpr int tile_rows = ManyChannels<V>::tile_rows;
   const int64_t n = image.inner;
   for (int64_t i = 0, group; i < image.pool.width.size; i += group) {
     group = image.pool.width.size - i >= tile_rows ? tile_rows : 1;
     const int64_t stride = group == 1 ? 0 : n;
-    normalize_unrounded<T>(x + i * n, nullptr, z + i * n, RowSpan{n, stride, stride}, channels);
+    normalize<T, V, ManyChannels<V>, Identity<V>, false>(x + i * n, nullptr, z + i * n, RowSpan{n, stride, stride},
+                                                         channels, {});
   }
 }
 
-// Pools the images of a task, one after the other.
+// Pools one image after the other.
 template <class T>
 class Pooling {
   using V = OpMath<T>;
@@ -35,7 +39,7 @@ class Pooling {
         act_(act),
         activate_(act.is_identity() ? nullptr : activation_span<V>(act)),
         kept_(std::min(image.pool.height.extent(), image.pool.height.size)),
-        lines_(kept_ * image.row() + 1) {}  // one more: see read_strided
+        lines_(kept_ * image.row() + 1) {}  // read_strided() may read one element too many
 
   // Rows [begin, end) of the outputs of one image.
   template <class Channels>
@@ -43,7 +47,7 @@ class Pooling {
     const PoolAxis& rows = image_.pool.height;
     int64_t next = 0;
     for (int64_t o = begin; o < end; ++o) {
-      // Rows between the places of a window are those of another one.
+      // Rows that lie between windows are skipped; those between the places of a window belong to another one.
       next = std::max(next, rows.start(o));
       for (; next < std::min(rows.start(o) + rows.extent(), rows.size); ++next) activate_row(x, next, channels);
       ahead_ = o + 1 < end && next + rows.stride <= rows.size ? x + next * image_.row() : nullptr;
@@ -57,7 +61,7 @@ class Pooling {
   ActivationSpan<V> activate_;
   int64_t kept_;
   AlignedVector<V> lines_;
-  const T* ahead_ = nullptr;  // the rows of x that the next row of outputs will want, or null
+  const T* ahead_ = nullptr;  // the rows of x that the next row of outputs will need first, to be prefetched; or null
 
   V* line(int64_t row) { return lines_.data() + row % kept_ * image_.row(); }
 
@@ -67,7 +71,7 @@ class Pooling {
     if (activate_) activate_(line(row), line(row), image_.row(), act_);
   }
 
-  // Outputs whose windows lie in the image altogether have the same taps, moved.
+  // All windows that lie entirely inside the image have the same taps, shifted.
   void pool_row(int64_t o, T* y, uint8_t* argmax) {
     const PoolAxis& columns = image_.pool.width;
     const int64_t begin = columns.first_whole(), end = columns.end_whole();
@@ -84,13 +88,13 @@ class Pooling {
     const int64_t C = image_.inner, stride = image_.pool.width.stride;
     if (image_.is_plane()) return max_of_plane(taps, count, stride, y, argmax);
     for (int64_t i = 0; i < count; ++i) {
-      if (ahead_) ask_for_columns((first + i) * stride);
+      if (ahead_) prefetch_columns((first + i) * stride);
       max_of_channels(taps, i * stride * C, C, y + i * C, argmax + i * C);
     }
   }
 
-  // Of the next rows, while outputs are computed.
-  void ask_for_columns(int64_t column) {
+  // Prefetches the columns from this one on, of the next rows.
+  void prefetch_columns(int64_t column) {
     const PoolAxis &rows = image_.pool.height, &columns = image_.pool.width;
     const int64_t n = std::min(columns.stride, columns.size - column) * image_.inner;
     for (int64_t r = 0; r < rows.stride; ++r) {

@@ -1,5 +1,5 @@
-// The loops of max-pooling, for planes and rows alike: over neighbouring outputs of a plane, whose elements lie a
-// stride apart, or over the channels of one output.
+// The loops of max-pooling. They run over neighbouring outputs of a plane, whose elements are `stride` apart, or over
+// the channels of one output.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,8 @@
 
 namespace fusedtricks::cpu {
 
-// The places of a window that lie inside the image: where the first output's element at each is, and its number.
+// The places of a window that lie inside the image: the address of the first output's element there, and the number of
+// the place.
 template <class V>
 struct Taps {
   const V* first[kMaxPlaces];
@@ -26,8 +27,8 @@ struct Taps {
   }
 };
 
-// n outputs whose elements are `stride` apart, one after the other, the first in the window that lies `shift` elements
-// behind that of the taps: the first maximum, and NaN above all, the last one, as stock has it.
+// n outputs, computed one by one. Output i reads its taps `shift + i * stride` elements behind their addresses. As in
+// PyTorch, the first of equal maxima counts, and if there is a NaN, the last NaN.
 template <class T, class V>
 void max_of_each(const Taps<V>& taps, int64_t shift, int64_t n, int64_t stride, T* y, uint8_t* argmax) {
   for (int64_t i = 0; i < n; ++i) {
@@ -54,7 +55,7 @@ FT_INLINE Vector even_elements(Vector low, Vector high, std::integer_sequence<in
   return __builtin_shufflevector(low, high, 2 * j...);
 }
 
-// Elements that lie `stride` apart, 1 or 2. Reads one beyond the last of them.
+// A vector of elements that are `stride` apart, 1 or 2. With 2, one element beyond the last is read too.
 template <int stride, class V>
 FT_INLINE typename VectorOf<V>::Values read_strided(const V* from) {
   constexpr int width = VectorOf<V>::width;
@@ -65,7 +66,7 @@ FT_INLINE typename VectorOf<V>::Values read_strided(const V* from) {
   return even_elements(low, high, std::make_integer_sequence<int, width>());
 }
 
-// The same for as many vectors of outputs. They go through the places together.
+// The same for some vectors of outputs, which go through the places together.
 template <int stride, int vectors, class T, class V>
 FT_INLINE void max_of_vectors(const Taps<V>& taps, int64_t shift, T* y, uint8_t* argmax) {
   using Vector = VectorOf<V>;
@@ -102,7 +103,7 @@ FT_INLINE void max_of_vectors(const Taps<V>& taps, int64_t shift, T* y, uint8_t*
   }
 }
 
-// The same for n outputs, a vector at least: the last one reaches back.
+// The same for n outputs, at least a vector of them. The last vector may overlap the one before.
 template <int stride, class T, class V>
 void max_of_span(const Taps<V>& taps, int64_t shift, int64_t n, T* y, uint8_t* argmax) {
   constexpr int width = VectorOf<V>::width, together = 4;
@@ -115,7 +116,7 @@ void max_of_span(const Taps<V>& taps, int64_t shift, int64_t n, T* y, uint8_t* a
   }
 }
 
-// Of neighbouring outputs in a plane.
+// Maxima of n neighbouring outputs of a plane.
 template <class T, class V>
 void max_of_plane(const Taps<V>& taps, int64_t n, int64_t stride, T* y, uint8_t* argmax) {
   if (n < VectorOf<V>::width || stride > 2) return max_of_each(taps, 0, n, stride, y, argmax);
@@ -125,14 +126,14 @@ void max_of_plane(const Taps<V>& taps, int64_t n, int64_t stride, T* y, uint8_t*
     max_of_span<2>(taps, 0, n, y, argmax);
 }
 
-// Of the channels of one output.
+// Maxima of the n channels of one output.
 template <class T, class V>
 void max_of_channels(const Taps<V>& taps, int64_t shift, int64_t n, T* y, uint8_t* argmax) {
   if (n < VectorOf<V>::width) return max_of_each(taps, shift, n, 1, y, argmax);
   max_of_span<1>(taps, shift, n, y, argmax);
 }
 
-// Where the element at each place lies, from the first of its window on, in an image whose elements are `step` apart.
+// How far each place is from the first place of its window, in elements, where neighbouring positions are `step` apart.
 struct PlaceOffsets {
   int64_t offset[kMaxPlaces] = {};
 
@@ -144,7 +145,7 @@ struct PlaceOffsets {
   }
 };
 
-// The maxima themselves, of n outputs whose windows begin `stride` apart, from x on.
+// The maxima of n outputs whose windows start `stride` apart, the first one at x.
 template <class T>
 void gather_maxima(const T* x, const uint8_t* argmax, const PlaceOffsets& places, int64_t n, int64_t stride,
                    OpMath<T>* maxima) {
@@ -153,7 +154,7 @@ void gather_maxima(const T* x, const uint8_t* argmax, const PlaceOffsets& places
   for (int64_t i = 0; i < n; ++i) maxima[i] = load(x[i * stride + offset[argmax[i]]]);
 }
 
-// Adds to each element the gradients of the outputs that it is the maximum of, in their order.
+// Adds the gradients of n outputs to their maxima, in the order of the outputs.
 template <class T>
 void scatter_gradients(const T* dy, const uint8_t* argmax, const PlaceOffsets& places, int64_t n, int64_t stride,
                        OpMath<T>* sums) {

@@ -1,5 +1,4 @@
-// What the directions of batch_norm_act_max_pool2d share: an image that is pooled, a plane of one channel or a sample
-// of all of them.
+// What forward and backward of batch_norm_act_max_pool2d share.
 #pragma once
 
 #include "calls/batch_norm_pool.h"
@@ -9,7 +8,7 @@
 
 namespace fusedtricks::cpu {
 
-// `inner` neighbouring elements are of one position: a channel each, or one element where the image is a plane.
+// What is pooled at a time: the plane of one channel, then inner is 1, or a sample with all its channels innermost.
 struct PooledImage {
   MaxPool pool;
   int64_t inner;
@@ -21,7 +20,8 @@ struct PooledImage {
   int64_t output_size() const { return pool.height.outputs * output_row(); }
 };
 
-// Calls f(sample, begin, end) for a part of the lines of all samples, `lines` each; reversed: the last samples first.
+// Cuts the lines of all samples, `lines` each, into `parts` parts, and calls f(sample, begin, end) for the lines
+// [begin, end) of each sample in one part; reversed: from the last sample to the first.
 template <class F>
 void for_lines(int64_t samples, int64_t lines, int64_t part, int64_t parts, bool reversed, const F& f) {
   const int64_t first = samples * lines * part / parts, last = samples * lines * (part + 1) / parts;
@@ -32,7 +32,7 @@ void for_lines(int64_t samples, int64_t lines, int64_t part, int64_t parts, bool
   }
 }
 
-// Parts of the lines of all samples, for tensors in rows.
+// How many parts to cut a channels_last tensor into.
 inline int64_t row_parts(const Layout& layout, int64_t lines, int64_t element_size) {
   const int64_t bytes = layout.per_channel() * layout.channels * element_size;
   return std::min(layout.samples * lines, std::clamp<int64_t>(bytes / kTaskBytes, 1, kMaxTasks));

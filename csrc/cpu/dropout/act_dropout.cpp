@@ -1,4 +1,4 @@
-// dropout(act(x + bias)) + residual: the sweeps over the tensor, whose tiles act_dropout_tiles.h computes.
+// dropout(act(x + bias)) + residual: the sweeps over the tensor. act_dropout_tiles.h computes their tiles.
 #include "calls/act_dropout.h"
 
 #include <optional>
@@ -9,7 +9,7 @@
 namespace fusedtricks::cpu {
 namespace {
 
-constexpr int64_t kTask = 16384;  // elements of a task that leaves no sums
+constexpr int64_t kTask = 16384;  // elements of a task, unless there are sums for dbias
 
 template <class T>
 void forward(const ActDropoutForward& a, const Mask* mask) {
@@ -85,7 +85,7 @@ void backward_in_order(const Backward<T>& pass, const Mask* mask) {
   finish_sums(partial, plan.rows(), plan.count, static_cast<V*>(pass.a.dbias));
 }
 
-// Nothing is kept: y is the residual, or 0.
+// Everything is dropped: y is the residual, or 0.
 template <class T>
 void drop_all(const ActDropoutForward& a) {
   T* y = static_cast<T*>(a.y);

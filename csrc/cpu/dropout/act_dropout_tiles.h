@@ -1,5 +1,5 @@
-// Tiles of act_dropout: some elements at a time go through three short loops in L1, of which only the one in the middle
-// is compiled for every activation.
+// act_dropout works on tiles that stay in L1. Each goes through three short loops: add the bias, apply the activation,
+// then drop and add the residual. So only the loop in the middle is compiled for every activation.
 #pragma once
 
 #include "cpu/activation_spans.h"
@@ -8,7 +8,7 @@
 
 namespace fusedtricks::cpu {
 
-// In order as many elements as have their words at once, or some of a row.
+// A tile has as many elements as one call computes random words for.
 constexpr int64_t kMostOfTile = std::max<int64_t>(OrderedWords::count, kChannels);
 
 template <class V>
@@ -16,7 +16,7 @@ struct Tile {
   alignas(kCacheLine) V value[kMostOfTile];
 };
 
-// z = x + bias for the n elements from i on.
+// z = x + bias for elements [i, i + n).
 template <class T>
 void load_biased(const T* x, const std::vector<OpMath<T>>& bias, const BiasPlaces& places, int64_t i, int64_t n,
                  OpMath<T>* z) {
@@ -38,7 +38,7 @@ void load_biased(const T* x, const std::vector<OpMath<T>>& bias, const BiasPlace
   }
 }
 
-// y = dropped z [+ residual].
+// y = dropout(z) [+ residual].
 template <bool has_mask, bool has_residual, class T>
 void store_dropped(const OpMath<T>* z, const T* residual, T* y, int64_t n, const uint32_t* word, const DropRate& rate) {
   using V = OpMath<T>;
@@ -74,7 +74,7 @@ struct Forward {
   ActivationSpan<V> activate = activation_span<V>(a.act);
   StoreDropped<T> finish = store_dropped_for<T>(!a.mask.rate.keeps_all(), residual);
 
-  // The n elements from i on, into `to`.
+  // Writes elements [i, i + n) of y to `to`.
   void write(int64_t i, int64_t n, const uint32_t* word, T* to) const {
     Tile<V> z;
     load_biased(x, bias, a.tail.places, i, n, z.value);
@@ -97,9 +97,9 @@ struct Backward {
   DerivativeSpan<V> multiply = derivative_span<V>(a.act);
   StoreDropped<V> drop = store_dropped_for<V>(/*has_mask=*/true, /*has_residual=*/false);
 
-  // The gradients of the n elements from i on.
+  // Gradients of elements [i, i + n) with respect to x + bias.
   void differentiate(int64_t i, int64_t n, const uint32_t* word, V* g) const {
-    // Loaded first and masked then: a loop that does both waits for the words, and loads three times as slowly.
+    // Load first, then mask: a loop that does both waits for the words, and its loads take three times as long.
     multiply_by(dy, a.mask ? V(1) : V(a.mask.rate.scale), i, n, g);
     if (a.mask) drop(g, nullptr, g, n, word, a.mask.rate);
     if (a.kept == Kept::kNothing) return;

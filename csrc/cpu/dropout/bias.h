@@ -1,4 +1,4 @@
-// The bias of act_dropout: where its values go, and the sums over all elements that have one.
+// The bias of act_dropout: which elements a value belongs to, and the sums of their gradients.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,10 @@
 namespace fusedtricks::cpu {
 
 constexpr int64_t kSumTask = 32768;  // elements of a task
-constexpr int64_t kSumRows = 64;     // rows of a column that are summed in the compute type
+constexpr int64_t kSumRows = 64;     // at most so many rows are summed in the compute type
 
-// The bias, and once more from its beginning, so that the places of `more` elements follow each
-// other from any one.
+// The bias, followed by `more` values from its start on: the values of so many elements follow each other, whichever is
+// the first.
 template <class V>
 std::vector<V> unrolled_bias(const void* bias, const BiasPlaces& places, int64_t more) {
   const V* values = static_cast<const V*>(bias);
@@ -23,7 +23,8 @@ std::vector<V> unrolled_bias(const void* bias, const BiasPlaces& places, int64_t
   return row;
 }
 
-// Calls f(number, first, count) for the runs of elements [i, i + n) that have one value of the bias.
+// Calls f(number, first, count) for each run of elements among [i, i + n) that share value `number` of the bias: those
+// from i + first on.
 template <class F>
 FT_INLINE void for_runs(const BiasPlaces& places, int64_t i, int64_t n, const F& f) {
   int64_t run = i / places.inner, left = places.inner - i % places.inner;
@@ -34,10 +35,11 @@ FT_INLINE void for_runs(const BiasPlaces& places, int64_t i, int64_t n, const F&
   }
 }
 
-// How the sums over all but the bias's dimension are shared out: blocks of [outer, count, inner], and the partial
-// result of each, a row of `count`.
+// How the sums over a tensor of shape [outer, count, inner] into `count` values are cut into blocks. The blocks of the
+// same outer and inner range write one row of `count` partial sums.
 struct SumPlan {
-  int64_t outer, count, inner, outers, counts, inners;  // of the tensor; of a block
+  int64_t outer, count, inner;     // shape of the tensor
+  int64_t outers, counts, inners;  // shape of a block
 
   explicit SumPlan(const TailLayout& tail)
       : outer(tail.numel() / (tail.places.count * tail.places.inner)),
@@ -67,7 +69,7 @@ struct SumBlock {
     row = o * p.inner_blocks() + s;
   }
 
-  // Calls f(begin, end) for its stretches of neighbouring elements.
+  // Calls f(begin, end) for each stretch of neighbouring elements.
   template <class F>
   void for_stretches(const SumPlan& p, const F& f) const {
     const int64_t row_size = p.count * p.inner, size = (c1 - c0 - 1) * p.inner + s1 - s0;
@@ -79,7 +81,7 @@ struct SumBlock {
   }
 };
 
-// Adds the gradients of the n elements from i on to the sums of their values of the bias; sums[0] is that of number c0.
+// Adds the gradients of elements [i, i + n) to the sums of their bias values. sums[0] is that of value c0.
 template <class V>
 void add_to_sums(const V* g, const BiasPlaces& places, int64_t i, int64_t n, int64_t c0, V* sums) {
   if (places.inner > 1) {
@@ -99,7 +101,7 @@ void add_to_sums(const V* g, const BiasPlaces& places, int64_t i, int64_t n, int
   }
 }
 
-// dbias: the sums over the rows of partial results.
+// dbias = sum of the rows of partial sums.
 template <class V>
 void finish_sums(const V* partial, int64_t rows, int64_t count, V* dbias) {
   constexpr int64_t width = 64;

@@ -1,5 +1,5 @@
-// A block of a weight, dropped: into scratch memory, and in place in the weight's gradient by the same words, computed
-// once.
+// Drops a block of a weight into scratch memory and, with the same random words, the block of the weight's gradient in
+// place.
 #include "calls/drop_connect.h"
 
 #include "core/dtypes.h"
@@ -8,7 +8,7 @@
 namespace fusedtricks::cpu {
 namespace {
 
-// Calls span(offset, n, words) for parts of the elements from `first` on.
+// Calls span(offset, n, words) for parts of the elements [first, first + count); offsets count from `first`.
 template <class Span>
 void for_words(int64_t first, int64_t count, const Mask& mask, const Span& span) {
   OrderedWords words;
@@ -19,7 +19,7 @@ void for_words(int64_t first, int64_t count, const Mask& mask, const Span& span)
   }
 }
 
-// The rows of a block of weight, dropped, in scratch; where there is a gradient, its rows in place.
+// scratch = dropout of the block. gradient may be null.
 template <class T>
 void drop_block(const T* weight, T* scratch, T* gradient, int64_t first, int64_t count, const Mask& mask) {
   if (mask.rate.drops_all()) {

@@ -1,5 +1,4 @@
-// Dropout: y = x * mask * scale in one pass, the mask recomputed from (seed, offset, logical index) wherever it is
-// needed. The backward is the same pass over dy.
+// Dropout in one pass. The backward is the same pass over dy.
 #include "calls/dropout.h"
 
 #include "cpu/dropout/mask_sweeps.h"
@@ -7,8 +6,8 @@
 namespace fusedtricks::cpu {
 namespace {
 
-// Contiguous: element i takes word i. The words of a step need no memory; meanwhile the elements of later steps can
-// come and those of earlier ones can go.
+// Element i in memory has word i. Computing the words of a step uses no memory bandwidth: meanwhile the elements of a
+// later step are prefetched, and results of earlier ones are written back.
 template <class T>
 void drop_contiguous(const T* x, T* y, int64_t n, const Mask& mask) {
   constexpr int64_t kTask = 16384, kStep = OrderedWords::count, kAhead = 4096 / sizeof(T);

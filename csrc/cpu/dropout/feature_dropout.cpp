@@ -1,4 +1,4 @@
-// Dropout of whole channels, samples or batches. Neighbouring elements share a word: what is dropped is not read.
+// Dropout of whole channels, samples or batches. Contiguous groups that are dropped are not read.
 #include "calls/feature_dropout.h"
 
 #include "cpu/dropout/mask.h"
@@ -8,9 +8,9 @@ namespace fusedtricks::cpu {
 namespace {
 
 constexpr int64_t kTask = 16384;     // elements
-constexpr int64_t kLongGroup = 256;  // a word of its own a group costs nothing from here on
+constexpr int64_t kLongGroup = 256;  // for longer groups it costs nothing to compute a block of words for each
 
-// Neighbouring words, of groups in ascending order.
+// The words of groups that are asked for in ascending order. few: compute one block at a time, otherwise many ahead.
 class GroupWords {
  public:
   GroupWords(const Mask& mask, bool few) : mask_(mask), few_(few) {}
@@ -33,7 +33,7 @@ class GroupWords {
   uint64_t first_ = 0, end_ = 0;
 };
 
-// y = x * scale + shift [+ residual] for n elements that are kept. Without a shift zeros keep their sign.
+// y = x * scale + shift [+ residual], for kept elements. A shift of 0 is not added, so that zeros keep their sign.
 template <class T>
 void keep_span(const T* x, const T* residual, T* y, int64_t n, const DropRate& rate) {
   using V = OpMath<T>;
@@ -97,7 +97,7 @@ void drop_groups(const FeatureDropoutCall& call, const Mask& mask) {
   });
 }
 
-// One row of up to OrderedWords::count channels.
+// A row of up to OrderedWords::count channels, which have a word each.
 template <class T>
 void drop_row(const T* x, const T* residual, T* y, int64_t n, const uint32_t* word, const DropRate& rate) {
   if (!residual) return drop_span(x, y, n, word, rate);
@@ -111,7 +111,8 @@ void drop_row(const T* x, const T* residual, T* y, int64_t n, const uint32_t* wo
   }
 }
 
-// Rows of C channels: a task takes some rows of a sample, as many channels at a time as there are words at once.
+// For the channels of channels_last tensors. A task takes some rows of a sample, and as many channels at a time as one
+// call computes words for.
 template <class T>
 void drop_rows(const FeatureDropoutCall& call, const Mask& mask) {
   const Tensors<T> t(call);

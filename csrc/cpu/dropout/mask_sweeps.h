@@ -1,4 +1,4 @@
-// Sweeps over a tensor whose elements come with their words: in logical order, or by rows of channels.
+// Sweeps over a tensor that bring the random words of its elements.
 #pragma once
 
 #include "core/layout.h"
@@ -7,7 +7,7 @@
 
 namespace fusedtricks::cpu {
 
-// Calls f(i, n, words) for the elements [begin, end) in order, as many as have their words at once.
+// Calls f(i, n, words) for elements [i, i + n), until all of [begin, end) are done; words is null without a mask.
 template <class F>
 void for_steps(const Mask* mask, int64_t begin, int64_t end, const F& f) {
   OrderedWords words;
@@ -17,7 +17,8 @@ void for_steps(const Mask* mask, int64_t begin, int64_t end, const F& f) {
   }
 }
 
-// Calls f(i, n, words) for the rows of a block of positions of a sample, some channels of a row at a time.
+// Calls f(i, n, words) for a block of positions of a sample of a channels_last tensor: for some channels of one
+// position at a time.
 template <class F>
 void for_row_steps(const Mask& mask, const Layout& layout, int64_t sample, int64_t s0, int positions, const F& f) {
   const int64_t C = layout.channels, S = layout.positions;
@@ -33,7 +34,8 @@ void for_row_steps(const Mask& mask, const Layout& layout, int64_t sample, int64
 inline int64_t row_blocks_of_sample(const Layout& layout) { return (layout.positions + kPositions - 1) / kPositions; }
 inline int64_t row_blocks(const Layout& layout) { return layout.samples * row_blocks_of_sample(layout); }
 
-// Calls block(number, sample, first position, positions) for the blocks of rows, each on one thread.
+// Calls block(number, sample, first position, positions) for all blocks of positions of a channels_last tensor, in
+// parallel.
 template <class F>
 void for_row_blocks(const Layout& layout, const F& block) {
   const int64_t S = layout.positions, blocks = row_blocks_of_sample(layout);

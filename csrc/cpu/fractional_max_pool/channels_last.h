@@ -1,19 +1,21 @@
-// Fractional max-pooling of rows (channels_last): a lane is a channel, whose windows begin where its own random numbers
-// say.
+// Fractional max-pooling of channels_last tensors. A lane is a channel. Each channel has random numbers of its own, so
+// the windows of neighbouring lanes start at different positions.
 #pragma once
 
 #include <limits>
 
+#include "cpu/fractional_max_pool/spans.h"
 #include "cpu/fractional_max_pool/windows.h"
 #include "cpu/parallel_tasks.h"
 
 namespace fusedtricks::cpu {
 
-// Channels that go together: a cache line of them.
+// Channels that are pooled together: a cache line of them.
 template <class T>
 constexpr int kPoolLanes = int(kCacheLine / sizeof(T));
 
-// Takes one more place of each lane's window into its running maximum.
+// Updates the running maximum of each lane's window with one more place. The first of equal values counts, of NaN the
+// last.
 template <int lanes, class T>
 FT_INLINE void take_place(const T* x, const int64_t (&offset)[lanes], OpMath<T> (&best)[lanes], int32_t (&found)[lanes],
                           int32_t place) {
@@ -28,8 +30,9 @@ FT_INLINE void take_place(const T* x, const int64_t (&offset)[lanes], OpMath<T> 
   }
 }
 
-// Calls f(table, sample, first channel, channels, first item, end) for all groups of channels of a sample in turn, for
-// parts of `items`: what the groups read and write there lies in the same lines and pages. Small samples share a task.
+// Cuts the `items` of a sample into parts of `length`, and calls f(table, sample, first channel, channels, first item,
+// end item) for all groups of channels of a part in turn: they read and write the same cache lines and pages. Small
+// samples share a task.
 template <class T, class F>
 void for_channel_groups(const PoolCall& call, int64_t items, int64_t length, const F& f) {
   constexpr int lanes = kPoolLanes<T>;
@@ -49,7 +52,7 @@ void for_channel_groups(const PoolCall& call, int64_t items, int64_t length, con
   });
 }
 
-// Input of a task: may stay in L2 until its last group of channels.
+// Input of a task, small enough to stay in L2 until the last group of channels has read it.
 constexpr int64_t kPoolBytes = 256 << 10;
 
 template <class T>
@@ -77,7 +80,7 @@ void pool_channels_last(const PoolCall& call, const T* x, T* y, void* places) {
         OpMath<T> best[lanes];
         int32_t found[lanes];
         for (int c = 0; c < lanes; ++c) {
-          // Lanes beyond the last channel read the first one's.
+          // Lanes beyond the last channel read the first channel.
           offset[c] = (before[c] + start[c]) * C + (c < count ? c : 0);
           best[c] = -std::numeric_limits<OpMath<T>>::infinity();
           found[c] = 0;
@@ -95,20 +98,21 @@ void pool_channels_last(const PoolCall& call, const T* x, T* y, void* places) {
   for_channel_groups<T>(call, rows, std::max<int64_t>(1, kPoolBytes / std::max<int64_t>(1, bytes_of_row)), group);
 }
 
-// Whether windows that begin there in some lane reach into [0, part): `at` by lane, `extent` up to a window's end.
+// Whether the window of some lane, which covers [at[lane], at[lane] + extent), reaches into [0, part).
 inline bool any_reaches(const int64_t* at, int count, int64_t extent, int64_t part) {
   const auto [lowest, highest] = std::minmax_element(at, at + count);
   return *lowest < part && *highest + extent > 0;
 }
 
-// Places for what lies outside a part: in turn, or each addition would wait for the one before.
+// Slots for sums outside of the part, which are ignored. They are used in turn: with one slot each addition would wait
+// for the one before.
 constexpr int64_t kOutside = 8;
 
 template <class T>
 void pool_channels_last_backward(const PoolCall& call, const T* dy, const T* y, const void* places, T* dx) {
   using V = OpMath<T>;
   constexpr int lanes = kPoolLanes<T>;
-  constexpr int64_t most_positions = kPoolBytes / int64_t(lanes * sizeof(V));  // whose sums fit L2
+  constexpr int64_t most_positions = kPoolBytes / int64_t(lanes * sizeof(V));  // whose sums fit into L2
   const PoolShape& shape = call.shape;
   const int64_t C = shape.channels, width = shape.output[kWidth], height = shape.output[kHeight];
   const int64_t slice = shape.input[kHeight] * shape.input[kWidth], extent = window_extent(shape) + 1;
@@ -134,7 +138,7 @@ void pool_channels_last_backward(const PoolCall& call, const T* dy, const T* y, 
           const int64_t from = (sample * shape.windows() + (d * height + h) * width + w) * C + channel;
           weigh(dy + from, y + from, dz, count, call.act);
           load_places(places, place_bytes, from, place, count);
-          // Each lane adds to a column of its own.
+          // Each lane adds to its own column, so lanes never collide.
 #pragma omp simd
           for (int c = 0; c < count; ++c) {
             const int64_t position = before[c] + start[c] + offsets[place[c]];
@@ -149,7 +153,8 @@ void pool_channels_last_backward(const PoolCall& call, const T* dy, const T* y, 
       apply_activation<T, Identity<V>>(sums.data() + p * lanes, to, count, call.act);
     }
   };
-  // Where windows are several slices deep, a part of few slices would see most of them without having their maximum.
+  // If windows are several slices deep, a part must have more slices than that: otherwise most of the windows that
+  // reach into it would have their maximum elsewhere.
   const int64_t near =
       std::clamp<int64_t>(2 * kPoolBytes / (C * int64_t(sizeof(T))), most_positions / 8, most_positions);
   const int64_t deep = shape.kernel[kDepth] > 1 ? 4 * shape.kernel[kDepth] * slice : 0;

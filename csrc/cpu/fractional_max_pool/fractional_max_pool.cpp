@@ -1,5 +1,5 @@
-// Fractional max-pooling with an activation: the maxima of a plane's windows, then the activation of those, and the
-// gradient back to where they were found.
+// Fractional max-pooling with an activation: the forward finds the maxima of the windows and applies the activation to
+// them; the backward adds the gradients where the maxima were found.
 #include "calls/fractional_max_pool.h"
 
 #include "cpu/fractional_max_pool/channels_last.h"
@@ -23,7 +23,7 @@ void fractional_max_pool_backward(const PoolCall& call, const void* dy, const vo
   visit_dtype(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto differentiate = call.shape.channels_last ? pool_channels_last_backward<T> : pool_planes_backward<T>;
-    // The identity looks at no result: any address will do.
+    // The identity does not read the result: any address will do.
     const void* result = y ? y : dy;
     differentiate(call, static_cast<const T*>(dy), static_cast<const T*>(result), places, static_cast<T*>(dx));
   });

@@ -3,16 +3,17 @@
 
 #include <limits>
 
+#include "cpu/fractional_max_pool/spans.h"
 #include "cpu/fractional_max_pool/windows.h"
 #include "cpu/parallel_tasks.h"
 
 namespace fusedtricks::cpu {
 
-// How planes are shared out: `planes` whole ones a task, or else `parts` tasks a plane of `length` items each.
+// A task takes `planes` whole planes, or `length` items of one plane, which is then cut into `parts` parts.
 struct PlaneTasks {
   int64_t all_planes, planes, parts, items, length;
 
-  // A plane has that many items, of `item_elements` each.
+  // A plane has `items` items of item_elements elements.
   PlaneTasks(int64_t all_planes, int64_t items, int64_t item_elements) : all_planes(all_planes), items(items) {
     const int64_t elements = std::max<int64_t>(1, items * item_elements);
     planes = std::max<int64_t>(1, kPoolTask / elements);
@@ -20,7 +21,7 @@ struct PlaneTasks {
     parts = (items + length - 1) / length;
   }
 
-  // Calls f(plane, first item, end) for each piece of a task, after start() for each task.
+  // Calls f(state, plane, first item, end item) for every plane of a task, with a state made by start() for each task.
   template <class Start, class F>
   void run(const Start& start, const F& f) const {
     const int64_t groups = (all_planes + planes - 1) / planes;
@@ -34,8 +35,8 @@ struct PlaneTasks {
   }
 };
 
-// The running maximum of n windows that begin one beside the other, and the place where it was found: takes in `width`
-// places of each, which begin at `place`. The first of equal values counts, of NaN the last.
+// Updates the running maxima of n windows, each of which starts one position after the one before, with `width` places
+// of a row. `place` is the number of the first of them. The first of equal values counts, of NaN the last.
 template <int width, class T>
 void take_places(const T* __restrict row, OpMath<T>* __restrict best, int32_t* __restrict found, int32_t place,
                  int64_t n) {
@@ -57,17 +58,18 @@ void take_places(const T* __restrict row, OpMath<T>* __restrict best, int32_t* _
 
 constexpr int64_t kPoolTile = 1024;
 
-// Maxima of the windows that begin at every position of a stretch of memory, whether or not one does: neighbouring
-// memory is read in whole vectors, and the windows that there are picked from L1.
+// The maxima of windows that start at every position of a stretch of memory, whether there is such a window or not. So
+// memory is read in whole vectors; the maxima of windows that do exist are picked from here, from L1.
 template <class T>
 struct Stretch {
   alignas(kCacheLine) OpMath<T> best[kPoolTile];
   alignas(kCacheLine) int32_t found[kPoolTile];
 
-  // n windows, the first of which begins at x; and up to a whole vector more, of which `there` could be read.
-  void reduce(const PoolShape& shape, const T* x, int64_t n, int64_t there) {
+  // Computes n windows, the first of which starts at x. That is rounded up to whole vectors, but not beyond the
+  // `readable` windows that lie inside the tensor.
+  [[gnu::noinline]] void reduce(const PoolShape& shape, const T* x, int64_t n, int64_t readable) {
     constexpr int64_t vector = kCacheLine / int64_t(sizeof(OpMath<T>));
-    n = std::min((n + vector - 1) / vector * vector, there);
+    n = std::min((n + vector - 1) / vector * vector, readable);
     std::fill_n(best, n, -std::numeric_limits<OpMath<T>>::infinity());
     std::fill_n(found, n, 0);
     int32_t place = 0;
@@ -86,14 +88,14 @@ struct Stretch {
   }
 };
 
-// Results in the order of memory, on their way there.
+// Collects results in the order of memory, and writes them a tile at a time.
 template <class T>
 class PoolResults {
  public:
   PoolResults(const PoolCall& call, T* y, void* places, int64_t first)
       : call_(call), activate_(result_span<T>(call.act)), y_(y), places_(places), next_(first) {}
 
-  // The n windows that begin at `start`, of which 0 is `origin` in the stretch.
+  // Adds the n windows at `start`, where start 0 is index `origin` of the stretch.
   void pick(const Stretch<T>& stretch, const int32_t* start, int64_t n, int32_t origin) {
     while (n) {
       const int64_t count = std::min(n, kPoolTile - count_);
@@ -128,17 +130,17 @@ class PoolResults {
   int64_t next_, count_ = 0;
 };
 
-// Rows [row, end) of a plane's windows. x_end: of the tensor.
+// Pools rows [row, end) of a plane's windows. x_end: the end of the tensor.
 template <class T>
 void pool_rows_of_plane(const PoolShape& shape, const WindowTable& table, const T* plane, const T* x_end, int64_t row,
                         int64_t end, PoolResults<T>& results) {
   const int64_t width = shape.output[kWidth], extent = window_extent(shape);
   const int32_t* start = table.starts(kWidth, 0);
-  const auto there = [&](const T* first) { return x_end - first - extent; };
+  const auto readable = [&](const T* first) { return x_end - first - extent; };
   Stretch<T> stretch;
-  // A small plane is one stretch: nobody picks the windows that run over the end of a row.
+  // A small plane is one stretch. Windows that cross the end of a row are computed too, but not picked.
   if (shape.positions() <= kPoolTile) {
-    stretch.reduce(shape, plane, shape.positions() - extent, there(plane));
+    stretch.reduce(shape, plane, shape.positions() - extent, readable(plane));
     for (; row < end; ++row) results.pick(stretch, start, width, int32_t(table.position(row, 0)));
     return;
   }
@@ -147,7 +149,7 @@ void pool_rows_of_plane(const PoolShape& shape, const WindowTable& table, const 
     const T* first = plane + table.position(row, 0);
     for (int64_t from = 0, window = 0; from < starts; from += kPoolTile) {
       const int64_t n = std::min(kPoolTile, starts - from);
-      stretch.reduce(shape, first + from, n, there(first + from));
+      stretch.reduce(shape, first + from, n, readable(first + from));
       const int64_t next = std::lower_bound(start + window, start + width, from + n) - start;
       results.pick(stretch, start + window, next - window, -int32_t(from));
       window = next;
@@ -170,7 +172,8 @@ void pool_planes(const PoolCall& call, const T* x, T* y, void* places) {
   tasks.run([&] { return WindowTable(call, 1); }, piece);
 }
 
-// The gradient of `part` positions of a plane from `first` on: windows in their order, those that lie outside left out.
+// The gradient of the positions [first, first + part) of a plane, which adds up the windows in their order. `window` is
+// the index of the plane's first window.
 template <class T>
 void scatter_plane(const PoolCall& call, const WindowTable& table, const std::vector<int64_t>& offsets, const T* dy,
                    const T* y, const void* places, int64_t window, int64_t first, int64_t part, OpMath<T>* dx) {
@@ -208,7 +211,7 @@ void pool_planes_backward(const PoolCall& call, const T* dy, const T* y, const v
   using V = OpMath<T>;
   struct State {
     WindowTable table;
-    std::vector<V> sums;  // of types that sums are not rounded to
+    std::vector<V> sums;  // empty where T is the compute type: then dx itself holds the sums
   };
   const PoolShape& shape = call.shape;
   const std::vector<int64_t> offsets = place_offsets(shape);

@@ -1,4 +1,4 @@
-// Fractional max-pooling: the windows of some neighbouring planes, and spans of their results.
+// The windows of fractional max-pooling.
 #pragma once
 
 #include <vector>
@@ -9,10 +9,10 @@
 
 namespace fusedtricks::cpu {
 
-// Elements of a task: part of a plane or sample, or some small ones.
+// Elements of a task, which is part of a plane or sample, or several small ones.
 constexpr int64_t kPoolTask = 16384;
 
-// Where the windows of up to `lanes` planes begin, the planes innermost.
+// Where the windows of up to `lanes` planes start. A plane is a lane, and lanes are innermost.
 class WindowTable {
  public:
   WindowTable(const PoolCall& call, int lanes)
@@ -30,7 +30,7 @@ class WindowTable {
     });
   }
 
-  // Of window `number` of a dimension, by lane.
+  // Where window `number` of a dimension starts, for each lane.
   const int32_t* starts(Dimension dimension, int64_t number) const {
     const int64_t before = dimension == kDepth    ? 0
                            : dimension == kHeight ? shape_.output[kDepth]
@@ -38,7 +38,8 @@ class WindowTable {
     return starts_.data() + (before + number) * lanes_;
   }
 
-  // The first position of row `row` of windows (of depth and height), without its width.
+  // The position where row `row` of windows starts, counting rows through depth and height; without the window's start
+  // in the width.
   int64_t position(int64_t row, int lane) const {
     const int64_t height = shape_.output[kHeight];
     const int64_t d = starts(kDepth, row / height)[lane], h = starts(kHeight, row % height)[lane];
@@ -74,16 +75,16 @@ class WindowTable {
   int lanes_;
   std::vector<int32_t> starts_;
   uint64_t counter_ = 0;
-  std::optional<PhiloxBlock> block_;  // the last one that was needed: neighbours share it
+  std::optional<PhiloxBlock> block_;  // number counter_: neighbouring planes share it
 };
 
-// From a window's first position to its last.
+// Distance from a window's first position to its last.
 inline int64_t window_extent(const PoolShape& shape) {
   return ((shape.kernel[kDepth] - 1) * shape.input[kHeight] + shape.kernel[kHeight] - 1) * shape.input[kWidth] +
          shape.kernel[kWidth] - 1;
 }
 
-// How far each place of a window is from the window's first position.
+// Distance of each place of a window from the window's first position.
 inline std::vector<int64_t> place_offsets(const PoolShape& shape) {
   std::vector<int64_t> offsets;
   offsets.reserve(shape.places());
@@ -103,7 +104,7 @@ void convert_span(const From* from, To* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
 }
 
-// n places from element `first` of a tensor of 1, 2 or 4 bytes each.
+// Reads n places from a tensor whose elements have 1, 2 or 4 bytes, starting at element `first`.
 inline void load_places(const void* places, int bytes, int64_t first, int32_t* to, int64_t n) {
   if (bytes == 1) return convert_span(static_cast<const uint8_t*>(places) + first, to, n);
   if (bytes == 2) return convert_span(static_cast<const uint16_t*>(places) + first, to, n);
@@ -114,55 +115,6 @@ inline void store_places(const int32_t* from, void* places, int bytes, int64_t f
   if (bytes == 1) return convert_span(from, static_cast<uint8_t*>(places) + first, n);
   if (bytes == 2) return convert_span(from, static_cast<uint16_t*>(places) + first, n);
   convert_span(from, static_cast<int32_t*>(places) + first, n);
-}
-
-// The loops of the activations that this pooling takes, which are monotone and so keep their result.
-
-// y = act(z).
-template <class T>
-using ResultSpan = void (*)(const OpMath<T>* z, T* y, int64_t n, const Activation&);
-
-template <class T, class Act>
-void apply_activation(const OpMath<T>* z, T* y, int64_t n, const Activation& activation) {
-  const Act act(activation.parameters);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = store<T>(act.forward(z[i]));
-}
-
-template <class T>
-ResultSpan<T> result_span(const Activation& activation) {
-  ResultSpan<T> span = nullptr;
-  activation.visit<OpMath<T>>([&](auto act) {
-    if constexpr (decltype(act)::may_keep_result) span = apply_activation<T, decltype(act)>;
-  });
-  return span;
-}
-
-// dz = dy * act', read off the result y. The identity does not read y.
-template <class T>
-using GradientSpan = void (*)(const T* dy, const T* y, OpMath<T>* dz, int64_t n, const Activation&);
-
-template <class T, class Act>
-void apply_derivative(const T* dy, const T* y, OpMath<T>* dz, int64_t n, const Activation& activation) {
-  const Act act(activation.parameters);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) dz[i] = load(dy[i]) * act.grad(load(y[i]), load(y[i]));
-}
-
-template <class T>
-void widen(const T* dy, const T*, OpMath<T>* dz, int64_t n, const Activation&) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) dz[i] = load(dy[i]);
-}
-
-template <class T>
-GradientSpan<T> gradient_span(const Activation& activation) {
-  GradientSpan<T> span = widen<T>;
-  if (activation.is_identity()) return span;
-  activation.visit<OpMath<T>>([&](auto act) {
-    if constexpr (decltype(act)::may_keep_result) span = apply_derivative<T, decltype(act)>;
-  });
-  return span;
 }
 
 }  // namespace fusedtricks::cpu
