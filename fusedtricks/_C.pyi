@@ -1,8 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
-# Every operator has a function here, whose arguments are written in csrc/ops/. It answers None for a call that is not an
-# ordinary one.
+# One function per operator; csrc/ops/ defines its arguments. It returns None for a call that the fast path does not
+# handle.
 def __getattr__(name: str) -> Callable[..., Any]: ...
 def load_kernels(device: str, path: str, /) -> None: ...
 def reload_settings() -> None: ...

@@ -1,10 +1,10 @@
-"""Fused training layers for PyTorch: the numbers of the stock layers in fewer passes over memory."""
+"""Fused training layers for PyTorch: the same numbers as the stock layers in fewer passes over memory."""
 
 from fusedtricks._load import load_libraries
 
 load_libraries()
 
-from fusedtricks import eager, functional, nn  # noqa: E402  (their ops exist once the libraries are loaded)
+from fusedtricks import eager, functional, nn  # noqa: E402  (they need the loaded libraries)
 from fusedtricks._build_info import version as __version__  # noqa: E402
 from fusedtricks.fusing import fuse, report, unfuse  # noqa: E402
 from fusedtricks.memory import keep_freed_memory  # noqa: E402

@@ -9,8 +9,8 @@ import sys
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fusedtricks", description="Fused training layers for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="what this installation is made of, and a self-check of each backend")
-    commands.add_parser("demo", help="train one network with stock layers and with fused ones", add_help=False)
+    commands.add_parser("info", help="show what was built, and run a self-check of each backend")
+    commands.add_parser("demo", help="train the same network with stock and with fused layers", add_help=False)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries, or says in one sentence why they cannot be."""
+"""Loads the compiled libraries, or says in one sentence why that is impossible."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _FOLDER = Path(__file__).parent
 
 
 def choose_instruction_set(capability: str, built: Sequence[str]) -> str:
-    """The best built instruction set that is not above what torch runs on.
+    """The best built instruction set that is no better than the one torch uses.
 
     Args:
-        capability: what `torch.backends.cpu.get_cpu_capability()` answers; `ATEN_CPU_CAPABILITY` sets it.
-        built: names among `INSTRUCTION_SETS`, "default" always with them.
+        capability: the value of `torch.backends.cpu.get_cpu_capability()`; `ATEN_CPU_CAPABILITY` sets it.
+        built: names from `INSTRUCTION_SETS`, always including "default".
     """
     name = capability.lower()
     level = max((i for i, known in enumerate(INSTRUCTION_SETS) if name.startswith(known)), default=0)
@@ -26,11 +26,11 @@ def choose_instruction_set(capability: str, built: Sequence[str]) -> str:
 
 
 def torch_key(version: str, cuda: str | None) -> tuple[str, str | None]:
-    """What has to be equal in the torch built against and the torch running.
+    """What must match between the torch we were built against and the torch that is running.
 
-    torch keeps its C++ interface within a minor release, so a patch release does not matter and a development
-    version has to be the very same. The CUDA release decides which runtime torch brings along, and a copy
-    built for a torch without CUDA has no kernels for it.
+    torch keeps its C++ interface stable within a minor release, so the patch release does not matter; a development
+    version must be exactly the same. The CUDA version must match too: it decides which CUDA runtime torch ships, and
+    a copy built for a torch without CUDA has no CUDA kernels.
     """
     numbers = version.split("+")[0].split(".")
     released = all(number.isdigit() for number in numbers)
@@ -38,7 +38,7 @@ def torch_key(version: str, cuda: str | None) -> tuple[str, str | None]:
 
 
 def check_torch(build_info: ModuleType) -> None:
-    """Raises ImportError where this torch is not the one that the libraries were built for."""
+    """Raises ImportError if the libraries were built for another torch than this one."""
     built, running = (build_info.torch, build_info.cuda), (torch.__version__, torch.version.cuda)
     if torch_key(*built) == torch_key(*running):
         return
@@ -47,14 +47,14 @@ def check_torch(build_info: ModuleType) -> None:
     ]
     raise ImportError(
         f"fusedtricks was built for {names[0]} and cannot run with {names[1]}: "
-        "install it again from its source (`pip install .`), which builds it for the torch that is there."
+        "reinstall it from source (`pip install .`), which builds it for the torch that is installed."
     )
 
 
 def _missing() -> ImportError:
     return ImportError(
         f"fusedtricks has no compiled libraries for this Python in {_FOLDER}: if that is a checkout, run "
-        "`pip install -e .` in it or start Python in another folder, and otherwise install it again."
+        "`pip install -e .` in it or start Python in another folder; otherwise reinstall fusedtricks."
     )
 
 
@@ -66,7 +66,7 @@ def _load_kernels(core: ModuleType, device: str, name: str) -> None:
 
 
 def load_libraries() -> None:
-    """Loads `_C`, the CPU kernels of one instruction set, and the CUDA kernels where they were built."""
+    """Loads `_C`, the CPU kernels for one instruction set, and the CUDA kernels if they were built."""
     try:
         build_info = import_module("fusedtricks._build_info")
         check_torch(build_info)

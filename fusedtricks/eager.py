@@ -1,7 +1,7 @@
-"""The operators composed of stock PyTorch: what the kernels compute, in a few lines each.
+"""The operators written in stock PyTorch: what the kernels compute, in a few lines each.
 
-Used where a C++ autograd function cannot take part (`torch.func` transforms, forward-mode differentiation), and the
-base of the tests' reference.
+Used where C++ autograd functions do not work (`torch.func` transforms, forward-mode differentiation), and as the basis
+of the tests' reference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
 
 
 def activation(input: Tensor, act: str, **act_kwargs: float) -> Tensor:
-    """The activation of that name."""
+    """Applies the activation named `act`."""
     return FORMULAS[act](input, **act_kwargs)
 
 
@@ -72,13 +72,16 @@ def batch_norm_act_max_pool2d(
     windows: tuple[list[int], list[int], list[int], list[int], bool],
     **settings: Any,
 ) -> Tensor:
-    """max_pool2d(act(batch_norm(input))): tensors and settings of `batch_norm_act`, windows in stock's order."""
+    """max_pool2d(act(batch_norm(input))).
+
+    Tensors and settings are those of `batch_norm_act`; windows are in `F.max_pool2d`'s argument order.
+    """
     statistics_and_parameters: Any = tensors
     return F.max_pool2d(batch_norm_act(input, *statistics_and_parameters, **settings), *windows)
 
 
 def philox(seed: int, offset: int, counter: Tensor) -> Tensor:
-    """The Philox4x32-10 blocks of int64 counters of shape (n,): int64 words of shape (n, 4)."""
+    """The Philox4x32-10 blocks for int64 counters of shape (n,): int64 words of shape (n, 4)."""
     low = 0xFFFFFFFF
     c0, c1 = counter & low, (counter >> 32) & low
     c2, c3 = (torch.full_like(counter, word) for word in (offset & low, (offset >> 32) & low))
@@ -91,14 +94,14 @@ def philox(seed: int, offset: int, counter: Tensor) -> Tensor:
 
 
 def _widening_product(m: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The high and low 32 bits of m * x, where x < 2^32 and int64 would overflow."""
+    """The high and low 32 bits of m * x for x < 2^32, without overflowing int64."""
     upper, lower = m * (x >> 16), m * (x & 0xFFFF)
     middle = upper + (lower >> 16)
     return middle >> 16, ((middle & 0xFFFF) << 16) | (lower & 0xFFFF)
 
 
 def dropout_mask(input: Tensor, p: float, seed: int, offset: int = 0) -> Tensor:
-    """True where an element is kept: its word of the Philox stream is at least ceil(p 2^32)."""
+    """True where an element is kept, that is where its word of the Philox stream is at least ceil(p 2^32)."""
     blocks = (input.numel() + 3) // 4
     words = philox(seed, offset, torch.arange(blocks, device=input.device)).flatten()[: input.numel()]
     return (words >= _threshold(p)).view(input.shape)
@@ -110,7 +113,7 @@ def _threshold(p: float) -> int:
 
 
 def _affine(p: float, mode: str) -> tuple[float, float, float]:
-    """Scale and shift of the values that dropout keeps, and what the others become."""
+    """Scale and shift for kept values, and the value that replaces dropped ones."""
     kept = 1 - _threshold(p) / 2**32
     if mode == "classic" or kept == 0:
         return 1.0, 0.0, 0.0
@@ -122,11 +125,11 @@ def _affine(p: float, mode: str) -> tuple[float, float, float]:
 
 
 SELU_LIMIT = -1.7580993408473766
-"""What SELU tends to for x → -∞: -λα."""
+"""The limit of SELU for x → -∞: -λα."""
 
 
 def dropout(input: Tensor, p: float, *, seed: int | None = None, mode: str = "inverted") -> Tensor:
-    """The training form of dropout. Without a seed, stock's mask: `torch.vmap` knows how to draw one a sample."""
+    """Dropout in training. Without a seed the mask is stock's, which `torch.vmap` can draw for each sample."""
     return _dropped(input, _mask(input, p, seed), p, mode)
 
 
@@ -156,7 +159,7 @@ def feature_dropout(
     seed: int | None = None,
     mode: str = "inverted",
 ) -> Tensor:
-    """The training form of dropout with a mask value for each index of the first `mask_dims` dimensions."""
+    """Dropout in training, with one mask value for each index of the first `mask_dims` dimensions."""
     values = input.new_ones(input.shape[:mask_dims] + (1,) * (input.dim() - mask_dims))
     y = _dropped(input, _mask(values, p, seed), p, mode)
     return y if residual is None else y + residual
@@ -172,7 +175,7 @@ def _dropped(input: Tensor, mask: Tensor, p: float, mode: str) -> Tensor:
 
 
 def pool_samples(planes: int, rank: int, seed: int, device: torch.device) -> Tensor:
-    """The random numbers of the planes in [0, 1), float64 (planes, rank): the words of the Philox stream over 2^32."""
+    """The random numbers of all planes, float64 (planes, rank) in [0, 1): words of the Philox stream over 2^32."""
     blocks = (planes * rank + 3) // 4
     words = philox(seed, 0, torch.arange(blocks, device=device)).flatten()[: planes * rank]
     return words.view(planes, rank).double() / 2**32
@@ -188,9 +191,9 @@ def fractional_max_pool(
     act: str = "identity",
     act_kwargs: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """act(F.fractional_max_pool2d(input)) or 3d, with a batch, and the indices.
+    """act(F.fractional_max_pool2d(input)) or 3d, for batched input, and the indices.
 
-    Windows that follow from a seed are computed in float64, whatever the dtype; without a seed they are stock's.
+    Windows derived from a seed are computed in float64 for every dtype; without a seed the windows are stock's.
     """
     rank = len(kernel_size)
     pool = F.fractional_max_pool2d_with_indices if rank == 2 else F.fractional_max_pool3d_with_indices
@@ -205,13 +208,13 @@ def fractional_max_pool(
 
 
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-"""By the number of spatial dimensions."""
+"""The convolution functions, keyed by the number of spatial dimensions."""
 
 
 def drop_connect_linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5, *, seed: int | None = None
 ) -> Tensor:
-    """The training form of a linear layer with dropped weights."""
+    """A linear layer with dropped weights, in training."""
     return F.linear(input, dropout(weight, p, seed=seed), bias)
 
 
@@ -227,16 +230,16 @@ def drop_connect_convolution(
     *,
     seed: int | None = None,
 ) -> Tensor:
-    """The training form of a convolution with dropped weights, of as many dimensions as the weight has."""
+    """A convolution with dropped weights, in training; the weight's shape says whether it is 1d, 2d or 3d."""
     convolution = CONVOLUTIONS[weight.dim() - 2]
     return convolution(input, dropout(weight, p, seed=seed), bias, stride, padding, dilation, groups)
 
 
 def add_samples(input: Tensor, rows: Tensor, index: Tensor, scale: float = 1.0) -> Tensor:
-    """input with scale * rows added to the samples of those numbers."""
+    """input with scale * rows added to the samples at `index`."""
     return input.index_add(0, index, rows, alpha=scale)
 
 
 def select_samples(input: Tensor, index: Tensor) -> Tensor:
-    """The samples of those numbers."""
+    """The samples at `index`."""
     return input.index_select(0, index)

@@ -19,7 +19,7 @@ def _openmp() -> str:
 
 
 def openmp_runtimes() -> list[str]:
-    """The OpenMP libraries loaded into this process, where the system tells (Linux)."""
+    """The OpenMP libraries loaded into this process; empty on systems other than Linux."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
@@ -41,7 +41,7 @@ def _facts() -> Iterator[tuple[str, str]]:
 
 
 def main() -> int:
-    """Prints the report; the status is 1 where a self-check fails."""
+    """Prints the report. Returns the exit status: 1 if a self-check fails, else 0."""
     for name, value in _facts():
         print(f"{name:<20}{value}")
     passed = True

@@ -1,4 +1,4 @@
-"""A quick look at whether a backend computes what it should, for an installation that nobody has tested."""
+"""Quick checks that each backend computes the right values, for a new installation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from fusedtricks import _C, eager, functional
 
 _TOLERANCE = 1e-4
-_ELEMENTS = 1003  # whole vectors of every instruction set, and a remainder
+_ELEMENTS = 1003  # whole vectors for every instruction set, plus a remainder
 _PHILOX_SEED, _PHILOX_OFFSET, _PHILOX_COUNTER = 0x299F31D0A4093822, 0x0370734413198A2E, 0x85A308D3243F6A88
 _PHILOX_ANSWER = (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)  # Random123's known answer for pi's digits
 
 
 class Result(NamedTuple):
-    """What one check of one backend found."""
+    """The result of one check of one backend."""
 
     backend: str
     check: str
@@ -31,7 +31,7 @@ def _random(*shape: int, seed: int) -> Tensor:
 
 
 def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The result of a function and the gradients of a weighted sum of it, in double on the CPU."""
+    """A function's output and the gradients of a weighted sum of it, as float64 tensors on the CPU."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     output = function(*leaves)
     cotangent = _random(*output.shape, seed=99).to(output)
@@ -40,7 +40,7 @@ def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -
 
 
 def _error(fused: Callable[..., Tensor], stock: Callable[..., Tensor], inputs: list[Tensor], device: str) -> float:
-    """The largest deviation of a fused function on a device from its stock composition in double."""
+    """The largest absolute difference between a fused function on `device` and stock in float64 on the CPU."""
     found = _with_gradients(fused, [tensor.to(device) for tensor in inputs])
     expected = _with_gradients(stock, [tensor.double() for tensor in inputs])
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
@@ -148,7 +148,7 @@ def _run_check(backend: str, check: str) -> Result:
 
 
 def run(built: Sequence[str]) -> Iterator[Result]:
-    """Checks the CPU kernels in use, and the CUDA kernels where they were built and a device is there."""
+    """Checks the CPU kernels in use, and the CUDA kernels if they were built and there is a device."""
     for check in CHECKS:
         yield _run_check("cpu", check)
     if "cuda" not in built:

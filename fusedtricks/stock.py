@@ -1,7 +1,7 @@
-"""The stock layers that ours are compared with, by `fusedtricks demo` and by the benchmarks.
+"""The stock layers that `fusedtricks demo` and the benchmarks compare ours with.
 
-A network is written once, for a set of `Layers`, and built from `STOCK` and from `FUSED`. `bytes_kept_for_backward`
-counts what either keeps.
+A network is written once in terms of `Layers`, then built from `STOCK` and from `FUSED`. `bytes_kept_for_backward`
+measures how much memory each keeps.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,
     "softplus": nn.Softplus,
 }
-"""Makes the stock layer of each activation as it is used after BatchNorm: in place where the gradient allows it."""
+"""Creates the stock layer of each activation as used after BatchNorm: in place if the gradient allows it."""
 
 
 class _NormAct(_BatchNorm):
-    """Stock BatchNorm, the residual added in place, the stock activation layer, one after another."""
+    """Stock BatchNorm, then the residual added in place, then the stock activation layer."""
 
     def __init__(self, num_features: int, *, act: str = "relu") -> None:
         super().__init__(num_features)
@@ -46,25 +46,25 @@ class _NormAct(_BatchNorm):
 
 
 class NormAct1d(_NormAct, nn.BatchNorm1d):
-    """`activation(BatchNorm1d(x) [+ residual])` of stock layers."""
+    """`activation(BatchNorm1d(x) [+ residual])` with stock layers."""
 
 
 class NormAct2d(_NormAct, nn.BatchNorm2d):
-    """`activation(BatchNorm2d(x) [+ residual])` of stock layers."""
+    """`activation(BatchNorm2d(x) [+ residual])` with stock layers."""
 
 
 class NormAct3d(_NormAct, nn.BatchNorm3d):
-    """`activation(BatchNorm3d(x) [+ residual])` of stock layers."""
+    """`activation(BatchNorm3d(x) [+ residual])` with stock layers."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What a network is built from. Networks of either set have the same `state_dict` keys and shapes.
+    """The layers a network is built from. Stock and fused networks have the same `state_dict` keys and shapes.
 
     Attributes:
         name: "stock" or "fused".
         norm_act: `(num_features, act=...)` -> a module called with `(x, residual=None)`.
-        relu: makes a ReLU layer that stands alone.
+        relu: creates a standalone ReLU layer.
         dropout: `(p)` -> a dropout layer.
     """
 
@@ -79,7 +79,7 @@ FUSED = Layers("fused", fused_nn.BatchNormAct2d, lambda: fused_nn.ReLU(inplace=T
 
 
 def initialise_convolutions(network: nn.Module) -> None:
-    """He initialisation (normal, fan out) of every convolution; the other layers keep torch's own."""
+    """He initialisation (normal, fan out) of every convolution; other layers keep torch's initialisation."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -88,7 +88,7 @@ def initialise_convolutions(network: nn.Module) -> None:
 
 
 def bytes_kept_for_backward(forward: Callable[..., object], *inputs: Tensor) -> int:
-    """Bytes of the storages that a forward pass keeps for backward, without those of parameters and buffers."""
+    """Bytes of storage that a forward pass keeps for backward, not counting parameters and buffers."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:

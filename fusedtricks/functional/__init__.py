@@ -1,9 +1,9 @@
 """The operators as functions, with the arguments of `torch.nn.functional`.
 
-Each goes through PyTorch's dispatcher to one C++ or CUDA kernel a direction. Under `torch.func` transforms and
-forward-mode differentiation, which C++ autograd functions do not take part in, the same values come from the eager
-composition in `fusedtricks.eager`; also where a model is exported (`torch.export`, ONNX) in evaluation mode, which then
-needs no operator of ours.
+Each goes through PyTorch's dispatcher to one C++ or CUDA kernel per direction. `torch.func` transforms and forward-mode
+differentiation do not support C++ autograd functions, so there the same values come from the eager composition in
+`fusedtricks.eager`. So they do when a model is exported in evaluation mode (`torch.export`, ONNX): the exported model
+then needs none of our operators.
 """
 
 from ._act_dropout import act_dropout

@@ -1,4 +1,4 @@
-"""The tail of a layer: bias, activation, dropout and residual."""
+"""The end of a layer: bias, activation, dropout and residual."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ def act_dropout(
     training: bool = True,
     seed: int | None = None,
 ) -> Tensor:
-    r"""Equivalent to `F.dropout(act(x + bias), p, training) + residual`, with another stream of random bits.
+    r"""Equivalent to `F.dropout(act(x + bias), p, training) + residual`, with different random numbers.
 
-    One pass over memory each way, with the bias's gradient summed in it. The mask is that of `dropout`: a function of
-    the seed and of each element's logical index.
+    One pass over memory forward and one backward, which also sums the bias's gradient. The mask is the same as in
+    `dropout`: a function of the seed and each element's logical index.
 
-    Kept for backward: of relu without a residual the result alone, which shows both what was dropped and the
-    derivative; of the identity the seed; of others the seed and one tensor: the result where the derivative can be read
-    off it and there is no residual (the next layer keeps it anyway), else `x`.
+    Kept for backward: for relu without a residual only the result, which shows both what was dropped and the
+    derivative; for the identity only the seed; otherwise the seed and one tensor. That is the result (which the next
+    layer keeps anyway) if the derivative can be computed from it and there is no residual, else `x`.
 
     Args:
-        x: any shape; float32, float64, bfloat16 or float16. Contiguous and channels-last memory are both taken as they
-            are; other strides cost one copy.
-        bias: (F,), for the last dimension of x, as after a linear layer; or (C, 1, …, 1) with as many dimensions as a
-            sample, for the channels of an (N, C, \*) tensor; or None. Of x's dtype, or float32 with the half types.
-        residual: of x's shape, dtype and device (under autocast, of another dtype too), added last; or None.
+        x: any shape; float32, float64, bfloat16 or float16. Contiguous and channels-last memory are used as they are;
+            other strides cost one copy.
+        bias: (F,) for the last dimension of x, as after a linear layer; (C, 1, …, 1) with as many dimensions as a
+            sample, for the channels of an (N, C, \*) tensor; or None. In x's dtype; for half types also float32.
+        residual: added last; of x's shape, dtype and device (under autocast any dtype), or None.
         act: one of `ACTIVATIONS`.
-        act_kwargs: its parameters, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
+        act_kwargs: parameters of the activation, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
         p: probability of *dropping* a value, in [0, 1].
-        training: drop; else `act(x + bias) + residual`.
-        seed: 64-bit seed of the mask. None draws one from torch's generator, where there is something to drop.
+        training: apply dropout; otherwise compute `act(x + bias) + residual`.
+        seed: 64-bit seed of the mask. None draws one from torch's generator if there is anything to drop.
 
     Returns:
         A tensor of x's shape, dtype and memory format.
 
     Raises:
-        ValueError: unknown `act`; `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
+        ValueError: unknown `act`; `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `x` is not a tensor; `act_kwargs` that the activation does not take.
-        RuntimeError: a bias or residual whose shape, dtype or device does not fit `x`.
-        NotImplementedError: `x` of another dtype, or on a device without a backend.
+        RuntimeError: the shape, dtype or device of the bias or residual does not match `x`.
+        NotImplementedError: `x` has another dtype, or is on a device without a backend.
     """
     arguments = (x, bias, residual, act, act_kwargs, p, training, seed)
     y = None if is_dynamo_compiling() else _C.act_dropout(*arguments)

@@ -13,15 +13,15 @@ from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def activation(input: Tensor, act: str, *, inplace: bool = False, **act_kwargs: float) -> Tensor:
-    """Equivalent to the function of that name in `torch.nn.functional`, such as `F.leaky_relu(input, negative_slope)`.
+    """Equivalent to the function `act` of `torch.nn.functional`, for example `F.leaky_relu(input, negative_slope)`.
 
-    One tensor is kept for backward: the result where the derivative can be read off it, else the input.
+    One tensor is kept for backward: the result if the derivative can be computed from it, else the input.
 
     Args:
         input: any shape; float32, float64, bfloat16 or float16. Dense strides are kept.
         act: one of `ACTIVATIONS`.
         inplace: write the result over `input`.
-        **act_kwargs: the activation's parameters, by the names in `ACTIVATIONS`.
+        **act_kwargs: the activation's parameters, named as in `ACTIVATIONS`.
 
     Returns:
         A tensor like `input`, or `input` itself if `inplace`.
@@ -29,7 +29,7 @@ def activation(input: Tensor, act: str, *, inplace: bool = False, **act_kwargs: 
     Raises:
         ValueError: unknown `act`.
         TypeError: a parameter that the activation does not take; `input` is not a tensor.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
     if has_torch_function_unary(input):
@@ -86,7 +86,8 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """Equivalent to `F.leaky_relu(input, negative_slope, inplace)`: x, or `negative_slope` x below 0.
 
-    `negative_slope` is the lecture's a. Keeps the result for backward (the input if it is negative). See `activation`.
+    `negative_slope` is the lecture's a. Keeps the result for backward (or the input, if `negative_slope` is negative).
+    See `activation`.
     """
     y = None if is_dynamo_compiling() else _C.activation(input, "leaky_relu", inplace, negative_slope)
     return activation(input, "leaky_relu", inplace=inplace, negative_slope=negative_slope) if y is None else y

@@ -1,4 +1,4 @@
-"""Checks of arguments that the functions share, and the names of the activations."""
+"""Argument checks shared by the functions, and the names of the activations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEFAULT_ARGUMENTS = {name: list(parameters.values()) for name, parameters in AC
 
 
 def activation_arguments(act: str, act_kwargs: Mapping[str, float] | None) -> list[float]:
-    """The parameters of an activation in the order that the operators take them.
+    """The parameters of an activation, in the order the operators expect.
 
     Raises:
         ValueError: if `act` is not one of `ACTIVATIONS`.
@@ -43,7 +43,7 @@ def _number(act: str, name: str, value: Any) -> float:
 
 
 def check_types(op: str, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-    """TypeError for the first argument of a wrong type; the first of `tensors` must be one, the others may be None."""
+    """TypeError for the first argument of a wrong type. Only the first of `tensors` must not be None."""
     for i, (name, value) in enumerate(tensors.items()):
         if not isinstance(value, Tensor) and (i == 0 or value is not None):
             raise TypeError(f"{op}(): argument {name!r} must be Tensor, not {type(value).__name__}")
@@ -53,7 +53,7 @@ def check_types(op: str, tensors: Mapping[str, Any], numbers: Mapping[str, Any])
 
 
 def signed_seed(seed: int | None) -> int | None:
-    """A 64-bit seed, signed or not, as the int64 that operators take."""
+    """Converts a 64-bit seed, signed or unsigned, to the int64 that operators take."""
     if seed is None:
         return None
     if not isinstance(seed, int):
@@ -64,7 +64,7 @@ def signed_seed(seed: int | None) -> int | None:
 
 
 def check_dropout(p: float, mode: str = "inverted") -> None:
-    """ValueError unless 0 <= p <= 1 and the mode is known; TypeError where p is no number."""
+    """ValueError unless 0 <= p <= 1 and the mode is known; TypeError if p is not a number."""
     check_types("dropout", {}, {"p": p})
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")

@@ -31,43 +31,44 @@ def batch_norm_act(
 ) -> Tensor:
     r"""Equivalent to `F.dropout(act(F.batch_norm(input, running_mean, …, training) + residual), p, training)`.
 
-    Batch normalisation (Ioffe & Szegedy, 2015), an optional residual and an activation, in one sweep over memory after
-    the one for the statistics. For backward the input is kept, and two values per channel; with a residual also the
-    output (which the next layer keeps anyway), or the residual where the activation cannot be read off the output.
+    Batch normalisation (Ioffe & Szegedy, 2015), an optional residual and an activation: one pass over memory for the
+    statistics and one for the rest. Kept for backward: the input and two values per channel; with a residual also the
+    output (which the next layer keeps anyway), or the residual if the derivative cannot be computed from the output.
 
-    The last stage is dropout (Srivastava et al., 2014), as in wide residual networks (Zagoruyko & Komodakis, 2016),
-    in the same sweep: its mask is that of `functional.dropout` for a tensor of this shape and that seed. It needs
-    nothing more for backward but the seed; with a residual, all activations but relu then keep the residual.
+    Dropout (Srivastava et al., 2014) comes last, as in wide residual networks (Zagoruyko & Komodakis, 2016), in the
+    same pass. The mask is that of `functional.dropout` for a tensor of this shape and the same seed. Only the seed is
+    kept in addition; with a residual, every activation except relu then keeps the residual.
 
     Args:
-        input: (N, C) or (N, C, \*), float32, float64, bfloat16 or float16. Contiguous and channels-last memory are both
-            taken as they are; other strides cost one copy.
-        running_mean: (C,), or None. The moving average used in evaluation, updated in training.
-        running_var: (C,), or None. The same of the unbiased variance.
-        weight: (C,), the γ of the paper, or None for 1. As the running statistics in `input`'s dtype, or float32 with
-            bfloat16 and float16 input.
-        bias: (C,), the β of the paper, or None for 0.
-        residual: of `input`'s shape, dtype and device, added before the activation, or None.
+        input: (N, C) or (N, C, \*); float32, float64, bfloat16 or float16. Contiguous and channels-last memory are used
+            as they are; other strides cost one copy.
+        running_mean: (C,), or None. The moving average used in evaluation and updated in training.
+        running_var: (C,), or None. The same for the unbiased variance.
+        weight: (C,), the paper's γ, or None for 1. Like the running statistics in `input`'s dtype; for bfloat16 and
+            float16 input also float32.
+        bias: (C,), the paper's β, or None for 0.
+        residual: added before the activation; of `input`'s shape, dtype and device, or None.
         act: one of `ACTIVATIONS`.
-        act_kwargs: its parameters, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
-        training: normalise with the statistics of this batch, and drop; else with the running ones, and do not.
+        act_kwargs: parameters of the activation, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
+        training: normalise with the statistics of this batch and apply dropout; otherwise normalise with the running
+            statistics, without dropout.
         momentum: weight of the batch in the running statistics (the lecture's α), or None for a cumulative average.
         eps: added to the variance.
         num_batches_tracked: int64 scalar that counts the batches in training, or None. `momentum=None` needs it.
-        p: probability of *dropping* a value of the result, in [0, 1]; the others are divided by 1 - p. A layer without
-            running statistics, which normalises with those of the batch in evaluation too, has to pass 0 there.
-        seed: 64-bit seed of the mask. None draws one from torch's generator, where anything is dropped.
+        p: probability of *dropping* a value of the result, in [0, 1]; kept values are divided by 1 - p. A layer without
+            running statistics uses batch statistics (`training=True`) in evaluation too; it must pass 0 there.
+        seed: 64-bit seed of the mask. None draws one from torch's generator if anything is dropped.
 
     Returns:
         A tensor of `input`'s shape, dtype and memory format.
 
     Raises:
-        ValueError: unknown `act`; `eps` not positive, one value per channel, running statistics given by half, or
-            `momentum` outside [0, 1], in training; `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
+        ValueError: unknown `act`; in training `eps` not positive, only one value per channel, only one of the running
+            statistics, or `momentum` outside [0, 1]; `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor; `act_kwargs` that the activation does not take.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
-        IndexError: `input` of fewer than 2 dimensions.
-        RuntimeError: a tensor whose shape, dtype or device does not fit `input`; evaluation without running statistics.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
+        IndexError: `input` has fewer than 2 dimensions.
+        RuntimeError: a tensor's shape, dtype or device does not match `input`; evaluation without running statistics.
     """
     arguments = (
         *(input, running_mean, running_var, weight, bias, residual, act, act_kwargs),
@@ -83,7 +84,7 @@ _TENSORS = ("input", "running_mean", "running_var", "weight", "bias", "residual"
 def check_batch_norm_act(
     *, act: Any, act_kwargs: Any, momentum: Any, eps: Any, p: Any = 0.0, seed: Any = None, **others: Any
 ) -> None:
-    """TypeError or ValueError for what is wrong whatever the tensors are."""
+    """TypeError or ValueError for arguments that are wrong for any tensors."""
     activation_arguments(act, act_kwargs)
     check_dropout(p)
     signed_seed(seed)

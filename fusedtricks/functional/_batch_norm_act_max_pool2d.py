@@ -1,4 +1,4 @@
-"""Batch normalisation, an activation and max-pooling: the stem of a residual network."""
+"""Batch normalisation, an activation and max-pooling, as in the stem of a residual network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 Pair = int | Sequence[int]
 
-MAX_PLACES = 256  # of a window, that one byte tells apart
+MAX_PLACES = 256  # positions in a window that one byte can number
 
 
 def batch_norm_act_max_pool2d(
@@ -41,28 +41,28 @@ def batch_norm_act_max_pool2d(
     """Equivalent to `F.max_pool2d(act(F.batch_norm(input, …)), kernel_size, stride, padding, dilation, ceil_mode)`.
 
     The stem of a residual network (He et al., "Deep residual learning for image recognition", 2016), whose tensor is
-    the network's largest, in one sweep over memory after the one for the statistics. For backward the input is kept,
-    two values per channel and one byte per element of the result: which place of its window the maximum was at. As in
-    stock it is the first of equal maxima; half types are compared before they are rounded.
+    the network's largest: one pass over memory for the statistics and one for the rest. Kept for backward: the input,
+    two values per channel, and one byte per element of the result for the maximum's position in its window. As in
+    stock, the first of equal maxima counts; half types are compared before rounding.
 
-    A window of more than 256 places, which do not fit the byte, and padded windows whose dilation is larger than the
-    image are pooled by stock, after `batch_norm_act`.
+    Windows of more than 256 positions, which do not fit the byte, and padded windows whose dilation is larger than the
+    image are pooled by stock after `batch_norm_act`.
 
     Args:
-        input: (N, C, H, W), float32, float64, bfloat16 or float16. Contiguous and channels-last memory are both taken
-            as they are; other strides cost one copy.
-        running_mean: as of `batch_norm_act`, and so are the arguments that are not named here.
-        running_var: of the unbiased variance.
+        input: (N, C, H, W); float32, float64, bfloat16 or float16. Contiguous and channels-last memory are used as they
+            are; other strides cost one copy.
+        running_mean: (C,), or None. As in `batch_norm_act`, like `running_var`, `weight`, `bias` and the dtypes.
+        running_var: (C,), or None. The moving average of the unbiased variance.
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
-        kernel_size: of a window: one number, or one for rows and one for columns, as the three that follow.
-        stride: from one window to the next; None for `kernel_size`.
-        padding: places around the image that never are the maximum; at most half of `kernel_size`.
-        dilation: from one place of a window to the next.
+        kernel_size: of a window: one number, or one for rows and one for columns; so are the next three.
+        stride: distance between windows; None for `kernel_size`.
+        padding: positions around the image that are never the maximum; at most half of `kernel_size`.
+        dilation: distance between the positions of a window.
         ceil_mode: round the number of windows up instead of down.
         act: one of `ACTIVATIONS`, applied before pooling.
-        act_kwargs: its parameters.
-        training: normalise with the statistics of this batch, else with the running ones.
+        act_kwargs: parameters of the activation.
+        training: normalise with the statistics of this batch, otherwise with the running statistics.
         momentum: weight of the batch in the running statistics, or None for a cumulative average.
         eps: added to the variance.
         num_batches_tracked: int64 scalar that counts the batches in training, or None.
@@ -71,11 +71,11 @@ def batch_norm_act_max_pool2d(
         A tensor of shape (N, C, windows in a column, windows in a row), of `input`'s dtype and memory format.
 
     Raises:
-        ValueError: `input` of another number of dimensions; else as `batch_norm_act`.
-        TypeError: `input` is not a tensor; windows not given by integers; as `batch_norm_act`.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
-        RuntimeError: windows that `F.max_pool2d` does not take, or that do not fit into the image; an empty image; a
-            tensor whose shape, dtype or device does not fit `input`; evaluation without running statistics.
+        ValueError: `input` does not have 4 dimensions; also as in `batch_norm_act`.
+        TypeError: `input` is not a tensor; a window argument is not an integer; also as in `batch_norm_act`.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
+        RuntimeError: `F.max_pool2d` does not take the windows, or they do not fit into the image; the image is empty;
+            a tensor's shape, dtype or device does not match `input`; evaluation without running statistics.
     """
     tensors = (input, running_mean, running_var, weight, bias)
     settings = (act, act_kwargs, training, momentum, eps, num_batches_tracked)
@@ -93,11 +93,11 @@ Windows = tuple[list[int], list[int], list[int], list[int], bool]
 
 
 def pool_arguments(kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool) -> Windows:
-    """The windows as operators take them: a number for rows and one for columns each.
+    """The windows as the operators take them: pairs of (rows, columns).
 
     Raises:
-        TypeError: for what is no integer; `ceil_mode` that is no bool.
-        RuntimeError: for more integers than two.
+        TypeError: a value is not an integer; `ceil_mode` is not a bool.
+        RuntimeError: an argument does not consist of one or two integers.
     """
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"ceil_mode must be bool, not {type(ceil_mode).__name__}")
@@ -118,7 +118,10 @@ def _pair(name: str, value: Any) -> list[int]:
 
 
 def _fits_a_byte(input: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> bool:
-    """Whether a byte holds every place of a window, and every window has an element; also where it has mistakes."""
+    """Whether a byte can number the positions of a window and every window has an element.
+
+    May be True for invalid windows, which are checked elsewhere.
+    """
     if kernel[0] * kernel[1] > MAX_PLACES:
         return False
     if input.dim() != 4 or dilation == [1, 1] or padding == [0, 0]:
@@ -127,7 +130,7 @@ def _fits_a_byte(input: Tensor, kernel: list[int], stride: list[int], padding: l
 
 
 def _check_windows(input: Tensor, windows: Windows) -> None:
-    """The errors of stock, before any running statistic has changed."""
+    """Raises stock's errors before any running statistic has changed."""
     if input.dim() != 4:
         raise ValueError(f"input has {input.dim()} dimensions; it takes 4, (N, C, H, W)")
     F.max_pool2d(torch.empty(input.shape, device="meta"), *windows)
@@ -136,7 +139,7 @@ def _check_windows(input: Tensor, windows: Windows) -> None:
 def _windows(
     kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool, **others: Any
 ) -> tuple[Windows, dict[str, Any]]:
-    """The windows, and the other arguments: those of `batch_norm_act`."""
+    """Splits the arguments into the windows and those of `batch_norm_act`."""
     return pool_arguments(kernel_size, stride, padding, dilation, ceil_mode), others
 
 
@@ -146,7 +149,7 @@ def _check(**arguments: Any) -> None:
 
 
 def _pooled_by_stock(**arguments: Any) -> Tensor | None:
-    """The result where the kernels have no place for a window's maximum."""
+    """Stock's result if the kernels do not support these windows, else None."""
     windows, others = _windows(**arguments)
     if _fits_a_byte(others["input"], *windows[:4]):
         return None

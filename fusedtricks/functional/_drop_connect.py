@@ -1,4 +1,4 @@
-"""DropConnect: linear layers and convolutions whose weights are dropped."""
+"""DropConnect: linear layers and convolutions with dropped weights."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def drop_connect_linear(
     *,
     seed: int | None = None,
 ) -> Tensor:
-    r"""Equivalent to `F.linear(input, dropout(weight, p, training, seed=seed), bias)`, with `dropout` of this package.
+    r"""Equivalent to `F.linear(input, dropout(weight, p, training, seed=seed), bias)`, with this package's `dropout`.
 
     DropConnect (Wan et al., 2013): in training, weights are zeroed with probability `p` and the others divided by
-    1 - p; in evaluation the weights are as they are. One mask is drawn for the mini-batch, that of `dropout`, bit for
-    bit; the paper draws one for each example, which makes a matrix product of every example. The bias is not dropped.
+    1 - p; in evaluation the weights are used unchanged. The whole mini-batch shares one mask, the same bit for bit as
+    that of `dropout`; the paper draws one per example, which needs a separate matrix product for each. The bias is not
+    dropped.
 
-    For backward the input and the weight itself are kept, and a seed: neither the mask nor the dropped weight, which
-    backward computes again.
+    Kept for backward: the input, the weight itself and a seed. Backward recomputes the mask and the dropped weight.
 
     Args:
         input: (\*, in_features); float32, float64, bfloat16 or float16.
         weight: (out_features, in_features).
         bias: (out_features,), or None.
         p: probability of *dropping* a weight, in [0, 1].
-        training: drop; else the linear layer alone.
-        seed: 64-bit seed of the mask. None draws one from torch's generator, which `torch.manual_seed` governs.
+        training: drop weights; otherwise only the linear layer.
+        seed: 64-bit seed of the mask. None draws one from torch's generator (see `torch.manual_seed`).
 
     Returns:
-        (\*, out_features), of `input`'s dtype; under autocast of autocast's, as `F.linear`.
+        (\*, out_features), in `input`'s dtype; under autocast in autocast's dtype, like `F.linear`.
 
     Raises:
-        ValueError: `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
+        ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` or `weight` is not a tensor.
-        NotImplementedError: a tensor of another dtype, or on a device without a backend.
-        RuntimeError: tensors whose shape, dtype or device do not fit each other.
+        NotImplementedError: a tensor has another dtype, or is on a device without a backend.
+        RuntimeError: the tensors' shapes, dtypes or devices do not match.
     """
     y = None
     if training and p and not is_dynamo_compiling():
@@ -69,7 +69,7 @@ def _check_linear(input: Any, weight: Any, bias: Any, p: Any, training: Any, see
 def _linear(
     input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool, seed: int | None
 ) -> Tensor | None:
-    """Stock's, where nothing is dropped."""
+    """Stock's result if nothing is dropped, else None."""
     return F.linear(input, weight, bias) if not training or p == 0 else None
 
 
@@ -104,22 +104,23 @@ def drop_connect_conv1d(
 ) -> Tensor:
     """Equivalent to `F.conv1d(input, dropout(weight, p, training, seed=seed), bias, …)`; see `drop_connect_linear`.
 
-    The mask is one of the filters: all positions and samples share it. Arguments before `p` are those of `F.conv1d`.
+    The mask drops weights of the filters: all positions and samples share it. The arguments before `p` are those of
+    `F.conv1d`.
 
     Args:
         input: (N, C, L) or (C, L); float32, float64, bfloat16 or float16.
         weight: (out_channels, C / groups, kernel_size).
         bias: (out_channels,), or None.
         stride: of the filters.
-        padding: zeros added on both sides, "valid" for none, or "same" for an output of the input's length.
-        dilation: distance of a filter's elements.
-        groups: of channels that are convolved apart.
+        padding: zeros added on both sides, "valid" for none, or "same" for an output as long as the input.
+        dilation: distance between a filter's elements.
+        groups: number of channel groups convolved separately.
         p: probability of *dropping* a weight, in [0, 1].
-        training: drop; else the convolution alone.
+        training: drop weights; otherwise only the convolution.
         seed: 64-bit seed of the mask, or None.
 
     Raises:
-        As `drop_connect_linear`. RuntimeError also for `padding="same"` with a stride.
+        As in `drop_connect_linear`; also RuntimeError for `padding="same"` with a stride.
     """
     return otherwise(_CONV1D, input, weight, bias, stride, padding, dilation, groups, p, training, seed)
 
@@ -159,7 +160,7 @@ def drop_connect_conv3d(
 
 
 def _convolution(function: Callable[..., Tensor], n: int) -> Route:
-    """The route of a convolution of n dimensions."""
+    """The route of an n-dimensional convolution."""
     name = function.__name__
 
     def check(input: Any, weight: Any, bias: Any, p: Any, training: Any, seed: Any, **geometry: Any) -> None:
@@ -204,7 +205,7 @@ def _convolve(
     if input.dim() not in (n + 1, n + 2) or weight.dim() != n + 2:
         raise RuntimeError(
             f"{name}: input has shape {list(input.shape)}, weight {list(weight.shape)}; "
-            f"they take {n + 2} dimensions, input also {n + 1} (unbatched)"
+            f"both need {n + 2} dimensions, or input {n + 1} (unbatched)"
         )
     strides, dilations = _expanded(stride, n), _expanded(dilation, n)
     if isinstance(padding, str):
@@ -227,11 +228,11 @@ def _expanded(sizes: Sizes, n: int) -> list[int]:
 def _padded(
     input: Tensor, padding: str, kernel: Sequence[int], strides: list[int], dilations: list[int]
 ) -> tuple[Tensor, list[int]]:
-    """The input and the padding of both sides that stand for "valid" or "same"; an odd zero goes behind, as stock's."""
+    """The input and the symmetric padding for "valid" or "same"; as in stock, an odd zero is appended to the input."""
     if padding == "valid":
         return input, [0] * len(kernel)
     if padding != "same":
-        raise RuntimeError(f"padding has to be 'valid', 'same' or numbers, but got {padding!r}")
+        raise RuntimeError(f"padding must be 'valid', 'same' or numbers, but got {padding!r}")
     if any(stride != 1 for stride in strides):
         raise RuntimeError("padding='same' is not supported for strided convolutions")
     totals = [dilation * (k - 1) for dilation, k in zip(dilations, kernel, strict=True)]
@@ -243,11 +244,11 @@ def _padded(
 def drop_connect_moments(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    r"""Mean and variance of `drop_connect_linear(input, weight, bias, p)` over the masks.
+    r"""Mean and variance of `drop_connect_linear(input, weight, bias, p)` over random masks.
 
-    Equivalent to `F.linear(x, w, bias), p / (1 - p) * F.linear(x * x, w * w)`. A unit is a sum of independent terms, so
-    that it is nearly Gaussian: what the paper's inference draws from (Wan et al., 2013, section 3.2; there without the
-    scale 1 / (1 - p), which training has here). Differentiable.
+    Equivalent to `F.linear(x, w, bias), p / (1 - p) * F.linear(x * x, w * w)`. A unit is a sum of independent terms and
+    therefore nearly Gaussian; the paper's inference draws from that Gaussian (Wan et al., 2013, section 3.2; there
+    without the scale 1 / (1 - p) that training uses here). Differentiable.
 
     Args:
         input: (\*, in_features).
@@ -257,11 +258,11 @@ def drop_connect_moments(
 
     Returns:
         Both (\*, out_features). The mean in the dtype of `F.linear`; the variance in float32 for bfloat16 and float16,
-        also under autocast: squares leave their range.
+        also under autocast, because squares leave their range.
 
     Raises:
         ValueError: `p` outside [0, 1).
-        RuntimeError: tensors whose shape, dtype or device do not fit each other.
+        RuntimeError: the tensors' shapes, dtypes or devices do not match.
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(drop_connect_moments, (input, weight, bias), input, weight, bias, p)
@@ -272,7 +273,7 @@ def check_moments(p: float) -> None:
     """ValueError unless 0 <= p < 1."""
     check_dropout(p, "inverted")
     if p == 1:
-        raise ValueError("p has to be below 1 for the moments: with every weight dropped there are none")
+        raise ValueError("p must be below 1: the moments are undefined when every weight is dropped")
 
 
 def moments(
@@ -282,7 +283,7 @@ def moments(
     bias: Tensor | None,
     p: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same for any product that is linear in input and in weight, such as a convolution."""
+    """`drop_connect_moments` for any product linear in input and in weight, for example a convolution."""
     check_moments(p)
     mean = product(input, weight, bias)
     dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)

@@ -20,31 +20,31 @@ def dropout(
     seed: int | None = None,
     mode: str = "inverted",
 ) -> Tensor:
-    """Equivalent to `F.dropout(input, p, training, inplace)`, with another stream of random bits.
+    """Equivalent to `F.dropout(input, p, training, inplace)`, with different random numbers.
 
     Inverted dropout (Srivastava et al., 2014): in training, values are zeroed with probability `p` and the others
-    divided by 1 - p; in evaluation the input is returned. `mode="classic"` is the first form, of that paper and the
-    lecture: training does not divide, evaluation multiplies by 1 - p. (The p of the lecture is that of *keeping*.)
+    divided by 1 - p; in evaluation the input is returned. `mode="classic"` is the original form of that paper and the
+    lecture: training does not divide, evaluation multiplies by 1 - p. (The lecture's p is that of *keeping* a value.)
 
-    The mask is a function of the seed and of each element's logical index alone (Philox4x32-10, Salmon et al., 2011):
-    the same for every memory format, dtype, number of threads and device, in the first run and in a recomputation.
-    Nothing is kept for backward but the seed.
+    The mask depends only on the seed and each element's logical index (Philox4x32-10, Salmon et al., 2011): it is the
+    same for every memory format, dtype, number of threads and device, and when it is recomputed. Only the seed is kept
+    for backward.
 
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
         p: probability of *dropping* a value, in [0, 1].
-        training: drop; else the evaluation's form.
+        training: apply dropout; otherwise behave as in evaluation.
         inplace: write the result over `input`.
-        seed: 64-bit seed of the mask. None draws one from torch's generator, which `torch.manual_seed` governs.
+        seed: 64-bit seed of the mask. None draws one from torch's generator (see `torch.manual_seed`).
         mode: "inverted" or "classic".
 
     Returns:
-        A tensor like `input`; `input` itself if `inplace` or nothing is to be done.
+        A tensor like `input`; `input` itself if `inplace` or if there is nothing to do.
 
     Raises:
-        ValueError: `p` outside [0, 1] or NaN; unknown `mode`; `seed` that does not fit 64 bits.
+        ValueError: `p` outside [0, 1] or NaN; unknown `mode`; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
     y = None
@@ -54,7 +54,7 @@ def dropout(
 
 
 def drop_by_operator(input: Tensor, p: float, mode: str, seed: int | None, inplace: bool) -> Tensor:
-    """The operator, whose mode may also be "alpha"."""
+    """Calls the operator; its mode may also be "alpha"."""
     if not inplace:
         return ops.dropout(input, p, mode, signed_seed(seed))[0]
     ops.dropout_(input, p, mode, signed_seed(seed))
@@ -62,7 +62,7 @@ def drop_by_operator(input: Tensor, p: float, mode: str, seed: int | None, inpla
 
 
 def drop_by_composition(input: Tensor, p: float, mode: str, seed: int | None, inplace: bool) -> Tensor:
-    """The same of stock PyTorch."""
+    """The same with stock PyTorch."""
     result = eager.dropout(input, p, seed=seed, mode=mode)
     return input.copy_(result) if inplace else result
 

@@ -16,27 +16,26 @@ from ._route import Route, is_dynamo_compiling, ops, otherwise
 def dropout1d(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, seed: int | None = None
 ) -> Tensor:
-    """Equivalent to `F.dropout1d(input, p, training, inplace)`, with another stream of random bits.
+    """Equivalent to `F.dropout1d(input, p, training, inplace)`, with different random numbers.
 
-    Whole channels are dropped (Tompson et al., "Efficient object localization using convolutional networks", 2015).
-    Channel c of sample n has word n C + c of the mask's stream; see `dropout`. Nothing but the seed is kept for
-    backward.
+    Drops whole channels (Tompson et al., "Efficient object localization using convolutional networks", 2015). Channel c
+    of sample n uses word n C + c of the mask's stream; see `dropout`. Only the seed is kept for backward.
 
     Args:
         input: (N, C, L), or (C, L); float32, float64, bfloat16 or float16.
         p: probability of dropping a channel, in [0, 1].
-        training: drop; else the input is returned.
+        training: apply dropout; otherwise return the input.
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
 
     Returns:
-        A tensor like `input`; `input` itself if `inplace` or nothing is to be done.
+        A tensor like `input`; `input` itself if `inplace` or if there is nothing to do.
 
     Raises:
-        ValueError: `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
+        ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
-        RuntimeError: `input` of other dimensions; `inplace` on a leaf that requires grad.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
+        RuntimeError: `input` has another number of dimensions; `inplace` on a leaf that requires grad.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
     """
     y = _dropped_channels(input, _DIMS_1D, p, seed, inplace) if training else None
     return otherwise(_DROPOUT1D, input, p, training, inplace, seed) if y is None else y
@@ -45,12 +44,12 @@ def dropout1d(
 def dropout2d(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, seed: int | None = None
 ) -> Tensor:
-    """Equivalent to `F.dropout2d(input, p, training, inplace)`, with another stream of random bits. See `dropout1d`.
+    """Equivalent to `F.dropout2d(input, p, training, inplace)`, with different random numbers. See `dropout1d`.
 
     Args:
-        input: (N, C, H, W); (N, C, L) is taken as by `dropout1d`, as stock does.
+        input: (N, C, H, W); like stock, (N, C, L) is treated as in `dropout1d`.
         p: probability of dropping a channel, in [0, 1].
-        training: drop; else the input is returned.
+        training: apply dropout; otherwise return the input.
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
     """
@@ -61,12 +60,12 @@ def dropout2d(
 def dropout3d(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, seed: int | None = None
 ) -> Tensor:
-    """Equivalent to `F.dropout3d(input, p, training, inplace)`, with another stream of random bits. See `dropout1d`.
+    """Equivalent to `F.dropout3d(input, p, training, inplace)`, with different random numbers. See `dropout1d`.
 
     Args:
         input: (N, C, D, H, W), or (C, D, H, W).
         p: probability of dropping a channel, in [0, 1].
-        training: drop; else the input is returned.
+        training: apply dropout; otherwise return the input.
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
     """
@@ -77,26 +76,26 @@ def dropout3d(
 def alpha_dropout(
     input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False, *, seed: int | None = None
 ) -> Tensor:
-    """Equivalent to `F.alpha_dropout(input, p, training, inplace)`, with another stream of random bits.
+    """Equivalent to `F.alpha_dropout(input, p, training, inplace)`, with different random numbers.
 
-    For self-normalising networks (Klambauer et al., 2017): dropped values become what SELU tends to, -1.758, and all
-    are scaled and shifted so that a mean of 0 and a variance of 1 stay. The mask is that of `dropout`; nothing is kept
-    for backward but the seed. `p` = 1 gives zeros, as in stock.
+    For self-normalising networks (Klambauer et al., 2017): dropped values become SELU's lower limit, -1.758; then all
+    values are scaled and shifted so that a mean of 0 and a variance of 1 are preserved. The mask is that of `dropout`;
+    only the seed is kept for backward. `p` = 1 gives zeros, as in stock.
 
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
         p: probability of dropping a value, in [0, 1].
-        training: drop; else the input is returned.
+        training: apply dropout; otherwise return the input.
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
 
     Returns:
-        A tensor like `input`; `input` itself if `inplace` or nothing is to be done.
+        A tensor like `input`; `input` itself if `inplace` or if there is nothing to do.
 
     Raises:
-        ValueError: `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
+        ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
     y = None
@@ -108,22 +107,22 @@ def alpha_dropout(
 def feature_alpha_dropout(
     input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False, *, seed: int | None = None
 ) -> Tensor:
-    """Equivalent to `F.feature_alpha_dropout(input, p, training, inplace)`, with another stream of random bits.
+    """Equivalent to `F.feature_alpha_dropout(input, p, training, inplace)`, with different random numbers.
 
-    `alpha_dropout` of whole channels, with the mask of `dropout1d`.
+    `alpha_dropout` for whole channels, with the mask of `dropout1d`.
 
     Args:
         input: (N, C, *); float32, float64, bfloat16 or float16.
         p: probability of dropping a channel, in [0, 1].
-        training: drop; else the input is returned.
+        training: apply dropout; otherwise return the input.
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
 
     Raises:
-        ValueError: `p` outside [0, 1] or NaN; `seed` that does not fit 64 bits.
+        ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
-        RuntimeError: `input` of fewer than 2 dimensions; `inplace` on a leaf that requires grad.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
+        RuntimeError: `input` has fewer than 2 dimensions; `inplace` on a leaf that requires grad.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
     """
     y = None
     if training and isinstance(input, Tensor) and input.dim() >= 2 and not is_dynamo_compiling():
@@ -143,28 +142,27 @@ def drop_path(
 ) -> Tensor:
     """Equivalent to `residual + torchvision.ops.stochastic_depth(x, p, mode, training)`, in one pass.
 
-    Stochastic depth (Huang et al., "Deep networks with stochastic depth", 2016): a whole sample of the branch `x` is
-    dropped with probability `p`, and the others are divided by 1 - p. Sample n has word n of the mask's stream; see
-    `dropout`. Nothing is kept for backward but the seed, and the residual's gradient is `grad_output` itself.
+    Stochastic depth (Huang et al., "Deep networks with stochastic depth", 2016): whole samples of the branch `x` are
+    dropped with probability `p`, the others divided by 1 - p. Sample n uses word n of the mask's stream; see `dropout`.
+    Only the seed is kept for backward; the residual's gradient is `grad_output` itself.
 
     Args:
-        x: (N, *), the result of a block; float32, float64, bfloat16 or float16.
+        x: (N, *), the output of a block; float32, float64, bfloat16 or float16.
         p: probability of dropping a sample, in [0, 1].
-        residual: of `x`'s shape, dtype and device (under autocast, of another dtype too), what the block was given; or
-            None.
-        mode: "row" has a mask value for each sample, "batch" one for all.
-        training: drop; else `x + residual`.
+        residual: the block's input, of `x`'s shape, dtype and device (under autocast any dtype), or None.
+        mode: "row" draws one mask value per sample, "batch" one for the whole batch.
+        training: apply dropout; otherwise compute `x + residual`.
         scale_by_keep: divide by 1 - p.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
 
     Returns:
-        A tensor like `x`; `x` itself where there is no residual and nothing to be dropped.
+        A tensor like `x`; `x` itself if there is no residual and nothing to drop.
 
     Raises:
-        ValueError: `p` outside [0, 1] or NaN; unknown `mode`; `seed` that does not fit 64 bits.
+        ValueError: `p` outside [0, 1] or NaN; unknown `mode`; `seed` does not fit 64 bits.
         TypeError: `x` is not a tensor.
-        RuntimeError: `residual` of another shape, dtype or device; `x` without a dimension for samples.
-        NotImplementedError: `x` of another dtype, or on a device without a backend.
+        RuntimeError: `residual` has another shape, dtype or device; `x` has no dimension for samples.
+        NotImplementedError: `x` has another dtype, or is on a device without a backend.
     """
     y = None
     if training and p and mode in _MASK_DIMS and not is_dynamo_compiling() and _have_one_shape(x, residual):
@@ -181,14 +179,14 @@ def _have_one_shape(x: Any, residual: Any) -> bool:
     return residual is None or (isinstance(x, Tensor) and isinstance(residual, Tensor) and x.shape == residual.shape)
 
 
-# By the number of dimensions of an input: how many of them, from the first on, have a mask value for each index.
+# Number of input dimensions -> number of leading dimensions that the mask has.
 _DIMS_1D = {2: 1, 3: 2}
-_DIMS_2D = {3: 2, 4: 2}  # (N, C, L) is taken as by dropout1d, as stock does
+_DIMS_2D = {3: 2, 4: 2}  # like stock, (N, C, L) is treated as in dropout1d
 _DIMS_3D = {4: 1, 5: 2}
 
 
 def _dropped_channels(input: Any, dims: dict[int, int], p: float, seed: int | None, inplace: bool) -> Tensor | None:
-    """The fast way."""
+    """The fast path; None if it does not handle the call."""
     if is_dynamo_compiling() or not isinstance(input, Tensor) or input.dim() not in dims:
         return None
     return _C.feature_dropout(input, None, dims[input.dim()], p, "inverted", seed, inplace)
@@ -215,7 +213,7 @@ def _unchanged(input: Tensor, p: float, training: bool, **others: Any) -> Tensor
 
 
 def _channels(function: Callable[..., Tensor], dims: dict[int, int], expected: str, mode: str = "inverted") -> Route:
-    """The route of dropout of whole channels; no dims: of any input with samples and channels."""
+    """The route of a channel dropout. Empty `dims` allow any input with samples and channels."""
     op = function.__name__
 
     def check(input: Any, p: Any, training: Any, inplace: Any, seed: Any) -> None:
@@ -225,7 +223,7 @@ def _channels(function: Callable[..., Tensor], dims: dict[int, int], expected: s
         if dims and input.dim() not in dims:
             raise RuntimeError(f"{op}: Expected {expected} input, but received a {input.dim()}D input")
         if not dims and input.dim() < 2:
-            raise RuntimeError(f"{op}: input has {input.dim()} dimensions; it takes at least 2")
+            raise RuntimeError(f"{op}: input has {input.dim()} dimensions; at least 2 are needed")
 
     def operator(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
         return _drop_by_operator(input, None, dims.get(input.dim(), 2), p, mode, seed, inplace)
@@ -268,7 +266,7 @@ def _check_drop_path(
     check_types("drop_path", {"x": x, "residual": residual}, {})
     if residual is not None and residual.shape != x.shape:
         shapes = tuple(residual.shape), tuple(x.shape)
-        raise RuntimeError(f"drop_path: residual has shape {shapes[0]}; it takes that of x, {shapes[1]}")
+        raise RuntimeError(f"drop_path: residual has shape {shapes[0]}, but needs that of x, {shapes[1]}")
 
 
 def _undropped(x: Tensor, p: float, residual: Tensor | None, training: bool, **others: Any) -> Tensor | None:
@@ -286,7 +284,7 @@ def _as_mask(
     scale_by_keep: bool,
     seed: int | None,
 ) -> dict[str, Any]:
-    """The arguments of a dropout by samples."""
+    """The arguments of the equivalent dropout of samples."""
     scaling = "inverted" if scale_by_keep else "classic"
     return {"input": x, "residual": residual, "mask_dims": _MASK_DIMS[mode], "p": p, "mode": scaling, "seed": seed}
 

@@ -1,4 +1,4 @@
-"""Fractional max-pooling, with an activation of the maxima."""
+"""Fractional max-pooling, with an activation applied to the maxima."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def check_fractional_max_pool(
     act_kwargs: Mapping[str, float] | None,
     rank: int,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None, tuple[float, ...] | None, list[float]]:
-    """The sizes, one number for each pooled dimension, and the activation's parameters; raises where one is wrong.
+    """Checks the arguments; returns the sizes (one number per pooled dimension) and the activation's parameters.
 
-    Of `output_size` and `output_ratio`, one may be None, and then it is answered as None.
+    One of `output_size` and `output_ratio` may be None and is then returned as None.
     """
     if output_size is None and output_ratio is None:
         raise ValueError(f"{op} requires specifying either an output_size or an output_ratio")
@@ -36,7 +36,7 @@ def check_fractional_max_pool(
     size = None if output_size is None else _integers(op, "output_size", output_size, rank)
     ratio = None if output_ratio is None else _ratios(op, output_ratio, rank)
     arguments = activation_arguments(act, act_kwargs)
-    if not torch.compiler.is_compiling():  # which cannot trace it; the operator checks too
+    if not torch.compiler.is_compiling():  # it could not trace this; the operator checks too
         _C.check_monotone(act, arguments)
     return kernel, size, ratio, arguments
 
@@ -76,45 +76,44 @@ def fractional_max_pool2d(
     """Equivalent to `act(F.fractional_max_pool2d(input, kernel_size, output_size, …))`.
 
     Graham, "Fractional max-pooling", 2014 (arXiv:1412.6071): maxima of overlapping windows of `kernel_size`. Along a
-    dimension, window i begins at ⌊(i + u) α⌋ - ⌊u α⌋ with α = (input - kernel) / (output - 1) and a random number u of
-    each plane and dimension; the last window ends with the input.
+    dimension, window i begins at ⌊(i + u) α⌋ - ⌊u α⌋ with α = (input - kernel) / (output - 1) and one random number u
+    per plane and dimension; the last window ends where the input ends.
 
-    The activation never decreases, so pooling first and activating the smaller tensor gives what activating first
-    would. Kept for backward are one byte an element of the result (two for windows of over 256 places, four of over
-    65536) and, where there is an activation, the result, which the next layer keeps anyway. The windows are computed
-    once more. The gradient is added up in a fixed order.
+    The activation never decreases, so pooling first and activating the smaller tensor gives the same values as
+    activating first. Kept for backward: one byte per element of the result (two for windows of more than 256 positions,
+    four for more than 65536) and, with an activation, the result, which the next layer keeps anyway. Backward
+    recomputes the windows and sums gradients in a fixed order.
 
-    The random numbers follow from a seed: with the Philox4x32-10 stream of dropout (word i is number i % 4 of block
-    i // 4), number k of plane (n, c) is word (n C + c) 2 + k over 2^32. Number 0 is that of the width and 1 that of the
-    height, as in stock's `_random_samples`. Windows that follow from a seed are computed in float64: they are the same
+    The random numbers follow from the seed. They use the Philox4x32-10 stream of dropout (word i is number i % 4 of
+    block i // 4): number k of plane (n, c) is word (n C + c) 2 + k over 2^32. Number 0 is for the width and 1 for the
+    height, as in stock's `_random_samples`. Windows derived from a seed are computed in float64, so they are the same
     for every dtype, memory format, number of threads and device.
 
     Args:
-        input: (N, C, H, W) or (C, H, W), float32, float64, bfloat16 or float16. Contiguous and channels_last memory are
-            both taken as they are, and kept; other strides cost one copy.
+        input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16. Contiguous and channels_last memory are
+            used as they are, and kept; other strides cost one copy.
         kernel_size: of a window, (kH, kW) or one number for both.
-        output_size: (oH, oW) or one number for both, from 1 to input - kernel + 1. Goes before `output_ratio`.
-        output_ratio: `output_size` as a share of the input's, between 0 and 1: two numbers or one for both.
+        output_size: (oH, oW) or one number for both, from 1 to input - kernel + 1. Overrides `output_ratio`.
+        output_ratio: `output_size` as a fraction of the input size, between 0 and 1: two numbers or one for both.
         return_indices: also return the positions of the maxima, for `F.max_unpool2d`.
-        _random_samples: (N, C, 2), of `input`'s dtype, in [0, 1): the random numbers. Then windows, values and indices
-            are stock's.
+        _random_samples: (N, C, 2), in `input`'s dtype, in [0, 1): the random numbers. Windows, values and indices are
+            then the same as stock's.
         act: one of `ACTIVATIONS` that never decreases: identity, relu, relu6, leaky_relu with `negative_slope` >= 0,
             elu with `alpha` >= 0, selu, sigmoid, tanh, softplus with `threshold` >= 20.
-        act_kwargs: its parameters, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
-        seed: 64-bit seed of the windows. None draws one from torch's generator, which `torch.manual_seed` governs.
+        act_kwargs: parameters of the activation, for example `{"negative_slope": 0.2}` for `"leaky_relu"`.
+        seed: 64-bit seed of the windows. None draws one from torch's generator (see `torch.manual_seed`).
 
     Returns:
         The maxima, (N, C, oH, oW) or (C, oH, oW), in `input`'s dtype and memory format; with `return_indices` also the
-        indices, int64, of that shape. Of equal maxima the first counts; where there are NaN, the last of them.
+        indices, int64, of the same shape. The first of equal maxima counts; if a window has NaNs, the last NaN.
 
     Raises:
-        ValueError: neither `output_size` nor `output_ratio`; an `output_ratio` outside (0, 1), or of another number of
-            lengths; `kernel_size` not positive; `act` unknown or not monotone; `seed` that does not fit 64 bits.
-        TypeError: an argument of a wrong type; `act_kwargs` that the activation does not take.
-        RuntimeError: an `output_size` for which the windows do not fit, or below 1; `input` of another rank or without
-            channels; `_random_samples` whose shape, dtype or device does not fit `input`; sizes of another number of
-            lengths.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
+        ValueError: neither `output_size` nor `output_ratio` is given; `output_ratio` is outside (0, 1) or has the wrong
+            number of values; `kernel_size` not positive; `act` unknown or not monotone; `seed` does not fit 64 bits.
+        TypeError: an argument has the wrong type; `act_kwargs` that the activation does not take.
+        RuntimeError: `output_size` is below 1 or the windows do not fit; `input` has another rank or no channels; the
+            shape, dtype or device of `_random_samples` does not match `input`; a size has the wrong number of values.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
     """
     arguments = (input, kernel_size, output_size, output_ratio, return_indices, _random_samples, act, act_kwargs, seed)
     return otherwise(_POOL2D, *arguments)
@@ -136,8 +135,8 @@ def fractional_max_pool3d(
 
     `fractional_max_pool2d` in three dimensions: `input` is (N, C, T, H, W) or (C, T, H, W), contiguous or
     channels_last_3d; sizes are (T, H, W) or one number for all; `_random_samples` is (N, C, 3). Number k of plane
-    (n, c) is word (n C + c) 3 + k, and number 0 that of T, 1 of H, 2 of W, as in stock. Output sizes go, as stock's, up
-    to input - kernel.
+    (n, c) is word (n C + c) 3 + k; numbers 0, 1 and 2 are for T, H and W, as in stock. As in stock, output sizes go up
+    to input - kernel only.
     """
     arguments = (input, kernel_size, output_size, output_ratio, return_indices, _random_samples, act, act_kwargs, seed)
     return otherwise(_POOL3D, *arguments)
@@ -158,7 +157,7 @@ def _pool(
     act_kwargs: Mapping[str, float] | None,
     seed: int | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Sizes for each dimension, and a batch dimension, around what pools a batch."""
+    """Expands the sizes, adds a batch dimension if there is none, and pools with `pool_batch`."""
     sizes = (kernel_size, output_size, output_ratio)
     kernel, size, ratio, _ = check_fractional_max_pool(op, *sizes, act, act_kwargs, rank)
     batched = input.dim() == rank + 2

@@ -1,7 +1,7 @@
-"""The ways that a call can go.
+"""How a call is dispatched.
 
-The fast one is a function of `_C`, which reads its arguments itself and answers None for whatever is not an ordinary
-call: nothing has happened then, and `otherwise` finds the way, or raises what is wrong.
+The fast path is a function of `_C`, which parses its arguments itself. For a call it does not handle it returns None
+without side effects; then `otherwise` dispatches the call or raises the right error.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def _never(**arguments: Any) -> bool:
 
 
 class Route:
-    """The ways of one public function. Every callable takes the arguments of that function, by name.
+    """The implementations of one public function. Every callable takes that function's arguments by name.
 
     Attributes:
-        function: the public function, which an override of `__torch_function__` is told.
-        tensors: the names of its arguments that are tensors.
-        check: raises TypeError or ValueError for arguments that no way takes.
+        function: the public function, which is passed to `__torch_function__` overrides.
+        tensors: names of its tensor arguments.
+        check: raises TypeError or ValueError for invalid arguments.
         operator: calls the operator through PyTorch's dispatcher.
-        composition: the same of stock PyTorch, for transforms that C++ autograd functions do not support.
-        shortcut: the result where there is nothing to compute or stock computes it, else None.
-        is_exported: whether the composition is what a model is exported with, so that it needs no operator of ours.
+        composition: the same in stock PyTorch, for transforms that C++ autograd functions do not support.
+        shortcut: the result if there is nothing to compute or stock computes it, else None.
+        is_exported: whether models are exported with the composition, so that they need none of our operators.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Route:
 
 
 def otherwise(route: Route, *arguments: Any) -> Any:
-    """What a call comes to that the fast way did not take: all arguments of the function, in its own order."""
+    """Runs a call that the fast path did not handle; `arguments` are all of the function's, in its order."""
     named = dict(zip(route.names, arguments, strict=True))
     tensors = tuple(named[name] for name in route.tensors)
     if has_torch_function(tensors):
@@ -83,5 +83,5 @@ def otherwise(route: Route, *arguments: Any) -> Any:
 
 
 def needs_composition() -> bool:
-    """Whether a transform is active that C++ autograd functions do not support."""
+    """Whether a transform that C++ autograd functions do not support is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0

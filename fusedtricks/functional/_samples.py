@@ -1,4 +1,4 @@
-"""Some samples of a batch through a branch, and back into the batch."""
+"""Selects samples of a batch for a branch, and adds the branch's results back to the batch."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
 def add_samples(input: Tensor, rows: Tensor, index: Tensor, scale: float = 1.0) -> Tensor:
-    r"""Equivalent to `input.index_add(0, index, rows, alpha=scale)`, for an index without repetition.
+    r"""Equivalent to `input.index_add(0, index, rows, alpha=scale)`, for an index without duplicates.
 
-    Every sample is copied or added to, in one pass. Backward gives `input` the gradient as it is, and `rows` their
-    samples of it, scaled, in one pass. The index alone is kept.
+    Every sample is either copied or added to, in one pass. In backward, `input` gets the gradient unchanged, and `rows`
+    get their samples of it, scaled, in one pass. Only the index is kept.
 
     Args:
-        input: (N, \*), float32, float64, bfloat16 or float16. Contiguous and channels-last memory are both taken as
-            they are; other strides cost one copy.
+        input: (N, \*); float32, float64, bfloat16 or float16. Contiguous and channels-last memory are used as they are;
+            other strides cost one copy.
         rows: (n, \*), of `input`'s dtype and device.
-        index: (n,), int64 or int32: which sample each row is added to. All different, from 0 to N - 1. The CPU checks
-            that; a GPU, where the host would have to wait, leaves out what lies outside, and of rows with the same
-            number it adds one.
-        scale: what the rows are multiplied by.
+        index: (n,), int64 or int32: the sample each row is added to, all different, from 0 to N - 1. The CPU checks
+            this. On a GPU the check would make the host wait, so rows with an index outside the batch are ignored, and
+            of rows with the same index only one is added.
+        scale: factor for the rows.
 
     Returns:
         A tensor of `input`'s shape, dtype and memory format.
 
     Raises:
-        IndexError: a number outside the batch (CPU); `input` without dimensions.
-        ValueError: a number given twice (CPU).
-        TypeError: an argument that is not a tensor.
-        NotImplementedError: `input` of another dtype, or on a device without a backend.
-        RuntimeError: tensors whose shape, dtype or device do not fit each other.
+        IndexError: an index is outside the batch (CPU); `input` has no dimensions.
+        ValueError: an index occurs twice (CPU).
+        TypeError: an argument is not a tensor.
+        NotImplementedError: `input` has another dtype, or is on a device without a backend.
+        RuntimeError: the tensors' shapes, dtypes or devices do not match.
     """
     y = None if is_dynamo_compiling() else _C.add_samples(input, rows, index, scale)
     return otherwise(_ADD, input, rows, index, scale) if y is None else y
 
 
 def select_samples(input: Tensor, index: Tensor) -> Tensor:
-    """Equivalent to `input.index_select(0, index)`, for an index without repetition.
+    """Equivalent to `input.index_select(0, index)`, for an index without duplicates.
 
-    Backward writes the gradient in one pass: each sample is copied or zero. The index alone is kept.
+    Backward writes the gradient in one pass: each sample is copied or zero. Only the index is kept.
 
     Args:
-        input: as that of `add_samples`.
-        index: as that of `add_samples`. On a GPU a number outside the batch gives NaN.
+        input: as in `add_samples`.
+        index: as in `add_samples`. On a GPU an index outside the batch gives NaN.
 
     Returns:
-        A tensor of the samples, of `input`'s dtype and memory format.
+        The samples, in `input`'s dtype and memory format.
 
     Raises:
-        As `add_samples`.
+        As in `add_samples`.
     """
     y = None if is_dynamo_compiling() else _C.select_samples(input, index)
     return otherwise(_SELECT, input, index) if y is None else y
 
 
 def branch_samples(input: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Equivalent to `(input.index_select(0, index), input)`: the way into a branch, and the way past it.
+    """Equivalent to `(input.index_select(0, index), input)`: the inputs of a branch and of the skip connection.
 
-    For the second one's use as the first argument of `add_samples`: backward adds the gradient of the branch to that of
-    the skip connection in one pass, where select_samples would write a gradient of zeros for autograd to add. The
-    second result shares `input`'s memory. Arguments and errors: `select_samples`.
+    Pass the second result to `add_samples` as its first argument: then backward adds the branch's gradient to that of
+    the skip connection in one pass. With `select_samples`, autograd would add a gradient that is mostly zeros. The
+    second result shares `input`'s memory. Arguments and errors: see `select_samples`.
     """
     results = None if is_dynamo_compiling() else _C.branch_samples(input, index)
     return otherwise(_BRANCH, input, index) if results is None else results
