@@ -92,7 +92,11 @@ def native() -> dict[str, object]:
 
     openmp_flags, openmp_link_flags = toolchain.openmp()
     # Sanitized are the kernels alone: what they are bound with has no raw memory, and takes longest to compile.
-    core = [] if SANITIZE else [library("_C", ["csrc/library.cpp", *sources("csrc/ops", ".cpp")], libraries=["torch_python"])]
+    core = (
+        []
+        if SANITIZE
+        else [library("_C", ["csrc/library.cpp", *sources("csrc/ops", ".cpp")], libraries=["torch_python"])]
+    )
     exports = "csrc/calls/library.cpp"
     backends: dict[str, Extension] = {}
     left_out: dict[str, str] = {}
@@ -110,9 +114,7 @@ def native() -> dict[str, object]:
     if cuda.obstacle:
         left_out["cuda"] = cuda.obstacle
     else:
-        backends["cuda"] = library(
-            "_cuda", [exports, *sources("csrc/cuda", ".cu", ".cpp")], **cuda.library_arguments()
-        )
+        backends["cuda"] = library("_cuda", [exports, *sources("csrc/cuda", ".cu", ".cpp")], **cuda.library_arguments())
     info = {
         "backends": list(backends),
         "instruction_sets": list(INSTRUCTION_SETS),

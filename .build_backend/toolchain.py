@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import pprint
 import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from cuda import Cuda  # first: it sets CUDA_HOME, which cpp_extension reads when imported
-from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+from torch.utils.cpp_extension import BuildExtension, get_cxx_compiler, include_paths, library_paths
 
 __all__ = ["Cuda", "build_ext", "include_paths", "library_paths", "openmp", "torch_requirement"]
 
@@ -41,6 +45,32 @@ def openmp() -> tuple[list[str], list[str]]:
     return [], []
 
 
+@contextmanager
+def _precompiled(header: Path, folder: Path, extension, compiler) -> Iterator[None]:
+    """Compiles a header ahead of an extension's sources, and has them include it first.
+
+    Only where no object of them is there yet: for a source or two it does not pay, and the result takes half a
+    gigabyte, which is given back. A compiler that cannot use it takes the header as text.
+    """
+    if any(folder.rglob("*.o")) or sys.platform == "darwin":
+        yield
+        return
+    target = folder / "precompiled" / header.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(header, target)
+    standard = "c++17" if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12) else "c++20"
+    includes = [f"-I{path}" for path in [*extension.include_dirs, *compiler.include_dirs]]
+    flags = [*compiler.compiler_so[1:], *includes, *extension.extra_compile_args["cxx"], f"-std={standard}"]
+    print(f"fusedtricks: compiling {header}", flush=True)
+    command = [get_cxx_compiler(), *flags, "-x", "c++-header", str(header), "-o", f"{target}.gch"]
+    subprocess.run(command, check=False)
+    extension.extra_compile_args["cxx"] += ["-include", str(target)]
+    try:
+        yield
+    finally:
+        Path(f"{target}.gch").unlink(missing_ok=True)
+
+
 def _version() -> str:
     return re.search(r'^version = "(.+)"$', Path("pyproject.toml").read_text(), re.MULTILINE)[1]
 
@@ -61,8 +91,14 @@ def build_ext(variant: str, info: dict[str, object]) -> type[BuildExtension]:
             # a temporary one in an editable install.
             tag = f"{variant}-torch{torch.__version__}-{sys.implementation.cache_tag}"
             self.build_temp = str(Path("build", "objects", tag, extension.name))
-            Path(self.build_temp).mkdir(parents=True, exist_ok=True)
-            super().build_extension(extension)
+            folder = Path(self.build_temp).resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            print(f"fusedtricks: building {extension.name}, {len(extension.sources)} sources", flush=True)
+            header = Path("csrc/ops/precompiled.h")
+            if not extension.name.endswith("._C"):
+                return super().build_extension(extension)
+            with _precompiled(header, folder, extension, self.compiler):
+                super().build_extension(extension)
 
         def run(self) -> None:
             super().run()

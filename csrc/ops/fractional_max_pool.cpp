@@ -272,7 +272,7 @@ PyObject* python_fractional_max_pool(PythonArguments& arguments) {
     return y;
   });
   if (!return_indices) return output;
-  return Py_BuildValue("NN", output, THPVariable_Wrap(std::move(indices)));
+  return pair_to_python(output, std::move(indices));
 }
 
 const PythonFunction functions[] = {PythonFunction::of<python_fractional_max_pool>("fractional_max_pool")};

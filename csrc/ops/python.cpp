@@ -1,9 +1,13 @@
-#include "ops/python.h"
-
+#include <torch/csrc/python_headers.h>
+//
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include <deque>
+
+#include "ops/python.h"
 
 namespace fusedtricks {
 namespace {
@@ -19,15 +23,45 @@ bool in_transform() {
 
 }  // namespace
 
-PythonFunction::PythonFunction(const char* name, PyCFunction function) {
-  methods().push_back({name, function, METH_FASTCALL, nullptr});
+WithoutGil::WithoutGil() : thread_(PyEval_SaveThread()) {}
+WithoutGil::~WithoutGil() { PyEval_RestoreThread(static_cast<PyThreadState*>(thread_)); }
+
+PyObject* to_python(at::Tensor&& t) { return THPVariable_Wrap(std::move(t)); }
+
+PyObject* pair_to_python(PyObject* first, at::Tensor&& second) {
+  return Py_BuildValue("NN", first, THPVariable_Wrap(std::move(second)));
+}
+
+PyObject* call_body(PythonBody body, PyObject* const* values, ptrdiff_t count) {
+  HANDLE_TH_ERRORS
+  PythonArguments arguments(values, count);
+  PyObject* result = body(arguments);
+  if (result) return result;
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
+PythonFunction::PythonFunction(const char* name, FastCall function) {
+  const auto any = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+  methods().push_back({name, any, METH_FASTCALL, nullptr});
 }
 
 void PythonFunction::add_to(PyObject* module) {
   for (PyMethodDef& method : methods()) {
     PyObject* function = PyCFunction_New(&method, nullptr);
-    if (!function || PyModule_AddObject(module, method.ml_name, function) < 0) throw pybind11::error_already_set();
+    if (!function || PyModule_AddObject(module, method.ml_name, function) < 0) throw python_error();
   }
+}
+
+PyObject* PythonArguments::same(ptrdiff_t place) const {
+  Py_INCREF(values_[place]);
+  return values_[place];
+}
+
+PyObject* PythonArguments::next() {
+  if (next_ < count_) return values_[next_++];
+  fits_ = false;
+  return Py_None;
 }
 
 const at::Tensor* PythonArguments::plain_tensor(PyObject* value) {

@@ -6,21 +6,38 @@
 // to say, and nothing has happened yet.
 #pragma once
 
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/python_headers.h>
-#include <torch/csrc/utils/pybind.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
 #include <vector>
 
-#include "checks/arguments.h"
+#include "core/activation_functions.h"
+
+struct _object;  // Python's PyObject, whose headers the sources of operators do without
+using PyObject = _object;
 
 namespace fusedtricks {
 
+// Lets other Python threads run for as long as it lives.
+class WithoutGil {
+ public:
+  WithoutGil();
+  ~WithoutGil();
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  void* thread_;
+};
+
+// New references.
+PyObject* to_python(at::Tensor&& t);
+PyObject* pair_to_python(PyObject* first, at::Tensor&& second);
+
 class PythonArguments {
  public:
-  PythonArguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
+  PythonArguments(PyObject* const* values, ptrdiff_t count) : values_(values), count_(count) {}
 
   // Each reads the next argument. What it answers counts only where fit() does.
   const at::Tensor& tensor();
@@ -46,35 +63,28 @@ class PythonArguments {
   template <class F>
   PyObject* released(const F& f) const {
     if constexpr (std::is_void_v<decltype(f())>) {
-      const pybind11::gil_scoped_release without_gil;
+      const WithoutGil released;
       f();
       return nullptr;
     } else {
       at::Tensor result;
       {
-        const pybind11::gil_scoped_release without_gil;
+        const WithoutGil released;
         result = f();
       }
-      return THPVariable_Wrap(std::move(result));
+      return to_python(std::move(result));
     }
   }
 
   // An argument itself, as what a function in place gives back.
-  PyObject* same(Py_ssize_t place) const {
-    Py_INCREF(values_[place]);
-    return values_[place];
-  }
+  PyObject* same(ptrdiff_t place) const;
 
  private:
   PyObject* const* values_;
-  Py_ssize_t count_, next_ = 0;
+  ptrdiff_t count_, next_ = 0;
   bool fits_ = true;
 
-  PyObject* next() {
-    if (next_ < count_) return values_[next_++];
-    fits_ = false;
-    return Py_None;
-  }
+  PyObject* next();
   template <class T>
   T unfit(T value) {
     fits_ = false;
@@ -86,28 +96,25 @@ class PythonArguments {
 
 using PythonBody = PyObject* (*)(PythonArguments&);
 
-template <PythonBody body>
-PyObject* fast_call(PyObject* /*module*/, PyObject* const* values, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  PythonArguments arguments(values, count);
-  PyObject* result = body(arguments);
-  return result ? result : Py_NewRef(Py_None);
-  END_HANDLE_TH_ERRORS
-}
+// A body as a function of Python's C interface: errors become exceptions, nullptr becomes None.
+PyObject* call_body(PythonBody body, PyObject* const* values, ptrdiff_t count);
 
 // Functions for the module. A body answers a new reference, or nullptr where the arguments do not fit.
 class PythonFunction {
  public:
   template <PythonBody body>
   static PythonFunction of(const char* name) {
-    return PythonFunction(name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_call<body>)));
+    return PythonFunction(name, [](PyObject* /*module*/, PyObject* const* values, ptrdiff_t count) {
+      return call_body(body, values, count);
+    });
   }
 
   // Puts all of them into the module.
   static void add_to(PyObject* module);
 
  private:
-  PythonFunction(const char* name, PyCFunction function);
+  using FastCall = PyObject* (*)(PyObject* module, PyObject* const* values, ptrdiff_t count);
+  PythonFunction(const char* name, FastCall function);
 };
 
 }  // namespace fusedtricks

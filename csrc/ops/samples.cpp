@@ -207,7 +207,7 @@ PyObject* python_branch_samples(PythonArguments& arguments) {
     skip = std::get<1>(results);
     return std::get<0>(results);
   });
-  return Py_BuildValue("NN", rows, THPVariable_Wrap(std::move(skip)));
+  return pair_to_python(rows, std::move(skip));
 }
 
 const PythonFunction functions[] = {
