@@ -1,4 +1,4 @@
-"""`python -m fusedtricks demo`: trains one network with stock layers and with the fused ones, and compares them."""
+"""`python -m fusedtricks demo`: trains a network with stock and with fused layers, and compares the two."""
 
 import argparse
 import importlib.util
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fusedtricks demo",
-        description="Trains a small residual network on scikit-learn's handwritten digits, with stock layers and with "
-        "the fused ones from the same initial weights, and compares losses, accuracies, step times and memory. "
+        description="Trains a small residual network on scikit-learn's handwritten digits, once with stock layers and "
+        "once with fused ones, from the same initial weights. Compares losses, accuracies, step times and memory. "
         "Exits with 1 if the two diverge by more than rounding explains.",
     )
     parser.add_argument("--epochs", type=_positive, default=8)
@@ -57,10 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         "--dropout", type=_probability, default=0.0, metavar="P", help="drop features with this probability"
     )
     parser.add_argument("--channels-last", action="store_true", help="use the channels_last memory format")
-    parser.add_argument("--threads", type=_positive, help="number of threads of torch")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights, batches and split")
+    parser.add_argument("--threads", type=_positive, help="number of threads for torch")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the initial weights, batches and split")
     parser.add_argument(
-        "--double-steps", type=_positive, default=20, metavar="N", help="how many steps to compare in float64"
+        "--double-steps", type=_positive, default=20, metavar="N", help="number of steps to compare in float64"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("fusedtricks-demo.png"), metavar="PNG", help="where to draw the curves"
@@ -78,5 +78,5 @@ def _positive(text: str) -> int:
 def _probability(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in [0, 1)")
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
     return value

@@ -1,12 +1,12 @@
-"""How closely training with the fused layers follows training with the stock ones, and how closely it must.
+"""Measures how closely training with fused layers follows training with stock layers, and sets the limits.
 
-Rounding decides whether a ReLU whose input is nearly zero passes its gradient on or stops it. So two float32 trainings
-that differ by rounding alone drift apart: here by 1e-3 of the loss within five steps, and by a third after some epochs.
-Three checks tell a mistake from rounding:
+If a ReLU's input is nearly zero, rounding decides whether its gradient passes. So two float32 trainings that differ
+only by rounding drift apart: here by 1e-3 of the loss within five steps, and by a third after some epochs. Three checks
+tell errors from rounding:
 
-- `check_double`: in float64 nothing drifts in the first steps, and the losses must be equal.
+- `check_double`: in float64 nothing drifts in the first steps, so the losses must be equal.
 - `StepComparison`: a single float32 step from given weights has no time to drift.
-- `drift.check_curves`: a whole float32 training may drift about as far as stock does from itself.
+- `drift.check_curves`: a whole float32 training may drift from stock about as far as stock drifts from itself.
 """
 
 import math
@@ -27,7 +27,7 @@ STEP_BOUND = 5e-3
 
 @dataclass(frozen=True)
 class Check:
-    """What was measured, and the largest value that passes; NaN does not pass."""
+    """A measured value and the largest value that passes; NaN does not pass."""
 
     what: str
     measured: float
@@ -58,12 +58,12 @@ def check_double(data: Digits, settings: Settings, steps: int, after_step: Calla
     stock = Learner("stock", first.double(), settings, steps)
     fused = Learner("fused", second.double(), settings, steps)
     train_side_by_side((stock, fused), data, settings, after_step)
-    what = f"float64: largest difference of the losses in {steps} steps"
+    what = f"float64: largest difference between the losses in {steps} steps"
     return Check(what, largest_difference(stock.losses, fused.losses), DOUBLE_LOSS_BOUND)
 
 
 class StepComparison:
-    """Compares single float32 steps of stock and fused, without dropout, with the same steps in float64."""
+    """Compares single float32 steps of stock and fused layers with the same steps in float64, without dropout."""
 
     def __init__(self, data: Digits, settings: Settings) -> None:
         settings = replace(settings, dropout=0.0)
@@ -77,11 +77,11 @@ class StepComparison:
         self.fused_errors: list[float] = []
 
     def compare(self, trained: nn.Module) -> None:
-        """Records the errors of a step from the weights and buffers of this network.
+        """Records the errors of one step that starts from the weights and buffers of `trained`.
 
-        Compared are the logits in evaluation, the gradients, and how the step changes the running statistics and the
-        counts of batches. Each error is the norm of the difference over the norm of the exact values; the largest
-        one is recorded.
+        Compares the logits in evaluation, the gradients, and the step's changes to the running statistics and batch
+        counts. Each error is the norm of the difference divided by the norm of the exact values; the largest is
+        recorded.
         """
         exact, stock, fused = (self._step(each, trained) for each in (self.exact, self.stock, self.fused))
         self.stock_errors.append(_error(stock, exact))
@@ -116,15 +116,15 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def epoch_means(losses: list[float], steps: int) -> list[float]:
-    """The mean loss of each whole epoch so far."""
+    """The mean loss of each complete epoch."""
     return [sum(losses[i : i + steps]) / steps for i in range(0, len(losses) - steps + 1, steps)]
 
 
 def largest_difference(left: list[float], right: list[float]) -> float:
-    """The largest absolute difference; NaN where either holds a NaN."""
+    """The largest absolute difference; NaN if there is any NaN."""
     return worst([abs(a - b) for a, b in zip(left, right, strict=True)])
 
 
 def worst(values: list[float]) -> float:
-    """The largest value; NaN where one is NaN."""
+    """The largest value; NaN if any is NaN."""
     return math.nan if any(math.isnan(value) for value in values) else max(values)

@@ -1,4 +1,4 @@
-"""The demo itself: check in float64, train side by side, check again, report."""
+"""Runs the demo: checks in float64, trains side by side, checks again, reports."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ NUDGED = 3
 
 
 def compare(settings: Settings, images: int | None, double_steps: int, threads: int | None, picture: Path) -> bool:
-    """Trains the networks, prints and draws how they compare.
+    """Trains the networks, then prints and plots the comparison.
 
     Args:
         settings: of the training.
-        images: how many images to train on; None for all.
-        double_steps: steps of the comparison in float64; at most one epoch is compared.
-        threads: torch's; None for its own choice.
+        images: number of training images; None for all.
+        double_steps: steps to compare in float64; at most one epoch.
+        threads: number of threads for torch; None for its default.
         picture: the PNG to write.
 
     Returns:
@@ -34,7 +34,7 @@ def compare(settings: Settings, images: int | None, double_steps: int, threads: 
     data = load_digits(images, settings.seed)
     steps = steps_per_epoch(data, settings)
     if steps == 0:
-        raise SystemExit(f"a batch of {settings.batch_size} needs as many images, there are {len(data.train_labels)}")
+        raise SystemExit(f"a batch of {settings.batch_size} needs as many images; there are {len(data.train_labels)}")
     double_steps = min(double_steps, steps)
     stock, fused, *nudged = learners = _learners(settings, steps * settings.epochs)
     single_steps = StepComparison(data, settings)
@@ -64,7 +64,7 @@ def compare(settings: Settings, images: int | None, double_steps: int, threads: 
 
 
 def _learners(settings: Settings, total_steps: int) -> list[Learner]:
-    """Stock, fused, and stock again from several starts that differ by a few roundings."""
+    """Stock, fused, and several stock networks whose initial weights differ by a few roundings."""
     first = build_network(STOCK, settings)
     learners = [Learner("stock", first, settings, total_steps)]
     learners.append(Learner("fused", build_network(FUSED, settings, first), settings, total_steps))
@@ -88,5 +88,5 @@ def _heading(data: Digits, settings: Settings, network: nn.Module) -> str:
         f"{len(data.train_labels)} digits of {shape} to train on, {len(data.test_labels)} to test; "
         f"residual network of {weights} weights, {settings.act}, {layout}, batch {settings.batch_size}, "
         f"dropout {settings.dropout:g}, {torch.get_num_threads()} threads\n"
-        f"each batch goes to stock, to fused, and to {NUDGED} more of stock whose initial weights differ by roundings\n"
+        f"each batch trains stock, fused, and {NUDGED} more stock networks whose initial weights differ by roundings\n"
     )

@@ -12,7 +12,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (n, 1, SIZE, SIZE), with mean 0 and deviation 1 over the training part, and labels (n,)."""
+    """Images (n, 1, SIZE, SIZE), with mean 0 and standard deviation 1 over the training set, and labels (n,)."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -21,11 +21,11 @@ class Digits:
 
 
 def load_digits(limit: int | None = None, seed: int = 0) -> Digits:
-    """The 1797 digits of 8 x 8 pixels, enlarged to SIZE x SIZE; a fifth of each class is for testing.
+    """The 1797 digits of 8 x 8 pixels, enlarged to SIZE x SIZE; a fifth of each class is used for testing.
 
     Args:
         limit: keep only this many training images.
-        seed: of the split into training and test images.
+        seed: for the split into training and test images.
     """
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split

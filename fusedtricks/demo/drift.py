@@ -1,4 +1,4 @@
-"""How far a float32 training with the fused layers drifts from stock's, and how far it may."""
+"""Measures how far a float32 training with fused layers drifts from stock's, and sets the limit."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ TINY = 1e-9
 
 
 def check_curves(stock: Learner, fused: Learner, nudged: Sequence[Learner]) -> list[Check]:
-    """Compares how far fused drifts from stock with how far stock drifts from itself: losses and gradient norms.
+    """Compares how far fused drifts from stock with how far stock drifts from itself, in losses and gradient norms.
 
-    The drift at a step is the mean relative distance from stock's curve up to that step. The check takes the step at
-    which fused's drift is the largest multiple of the nudged networks' largest drift. A right layer differs from stock
-    by rounding, as the nudged networks do, so the multiple is about 1. A wrong layer stands out in the first steps,
-    before rounding has grown. There the nudged networks' drift is a few roundings, or one ReLU that decides otherwise,
-    which is a matter of chance: a floor is added to it.
+    The drift at a step is the mean relative distance from stock's curve up to that step. The check divides fused's
+    drift by the largest drift of the nudged stock networks and takes the largest quotient over all steps. A correct
+    layer differs from stock by rounding only, like the nudged networks, so the quotient is about 1. A wrong layer
+    stands out in the first steps, before rounding errors grow. There the nudged networks drift only by a few roundings
+    or by one ReLU that switches, which is chance; so a floor is added to their drift.
 
-    With dropout the networks draw different masks, so they are apart from the first step on, by chance. Then only the
-    drift at the last step counts, which is a mean over the whole training.
+    With dropout the networks draw different masks, so they differ by chance from the first step on. Then only the drift
+    at the last step counts, which is a mean over the whole training.
 
     Measured over 8 seeds in both memory formats, 8 steps each, and in 3 whole trainings: fused reached 1.9, and a
     nudged network compared with two others 3.3. A layer whose result or gradient was 2 % too large in float32 reached
-    20 and more, in losses or in gradient norms.
+    20 or more in losses or gradient norms.
     """
     whole = stock.settings.dropout > 0
     losses = [learner.losses for learner in nudged]
@@ -43,11 +43,11 @@ def _check(
     drift = _drift(stock, fused)
     stock_drift = [worst(list(drifts)) for drifts in zip(*(_drift(stock, curve) for curve in nudged), strict=True)]
     multiples = [own / (other + floor) for own, other in zip(drift, stock_drift, strict=True)]
-    what = f"float32: drift of the {name} from stock's, as a multiple of stock's from itself ({stock_drift[-1]:.1e})"
+    what = f"float32: drift of the {name} from stock, as a multiple of stock's own drift ({stock_drift[-1]:.1e})"
     return Check(what, multiples[-1] if whole else worst(multiples), DRIFT_BOUND)
 
 
 def _drift(left: list[float], right: list[float]) -> list[float]:
-    """For each step, the mean relative difference up to there."""
+    """For each step, the mean relative difference up to that step."""
     distances = itertools.accumulate(abs(a - b) / max(abs(a), TINY) for a, b in zip(left, right, strict=True))
     return [distance / (step + 1) for step, distance in enumerate(distances)]

@@ -1,4 +1,4 @@
-"""A small residual network, written once for stock and for fused layers."""
+"""A small residual network, written once for both stock and fused layers."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ BLOCKS_PER_STAGE = 2
 
 
 class ResidualBlock(nn.Module):
-    """The basic block of He et al. (2015): two 3 x 3 convolutions; the shortcut is added before the last activation."""
+    """The basic block of He et al. (2015): two 3 x 3 convolutions, with a shortcut added before the last activation."""
 
     def __init__(self, layers: Layers, act: str, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """A stem, three stages of residual blocks (the second and third halve the image), the mean, a linear layer."""
+    """A stem, three stages of residual blocks (the last two halve the image), global mean, and a linear layer."""
 
     def __init__(self, layers: Layers, act: str = "relu", dropout: float = 0.0) -> None:
         super().__init__()

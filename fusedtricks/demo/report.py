@@ -1,4 +1,4 @@
-"""What the demo prints and draws."""
+"""Prints and plots the demo's results."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ HEADER = (
 
 
 def epoch_line(epoch: int, stock: Learner, fused: Learner, nudged: Sequence[Learner], steps: int) -> str:
-    """One row of the table under HEADER: mean losses of this epoch, accuracies after it."""
+    """One row of the table under HEADER: mean losses in this epoch, accuracies after it."""
     loss, fused_loss, *others = (epoch_means(each.losses, steps)[epoch] for each in (stock, fused, *nudged))
     farthest = worst([abs(other - loss) for other in others])
     return (
@@ -25,7 +25,7 @@ def epoch_line(epoch: int, stock: Learner, fused: Learner, nudged: Sequence[Lear
 
 
 def step_times(stock: Learner, fused: Learner) -> str:
-    """Medians over all but the first steps: the time of each, and the ratio of the two in one step."""
+    """Medians of the step times of each network and of their ratio, without the first steps."""
     skip = min(WARM_UP_STEPS, len(stock.seconds) - 1)
     pairs = list(zip(stock.seconds[skip:], fused.seconds[skip:], strict=True))
     stock_ms, fused_ms = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
@@ -37,12 +37,12 @@ def step_times(stock: Learner, fused: Learner) -> str:
 
 
 def memory_line(stock_bytes: int, fused_bytes: int) -> str:
-    """The bytes that each keeps for backward of one batch."""
+    """The bytes that each network keeps for the backward of one batch."""
     return f"kept for backward by a batch: stock {stock_bytes / 1e6:.1f} MB, fused {fused_bytes / 1e6:.1f} MB"
 
 
 def draw(learners: Sequence[Learner], steps: int, path: Path) -> None:
-    """Writes the training losses (every step) and the accuracies (every epoch) to a PNG."""
+    """Plots the training losses (per step) and the accuracies (per epoch) to a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Training several networks side by side: each batch is given to all of them before the next."""
+"""Trains several networks side by side: all of them get a batch before the next one."""
 
 import random
 import time
@@ -36,7 +36,7 @@ class Settings:
 
 
 def build_network(layers: Layers, settings: Settings, initial: nn.Module | None = None) -> ResidualNetwork:
-    """A network of these layers, with the parameters and buffers of `initial` if that is given."""
+    """A network of these layers, with the parameters and buffers of `initial` if given."""
     torch.manual_seed(settings.seed)
     network = ResidualNetwork(layers, settings.act, settings.dropout)
     if initial is not None:
@@ -45,7 +45,7 @@ def build_network(layers: Layers, settings: Settings, initial: nn.Module | None 
 
 
 def nudge(network: nn.Module, seed: int) -> None:
-    """Changes every parameter by up to four roundings, which stand for those of the many layers in one step."""
+    """Changes every parameter by up to four roundings, to represent the rounding of many layers in one step."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -55,7 +55,7 @@ def nudge(network: nn.Module, seed: int) -> None:
 
 @dataclass
 class Learner:
-    """A network with its optimiser and schedule, and the record of its training."""
+    """A network with its optimiser, learning-rate schedule and training record."""
 
     name: str
     network: nn.Module
@@ -79,7 +79,7 @@ class Learner:
         )
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """Forward, loss, backward and update on one batch; records its seconds, the loss and the gradient's norm."""
+        """Trains on one batch; records the time in seconds, the loss and the norm of the gradient."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.network(images), labels)
@@ -101,7 +101,7 @@ class Learner:
 
 
 def steps_per_epoch(data: Digits, settings: Settings) -> int:
-    """Whole batches in an epoch; images left over are not trained on in that epoch."""
+    """Complete batches per epoch; leftover images are not used in that epoch."""
     return len(data.train_labels) // settings.batch_size
 
 
@@ -114,7 +114,7 @@ def train_side_by_side(
 ) -> None:
     """Trains all learners on the same batches in the same order.
 
-    The order of the learners is drawn anew for each batch, so that none always finds the caches as one other left them.
+    The learners' order is shuffled for each batch, so that none always finds the caches as one other left them.
     """
     batches = torch.Generator().manual_seed(settings.seed)
     turns = random.Random(settings.seed)

@@ -1,4 +1,4 @@
-"""Drop-in modules: the stock names, arguments, parameters and buffers, on the fused functions."""
+"""Drop-in modules with stock names, arguments, parameters and buffers, built on the fused functions."""
 
 from torch.nn import Identity
 

@@ -1,4 +1,4 @@
-"""Activation and dropout as one module, alone and after a linear layer."""
+"""Activation and dropout in one module, on their own or after a linear layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..functional._arguments import check_dropout
 
 
 class _ActDropoutArguments:
-    """What both modules have: `act`, `act_kwargs` and `p`."""
+    """Shared by both modules: `act`, `act_kwargs` and `p`."""
 
     act: str
     act_kwargs: dict[str, float]
@@ -49,7 +49,7 @@ class ActDropout(_ActDropoutArguments, nn.Module):
         self._set_arguments(act, act_kwargs, p)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """dropout(act(input)) + residual; residual of the input's shape and dtype, or None."""
+        """dropout(act(input)) + residual; residual has the input's shape and dtype, or is None."""
         return F.act_dropout(
             input, None, residual, act=self.act, act_kwargs=self.act_kwargs, p=self.p, training=self.training
         )
@@ -61,18 +61,18 @@ class ActDropout(_ActDropoutArguments, nn.Module):
 class LinearActDropout(_ActDropoutArguments, nn.Linear):
     """Equivalent to `torch.nn.Linear`, an activation, `torch.nn.Dropout(p)`, then `+ residual`.
 
-    The matrix product is torch's; bias, activation, dropout and residual are one pass over its result. Loads from and
-    into the `state_dict` of the stock linear layer. `forward(input, residual=None)` takes (\\*, in_features) and gives
+    torch computes the matrix product; bias, activation, dropout and residual take one pass over its result. The
+    `state_dict` is compatible with the stock linear layer. `forward(input, residual=None)` maps (\\*, in_features) to
     (\\*, out_features).
 
     Args:
-        in_features: of the input's last dimension.
-        out_features: of the output's last dimension.
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
         bias: add a bias.
         device: of the parameters.
         dtype: of the parameters.
         act: one of `fusedtricks.functional.ACTIVATIONS`.
-        act_kwargs: its parameters, for example `{"negative_slope": 0.2}`.
+        act_kwargs: parameters of the activation, for example `{"negative_slope": 0.2}`.
         p: probability of *dropping* a value, in [0, 1].
 
     Raises:
@@ -96,7 +96,7 @@ class LinearActDropout(_ActDropoutArguments, nn.Linear):
         self._set_arguments(act, act_kwargs, p)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """dropout(act(input @ weight.T + bias)) + residual; residual of the output's shape and dtype, or None."""
+        """dropout(act(input @ weight.T + bias)) + residual; residual has the output's shape and dtype, or is None."""
         return F.act_dropout(
             nn.functional.linear(input, self.weight),
             self.bias,

@@ -1,4 +1,4 @@
-"""The activations as modules: each is the stock module of its name, with the fused function as its forward."""
+"""The activations as modules: each subclasses the stock module of the same name and calls the fused function."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReLU6(nn.ReLU6):
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """Equivalent to `torch.nn.LeakyReLU(negative_slope, inplace)`, keeping one tensor for backward, in place or not."""
+    """Equivalent to `torch.nn.LeakyReLU(negative_slope, inplace)`; keeps one tensor for backward, in place or not."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.leaky_relu(input, self.negative_slope, self.inplace)

@@ -1,4 +1,4 @@
-"""Batch normalisation with activation and dropout: stock BatchNorm's arguments, parameters, state_dict and errors."""
+"""BatchNorm with activation and dropout; arguments, parameters, `state_dict` and errors are stock BatchNorm's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..functional._arguments import check_dropout
 def batch_norm_act_of(
     norm: Any, input: Tensor, residual: Tensor | None, act: str, act_kwargs: Mapping[str, float] | None, p: float = 0.0
 ) -> Tensor:
-    """The fused operator with a BatchNorm's state, used as stock's own forward uses it; it drops in training."""
-    if isinstance(input, Tensor):  # as against a proxy of torch.fx
+    """Calls the fused operator with a BatchNorm's state, used as in stock's forward; dropout only in training."""
+    if isinstance(input, Tensor):  # not a torch.fx proxy
         norm._check_input_dim(input)
     running_mean, running_var, weight, bias, num_batches_tracked = _state_of(norm)
     training = norm.training
@@ -42,7 +42,7 @@ def batch_norm_act_of(
 
 
 def _state_of(norm: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """Running mean and variance, weight, bias and count. From the module's own dicts, which is faster than attributes."""
+    """Running mean and variance, weight, bias and count, read from the module's dicts: faster than as attributes."""
     parameters, buffers = norm._parameters, norm._buffers
     try:
         return (
@@ -52,15 +52,15 @@ def _state_of(norm: Any) -> tuple[Any, Any, Any, Any, Any]:
             parameters["bias"],
             buffers["num_batches_tracked"],
         )
-    except KeyError:  # some of them are computed, as by torch.nn.utils.parametrize
+    except KeyError:  # some are computed, for example by torch.nn.utils.parametrize
         return norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.num_batches_tracked
 
 
 def norm_state(
     norm: Any, input: Tensor
 ) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], dict[str, Any]]:
-    """Running statistics, weight and bias of a BatchNorm; the arguments by name that say how they are used."""
-    if isinstance(input, Tensor):  # as against a proxy of torch.fx
+    """Running statistics, weight and bias of a BatchNorm, and the keyword arguments that say how to use them."""
+    if isinstance(input, Tensor):  # not a torch.fx proxy
         norm._check_input_dim(input)
     running_mean, running_var, weight, bias, num_batches_tracked = _state_of(norm)
     tracks = norm.track_running_stats
@@ -75,15 +75,15 @@ def norm_state(
 
 
 def act_repr(module: Any) -> str:
-    """What follows BatchNorm, as text: the activation with its parameters, and dropout where there is one."""
+    """Describes what follows BatchNorm: the activation with its parameters, and dropout if there is any."""
     arguments = "".join(f", {name}={value}" for name, value in module.act_kwargs.items())
     return f", act={module.act}{arguments}" + (f", p={module.p}" if module.p else "")
 
 
 class _BatchNormAct(_BatchNorm):
-    """What the modules of every rank share. `act`, `act_kwargs` and `p` are not in the state_dict."""
+    """Shared by the 1d, 2d and 3d modules. `act`, `act_kwargs` and `p` are not in the state_dict."""
 
-    p: float = 0.0  # of modules that were saved before they had it
+    p: float = 0.0  # default for modules pickled before `p` existed
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _BatchNormAct(_BatchNorm):
     ) -> None:
         activation_arguments(act, act_kwargs)
         check_dropout(p, "inverted")
-        # torch knows the argument from 2.13 on; before that it says so itself where it is wanted.
+        # torch has this argument since 2.13; older versions raise an error themselves if they get it.
         stock = {} if bias else {"bias": False}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **stock)
         self.act = act
@@ -110,11 +110,11 @@ class _BatchNormAct(_BatchNorm):
         self.p = p
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """dropout(act(batch_norm(input) + residual)); residual of the input's shape and dtype, or None."""
+        """dropout(act(batch_norm(input) + residual)); residual has the input's shape and dtype, or is None."""
         return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs, self.p)
 
     def _beyond_norm(self) -> str:
-        """What a stock BatchNorm in its place would lack, in words; "" for nothing."""
+        """Describes what would be lost if a stock BatchNorm replaced this module; "" for nothing."""
         name = type(self).__name__
         if self.act != "identity":
             return f"the activation of {name} ({self.act})"
@@ -122,7 +122,7 @@ class _BatchNormAct(_BatchNorm):
 
     @property
     def qconfig(self) -> Any:
-        """What quantization sets. `SyncBatchNorm.convert_sync_batchnorm` asks for it, and would lose the activation."""
+        """Set by quantization. Also read by `SyncBatchNorm.convert_sync_batchnorm`, which would lose the activation."""
         if "qconfig" in self.__dict__:
             return self.__dict__["qconfig"]
         if (lost := self._beyond_norm()) and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
@@ -143,7 +143,7 @@ class _BatchNormAct(_BatchNorm):
 class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
     r"""Equivalent to `torch.nn.BatchNorm1d(num_features, …)`, then `+ residual`, the activation, and dropout.
 
-    `forward(input, residual=None)` takes (N, C) or (N, C, L). Loads from and into the `state_dict` of the stock module.
+    `forward(input, residual=None)` takes (N, C) or (N, C, L). The `state_dict` is compatible with the stock module.
 
     Args:
         num_features: C.
@@ -153,13 +153,13 @@ class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
         track_running_stats: keep running statistics for evaluation.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
-        bias: False leaves out `bias` (β), in versions of torch whose BatchNorm has the argument.
+        bias: False omits `bias` (β); needs a torch whose BatchNorm has this argument.
         act: one of `fusedtricks.functional.ACTIVATIONS`.
-        act_kwargs: its parameters, for example `{"negative_slope": 0.2}`.
+        act_kwargs: parameters of the activation, for example `{"negative_slope": 0.2}`.
         p: probability of *dropping* a value of the result, in training.
 
     Raises:
-        ValueError: unknown `act`; `p` outside [0, 1] or NaN; on forward, as `functional.batch_norm_act`.
+        ValueError: unknown `act`; `p` outside [0, 1] or NaN; in forward, as in `functional.batch_norm_act`.
         TypeError: `act_kwargs` that the activation does not take.
     """
 
@@ -196,12 +196,12 @@ class _BatchNormReLU(_BatchNormAct):
 
 
 class BatchNormReLU1d(_BatchNormReLU, BatchNormAct1d):
-    """`BatchNormAct1d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm1d` and `p`."""
+    """`BatchNormAct1d` with `act="relu"`; takes the arguments of `torch.nn.BatchNorm1d` and `p`."""
 
 
 class BatchNormReLU2d(_BatchNormReLU, BatchNormAct2d):
-    """`BatchNormAct2d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm2d` and `p`."""
+    """`BatchNormAct2d` with `act="relu"`; takes the arguments of `torch.nn.BatchNorm2d` and `p`."""
 
 
 class BatchNormReLU3d(_BatchNormReLU, BatchNormAct3d):
-    """`BatchNormAct3d` with `act="relu"`, and the arguments of `torch.nn.BatchNorm3d` and `p`."""
+    """`BatchNormAct3d` with `act="relu"`; takes the arguments of `torch.nn.BatchNorm3d` and `p`."""

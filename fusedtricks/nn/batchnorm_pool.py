@@ -12,7 +12,7 @@ from ..functional._batch_norm_act_max_pool2d import Pair, pool_arguments
 from .batchnorm import _BatchNormAct, norm_state
 
 WINDOWS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-"""The arguments of `torch.nn.MaxPool2d`, which are attributes of that name."""
+"""The arguments of `torch.nn.MaxPool2d`, also the names of the attributes that hold them."""
 
 
 class BatchNormActMaxPool2d(_BatchNormAct, nn.BatchNorm2d):
@@ -23,25 +23,25 @@ class BatchNormActMaxPool2d(_BatchNormAct, nn.BatchNorm2d):
 
     Args:
         num_features: C.
-        kernel_size: of a window, as the four that follow those of `torch.nn.MaxPool2d`.
-        stride: from one window to the next, or None for `kernel_size`.
+        kernel_size: of a window; like the next four, as in `torch.nn.MaxPool2d`.
+        stride: distance between windows, or None for `kernel_size`.
         padding: around the image.
-        dilation: from one place of a window to the next.
+        dilation: distance between the positions of a window.
         ceil_mode: round the number of windows up.
-        eps: as of `torch.nn.BatchNorm2d`, and so are the arguments that follow up to `bias`.
+        eps: added to the variance; like the next arguments up to `bias`, as in `torch.nn.BatchNorm2d`.
         momentum: weight of a batch in the running statistics, or None for a cumulative average.
         affine: learn `weight` and `bias`.
         track_running_stats: keep running statistics for evaluation.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
-        bias: False leaves out `bias`, in versions of torch whose BatchNorm has the argument.
+        bias: False omits `bias`; needs a torch whose BatchNorm has this argument.
         act: one of `fusedtricks.functional.ACTIVATIONS`.
-        act_kwargs: its parameters.
+        act_kwargs: parameters of the activation.
 
     Raises:
-        ValueError: unknown `act`; on forward, as `functional.batch_norm_act_max_pool2d`.
-        TypeError: windows not given by integers; `act_kwargs` that the activation does not take.
-        RuntimeError: windows given by more than two integers; on forward, those that do not fit.
+        ValueError: unknown `act`; in forward, as in `functional.batch_norm_act_max_pool2d`.
+        TypeError: a window argument is not an integer; `act_kwargs` that the activation does not take.
+        RuntimeError: a window argument has more than two integers; in forward, the windows do not fit.
     """
 
     def __init__(

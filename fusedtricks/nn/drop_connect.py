@@ -1,4 +1,4 @@
-"""DropConnect as modules: the stock linear layer and convolutions, their weights dropped in training."""
+"""DropConnect as modules: the stock linear layer and convolutions, with weights dropped in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLES = 64
 
 
 class _DropConnect(nn.Module):
-    """What the modules share: in front of the stock module among the bases."""
+    """Shared by the modules. Must come before the stock module in the list of base classes."""
 
     weight: Tensor
     bias: Any
@@ -33,11 +33,11 @@ class _DropConnect(nn.Module):
     ) -> None:
         check_dropout(p, "inverted")
         if inference not in ("mean", "moments"):
-            raise ValueError(f"inference has to be 'mean' or 'moments', but got {inference!r}")
+            raise ValueError(f"inference must be 'mean' or 'moments', but got {inference!r}")
         if inference == "moments":
             check_moments(p)
         if samples < 1:
-            raise ValueError(f"samples has to be at least 1, but got {samples}")
+            raise ValueError(f"samples must be at least 1, but got {samples}")
         activation_arguments(act, act_kwargs)
         super().__init__(*stock)
         self.p = p
@@ -54,11 +54,11 @@ class _DropConnect(nn.Module):
         return self._sampled(*self.moments(input))
 
     def moments(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance, over the masks, of what the activation is given; see `functional.drop_connect_moments`."""
+        """Mean and variance of the activation's input over random masks; see `functional.drop_connect_moments`."""
         return moments(self._product, input, self.weight, self.bias, self.p)
 
     def _sampled(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """The mean of the activation over draws from the Gaussian."""
+        """The mean of the activation over samples drawn from the Gaussian."""
         centre, deviation = mean.to(variance.dtype), variance.sqrt()
         total = torch.zeros_like(deviation)
         for _ in range(self.samples):
@@ -69,11 +69,11 @@ class _DropConnect(nn.Module):
         return x if self.act == "identity" else F.activation(x, self.act, **self.act_kwargs)
 
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the stock module does, with these parameters."""
+        """The stock module's computation with these parameters."""
         raise NotImplementedError
 
     def _dropped(self, input: Tensor) -> Tensor:
-        """The same with the weight dropped."""
+        """The same with a dropped weight."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -86,31 +86,31 @@ class _DropConnect(nn.Module):
 
 
 class DropConnectLinear(_DropConnect, nn.Linear):
-    r"""Equivalent to `torch.nn.Linear(in_features, out_features, …)` and the activation, with weights dropped.
+    r"""Equivalent to `torch.nn.Linear(in_features, out_features, …)` and the activation, with dropped weights.
 
-    In training act(linear) with weights zeroed with probability `p` and the others divided by 1 - p (Wan et al., 2013);
-    one mask a call, which all examples of the mini-batch share, where the paper draws one for each example. See
-    `functional.drop_connect_linear`. Loads from and into the `state_dict` of the stock module.
+    Training computes act(linear) with weights zeroed with probability `p` and the others divided by 1 - p (Wan et al.,
+    2013). Each call draws one mask, which the whole mini-batch shares; the paper draws one per example. See
+    `functional.drop_connect_linear`. The `state_dict` is compatible with the stock module.
 
-    In evaluation `inference="mean"` is act(linear) with the weights as they are. `inference="moments"` is the paper's:
-    with random masks a unit before its activation is nearly Gaussian, and the mean of the activation over `samples`
-    draws from that Gaussian, drawn from torch's generator, is the output. Without an activation that is the mean, which
-    is returned. `module.moments(input)` gives mean and variance for an inference of one's own.
+    In evaluation, `inference="mean"` computes act(linear) with unchanged weights. `inference="moments"` follows the
+    paper: over random masks, a unit before its activation is nearly Gaussian. The output is the mean of the activation
+    over `samples` draws from that Gaussian, using torch's generator; without an activation it is simply the Gaussian's
+    mean. `module.moments(input)` returns mean and variance if you want your own inference.
 
     Args:
-        in_features: of the input's last dimension.
-        out_features: of the output's.
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
         bias: learn a bias, which is never dropped.
         device: of the parameters.
         dtype: of the parameters.
-        p: probability of *dropping* a weight, in [0, 1]; below 1 for the moments.
+        p: probability of *dropping* a weight, in [0, 1]; below 1 for `inference="moments"`.
         inference: "mean" or "moments".
         act: one of `fusedtricks.functional.ACTIVATIONS`, applied in training and in evaluation.
-        act_kwargs: its parameters.
-        samples: draws of `inference="moments"`; the error of their mean falls with its square root.
+        act_kwargs: parameters of the activation.
+        samples: number of draws for `inference="moments"`; the error of their mean is proportional to 1 / √samples.
 
     Raises:
-        ValueError: `p` outside [0, 1] or NaN, or 1 with the moments; unknown `inference` or `act`; `samples` below 1.
+        ValueError: `p` outside [0, 1] or NaN, or 1 with "moments"; unknown `inference` or `act`; `samples` below 1.
         TypeError: `act_kwargs` that the activation does not take.
     """
 
@@ -139,7 +139,7 @@ class DropConnectLinear(_DropConnect, nn.Linear):
 
 
 class _DropConnectConv(_DropConnect, nn.modules.conv._ConvNd):
-    """A convolution whose stock class is behind it among the bases."""
+    """A convolution. Must come before the stock class in the list of base classes."""
 
     _function: Callable[..., Tensor]
 
@@ -180,22 +180,22 @@ class _DropConnectConv(_DropConnect, nn.modules.conv._ConvNd):
 
 
 class DropConnectConv1d(_DropConnectConv, nn.Conv1d):
-    """Equivalent to `torch.nn.Conv1d(in_channels, out_channels, kernel_size, …)` and the activation, weights dropped.
+    """Equivalent to `torch.nn.Conv1d(in_channels, out_channels, …)` and the activation, with dropped weights.
 
-    All positions and samples share one mask of the filters. Stock arguments first; the others, evaluation and errors:
-    `DropConnectLinear`.
+    All positions and samples share one mask of the filters. The stock arguments come first; for the others, evaluation
+    and errors see `DropConnectLinear`.
     """
 
     _function = staticmethod(F.drop_connect_conv1d)
 
 
 class DropConnectConv2d(_DropConnectConv, nn.Conv2d):
-    """Equivalent to `torch.nn.Conv2d(…)` and the activation, with weights dropped; see `DropConnectConv1d`."""
+    """Equivalent to `torch.nn.Conv2d(…)` and the activation, with dropped weights; see `DropConnectConv1d`."""
 
     _function = staticmethod(F.drop_connect_conv2d)
 
 
 class DropConnectConv3d(_DropConnectConv, nn.Conv3d):
-    """Equivalent to `torch.nn.Conv3d(…)` and the activation, with weights dropped; see `DropConnectConv1d`."""
+    """Equivalent to `torch.nn.Conv3d(…)` and the activation, with dropped weights; see `DropConnectConv1d`."""
 
     _function = staticmethod(F.drop_connect_conv3d)

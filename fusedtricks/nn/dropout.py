@@ -1,4 +1,4 @@
-"""Dropout of values, channels and samples as modules."""
+"""Modules for dropout of values, channels and samples."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..functional._arguments import check_dropout
 
 
 class Dropout(nn.Dropout):
-    """Equivalent to `torch.nn.Dropout(p, inplace)`, with another stream of random bits; see `functional.dropout`.
+    """Equivalent to `torch.nn.Dropout(p, inplace)`, with different random numbers; see `functional.dropout`.
 
     Args:
         p: probability of *dropping* a value, in [0, 1]. (The lecture's p is the probability of keeping.)
         inplace: write the result over the input.
-        mode: "inverted", or "classic", which scales in evaluation instead of in training.
+        mode: "inverted", or "classic", which scales in evaluation instead of training.
 
     Raises:
         ValueError: `p` outside [0, 1] or NaN; unknown `mode`.
@@ -34,30 +34,30 @@ class Dropout(nn.Dropout):
 
 
 class Dropout1d(nn.Dropout1d):
-    """Equivalent to `torch.nn.Dropout1d(p, inplace)`, with other random bits; see `functional.dropout1d`."""
+    """Equivalent to `torch.nn.Dropout1d(p, inplace)`, with different random numbers; see `functional.dropout1d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.dropout1d(input, self.p, self.training, self.inplace)
 
 
 class Dropout2d(nn.Dropout2d):
-    """Equivalent to `torch.nn.Dropout2d(p, inplace)`, with other random bits; see `functional.dropout2d`."""
+    """Equivalent to `torch.nn.Dropout2d(p, inplace)`, with different random numbers; see `functional.dropout2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.dropout2d(input, self.p, self.training, self.inplace)
 
 
 class Dropout3d(nn.Dropout3d):
-    """Equivalent to `torch.nn.Dropout3d(p, inplace)`, with other random bits; see `functional.dropout3d`."""
+    """Equivalent to `torch.nn.Dropout3d(p, inplace)`, with different random numbers; see `functional.dropout3d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.dropout3d(input, self.p, self.training, self.inplace)
 
 
 class AlphaDropout(nn.AlphaDropout):
-    """Equivalent to `torch.nn.AlphaDropout(p, inplace)`, with another stream of random bits.
+    """Equivalent to `torch.nn.AlphaDropout(p, inplace)`, with different random numbers.
 
-    See `functional.alpha_dropout`. As in stock's module `inplace` changes nothing.
+    See `functional.alpha_dropout`. As in the stock module, `inplace` has no effect.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -65,9 +65,9 @@ class AlphaDropout(nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(nn.FeatureAlphaDropout):
-    """Equivalent to `torch.nn.FeatureAlphaDropout(p, inplace)`, with another stream of random bits.
+    """Equivalent to `torch.nn.FeatureAlphaDropout(p, inplace)`, with different random numbers.
 
-    See `functional.feature_alpha_dropout`. As in stock's module `inplace` changes nothing.
+    See `functional.feature_alpha_dropout`. As in the stock module, `inplace` has no effect.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ class FeatureAlphaDropout(nn.FeatureAlphaDropout):
 
 
 class DropPath(nn.Module):
-    """Equivalent to `timm.layers.DropPath(drop_prob, scale_by_keep)`, and `+ residual`; see `functional.drop_path`.
+    """Equivalent to `timm.layers.DropPath(drop_prob, scale_by_keep)`, then `+ residual`; see `functional.drop_path`.
 
-    `forward(x, residual=None)` takes (N, *), the result of a block, and what the block was given.
+    `forward(x, residual=None)` takes a block's output (N, *) and the block's input.
 
     Args:
         drop_prob: probability of dropping a sample, in [0, 1].
-        scale_by_keep: divide the others by 1 - drop_prob.
+        scale_by_keep: divide the kept samples by 1 - drop_prob.
 
     Raises:
         ValueError: `drop_prob` outside [0, 1] or NaN.
@@ -94,7 +94,7 @@ class DropPath(nn.Module):
         self.scale_by_keep = scale_by_keep
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """drop_path(x) + residual; residual of x's shape and dtype, or None."""
+        """drop_path(x) + residual; residual has x's shape and dtype, or is None."""
         return F.drop_path(x, self.drop_prob, residual, training=self.training, scale_by_keep=self.scale_by_keep)
 
     def extra_repr(self) -> str:

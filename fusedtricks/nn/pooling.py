@@ -1,4 +1,4 @@
-"""Fractional max-pooling as modules: the stock module of that name, with the fused function as its forward."""
+"""Fractional max-pooling modules: they subclass the stock modules of the same name and call the fused functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..functional._fractional_max_pool import check_fractional_max_pool
 
 
 class _FractionalMaxPool(nn.Module):
-    """What the two have in common; comes before the stock module, which has all arguments but the activation."""
+    """Shared by the two modules. Must come before the stock module in the list of base classes."""
 
     rank: int
     pool: Callable[..., Any]
@@ -62,17 +62,17 @@ class FractionalMaxPool2d(_FractionalMaxPool, nn.FractionalMaxPool2d):
     Args:
         kernel_size: of a window, (kH, kW) or one number for both.
         output_size: (oH, oW) or one number for both.
-        output_ratio: instead of `output_size`, its share of the input's, between 0 and 1: two numbers or one for both.
+        output_ratio: the output size as a fraction of the input size, between 0 and 1: two numbers or one for both.
         return_indices: also return the positions of the maxima, for `nn.MaxUnpool2d`.
-        _random_samples: (N, C, 2), the random numbers that the windows follow from, in place of torch's generator.
+        _random_samples: (N, C, 2), random numbers to derive the windows from, instead of drawing them.
         act: one of `functional.ACTIVATIONS` that never decreases.
-        act_kwargs: its parameters.
+        act_kwargs: parameters of the activation.
 
     Raises:
-        ValueError: neither or both of `output_size` and `output_ratio`; an `output_ratio` outside (0, 1); `kernel_size`
-            not positive; `act` unknown or not monotone.
-        TypeError: sizes of a wrong type; `act_kwargs` that the activation does not take.
-        RuntimeError: sizes of another number of lengths.
+        ValueError: neither or both of `output_size` and `output_ratio` given; `output_ratio` outside (0, 1);
+            `kernel_size` not positive; `act` unknown or not monotone.
+        TypeError: a size has the wrong type; `act_kwargs` that the activation does not take.
+        RuntimeError: a size has the wrong number of values.
     """
 
     rank = 2
@@ -82,7 +82,7 @@ class FractionalMaxPool2d(_FractionalMaxPool, nn.FractionalMaxPool2d):
 class FractionalMaxPool3d(_FractionalMaxPool, nn.FractionalMaxPool3d):
     """Equivalent to `torch.nn.FractionalMaxPool3d(…)`, then `act`; see `functional.fractional_max_pool3d`.
 
-    Arguments and errors as those of `FractionalMaxPool2d`, sizes being (T, H, W) and `_random_samples` (N, C, 3).
+    Arguments and errors: `FractionalMaxPool2d`, but sizes are (T, H, W) and `_random_samples` is (N, C, 3).
     """
 
     rank = 3

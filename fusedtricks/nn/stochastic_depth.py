@@ -1,4 +1,4 @@
-"""Stochastic depth: residual blocks that are left out at random."""
+"""Stochastic depth: residual blocks that are skipped at random."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from ..functional._arguments import check_dropout
 
 
 def kept_samples(samples: int, p: float) -> int:
-    """How many samples of a batch a block with that probability of being dropped runs on: never none."""
+    """How many samples of a batch a block runs on if it is dropped with probability `p`: at least one."""
     return min(samples, max(1, int(samples * (1 - p) + 0.5)))
 
 
 class StochasticDepth(nn.Module):
-    r"""A residual block, x + block(x), that training leaves out for some samples (Huang et al., 2016).
+    r"""A residual block, x + block(x), that training skips for some samples (Huang et al., 2016).
 
-    Evaluation is x + block(x). In training, by mode:
+    Evaluation computes x + block(x). Training depends on the mode:
 
-    - "row" and "batch": x + drop_path(block(x)), each sample by itself or the batch as a whole; see
+    - "row" and "batch": x + drop_path(block(x)), dropping each sample independently or the whole batch; see
       `functional.drop_path`. The block runs on every sample.
-    - "skip": the block runs on the kept samples only, as in DINOv2 (Oquab et al., 2023). Of N samples
-      n = max(1, round(N (1 - p))) are chosen uniformly without replacement (`torch.randperm` on the input's device, of
-      torch's generator), and x + N / n block(x) is the result for them, x for the others. Every sample is kept with the
-      same probability n / N, so that the expectation is x + block(x), as evaluation has it, for any p and N. Their
-      number is always the same: shapes depend on no data, and the host never waits for the GPU. p = 1 leaves the block
-      out.
+    - "skip": the block runs on the kept samples only, as in DINOv2 (Oquab et al., 2023). n = max(1, round(N (1 - p)))
+      of N samples are chosen uniformly without replacement (by `torch.randperm` on the input's device with torch's
+      generator). The result is x + N / n block(x) for them and x for the others. Each sample is kept with probability
+      n / N, so for any p and N the expectation is x + block(x), as in evaluation. Because n is fixed, shapes do not
+      depend on data and the host never waits for the GPU. p = 1 always skips the block.
 
-    A block with a BatchNorm inside sees a smaller batch in mode "skip": it normalises by statistics of the n kept
-    samples, and its running statistics average over those, where "row" takes all samples. With n = 1 and one value a
-    channel it raises, as for any such batch.
+    A BatchNorm inside the block sees a smaller batch in mode "skip": it normalises with the statistics of the n kept
+    samples and updates its running statistics from them, whereas "row" uses all samples. With n = 1 and one value per
+    channel it raises an error, as for any such batch.
 
     Args:
-        block: takes a batch (N, \*) and returns one of the same shape.
-        p: probability of *dropping* the block, in [0, 1]. (The paper's p is the probability of survival.)
+        block: takes a batch (N, \*) and returns a tensor of the same shape.
+        p: probability of *dropping* the block, in [0, 1]. (The paper's p is the survival probability.)
         mode: "row", "batch" or "skip".
 
     Raises:
@@ -46,14 +45,14 @@ class StochasticDepth(nn.Module):
     def __init__(self, block: nn.Module, p: float = 0.5, mode: str = "row") -> None:
         check_dropout(p, "inverted")
         if mode not in ("row", "batch", "skip"):
-            raise ValueError(f"mode has to be 'row', 'batch' or 'skip', but got {mode!r}")
+            raise ValueError(f"mode must be 'row', 'batch' or 'skip', but got {mode!r}")
         super().__init__()
         self.block = block
         self.p = p
         self.mode = mode
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The block's other arguments are given to it as they are: with "skip" none may have a row for each sample."""
+        """Passes other arguments to the block unchanged: with "skip", none of them may have one row per sample."""
         if self.mode != "skip":
             branch = self.block(input, *args, **kwargs)
             return F.drop_path(branch, self.p, residual=input, mode=self.mode, training=self.training)

@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes with an activation and dropout, and the conversion to it."""
+"""BatchNorm synchronised over processes, with activation and dropout, and the conversion to it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .batchnorm_pool import WINDOWS, BatchNormActMaxPool2d
 
 
 class SyncBatchNormAct(nn.SyncBatchNorm):
-    """Equivalent to `torch.nn.SyncBatchNorm`, then `+ residual`, the activation, and dropout: synchronised passes.
+    """Equivalent to `torch.nn.SyncBatchNorm`, then `+ residual`, the activation, and dropout.
 
-    Arguments: those of `torch.nn.SyncBatchNorm`, and `act`, `act_kwargs`, `p` as of `BatchNormAct1d`. The `state_dict`
-    is theirs, too.
+    Arguments: those of `torch.nn.SyncBatchNorm`, and `act`, `act_kwargs`, `p` as in `BatchNormAct1d`. The `state_dict`
+    is the same as theirs.
 
     Raises:
-        ValueError: unknown `act`; `p` outside [0, 1] or NaN; on forward, as `torch.nn.SyncBatchNorm`.
+        ValueError: unknown `act`; `p` outside [0, 1] or NaN; in forward, as in `torch.nn.SyncBatchNorm`.
         TypeError: `act_kwargs` that the activation does not take.
     """
 
-    p: float = 0.0  # of modules that were saved before they had it
+    p: float = 0.0  # default for modules pickled before `p` existed
 
     def __init__(self, *args: Any, act: str = "relu", act_kwargs: Any = None, p: float = 0.0, **kwargs: Any) -> None:
         activation_arguments(act, act_kwargs)
@@ -37,7 +37,7 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
         self.p = p
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """dropout(act(sync_batch_norm(input) + residual)); residual of the input's shape and dtype, or None."""
+        """dropout(act(sync_batch_norm(input) + residual)); residual has the input's shape and dtype, or is None."""
         z = super().forward(input)
         z = z if residual is None else z + residual
         return F.act_dropout(z, act=self.act, act_kwargs=self.act_kwargs, p=self.p, training=self.training)
@@ -47,14 +47,14 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
 
 
 class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
-    """Equivalent to `torch.nn.SyncBatchNorm`, then the activation, then `torch.nn.MaxPool2d`: three passes.
+    """Equivalent to `torch.nn.SyncBatchNorm`, then the activation, then `torch.nn.MaxPool2d`, as three steps.
 
-    What `convert_sync_batchnorm` makes of a `BatchNormActMaxPool2d`.
+    `convert_sync_batchnorm` converts a `BatchNormActMaxPool2d` to this.
 
     Args:
-        *args: those of `SyncBatchNormAct`.
-        windows: the arguments of `torch.nn.MaxPool2d`, by name.
-        **kwargs: those of `SyncBatchNormAct`.
+        *args: for `SyncBatchNormAct`.
+        windows: the arguments of `torch.nn.MaxPool2d` by name.
+        **kwargs: for `SyncBatchNormAct`.
     """
 
     def __init__(self, *args: Any, windows: Mapping[str, Any], **kwargs: Any) -> None:
@@ -70,16 +70,16 @@ class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
-    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms, which keep what follows.
+    """`torch.nn.SyncBatchNorm.convert_sync_batchnorm` for models with our BatchNorms; keeps activation and dropout.
 
-    Models that `fusedtricks.fuse` returned may be converted by either.
+    Models returned by `fusedtricks.fuse` may be converted with either function.
 
     Args:
-        module: a model or a layer; its BatchNorms are replaced in it.
-        process_group: of the processes to synchronise, or None for all.
+        module: a model or layer; its BatchNorms are replaced in place.
+        process_group: the processes to synchronise, or None for all.
 
     Returns:
-        `module`, or its replacement where it is a BatchNorm itself.
+        `module`, or its replacement if it is a BatchNorm itself.
     """
     if isinstance(module, _BatchNormAct):
         return _converted(module, process_group)
