@@ -1,11 +1,11 @@
 """Fuses whole models: `fuse`, `unfuse`, `report`, and the backend of `torch.compile`.
 
-The way of a model: `model` goes through its modules; `planning` decides, for each, which modules' insides a chain
-needs, has `tracing` make a graph of its forward (under the eyes of `watching`), has `rewrite` replace what `chains`
-found, and compiles it to a plan. `kinds` says which layer a node is, `chains` which layers follow each other, and
-`certainty`, with `aliases`, whether they may become one; `calls` makes the call. `blocks` runs the plan instead of the
-user's forward, as long as its guards hold. The graphs call `run_time`, `run_tail` and `masks`, which ask `members`
-what the layers are by then. `swaps` are the layers replaced one for one.
+How it works: `model` walks through a model's modules. For each of them, `planning` decides which inner modules to
+inline, traces its forward to a graph with `tracing` (monitored by `watching`), replaces the chains with `rewrite`, and
+compiles the graph to a plan. `kinds` says which layer a node is, `chains` which layers follow each other, and
+`certainty`, with `aliases`, whether fusing them is safe; `calls` creates the calls. `blocks` runs the plan instead of
+the user's forward while its guards hold. The graphs call `run_time`, `run_tail` and `masks`, which look up the layers'
+current state in `members`. `swaps` holds the layers that are replaced one for one.
 """
 
 from .model import fuse, report, unfuse

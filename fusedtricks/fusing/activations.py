@@ -1,4 +1,4 @@
-"""Which activation of ours a module or a node of a graph is."""
+"""Recognises which of our activations a module or graph node computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..functional._arguments import activation_arguments
 
 
 class Activation(NamedTuple):
-    """An activation by its name in `functional.ACTIVATIONS`, with its parameters."""
+    """An activation: its name in `functional.ACTIVATIONS` and its parameters."""
 
     name: str
     parameters: dict[str, float]
@@ -55,7 +55,7 @@ _FACTS: dict[tuple[Any, ...], dict[str, bool]] = {}
 
 
 def _fact(which: str, name: str, parameters: Mapping[str, float] | None) -> bool:
-    """What the activation's struct says of itself; False where that is not known yet, in a trace."""
+    """A fact from the activation's C++ struct; False during a Dynamo trace if it has not been looked up before."""
     key = (name, *sorted((parameters or {}).items()))
     if key not in _FACTS and not torch.compiler.is_dynamo_compiling():
         _FACTS[key] = _C.activation_facts(name, activation_arguments(name, parameters))
@@ -63,33 +63,33 @@ def _fact(which: str, name: str, parameters: Mapping[str, float] | None) -> bool
 
 
 def never_decreases(name: str, parameters: Mapping[str, float] | None) -> bool:
-    """Whether the largest of some values is what becomes the largest."""
+    """Whether the activation is monotone, so that the largest input gives the largest output."""
     return _fact("never_decreases", name, parameters)
 
 
 def keeps_result(name: str, parameters: Mapping[str, float] | None) -> bool:
-    """Whether ours keeps the result for backward, else the input (after an addition the residual)."""
+    """Whether our version keeps the result for backward instead of the input (or residual, after an addition)."""
     return _fact("keeps_result", name, parameters)
 
 
 def keeps_result_unlike_stock(name: str, parameters: Mapping[str, float] | None) -> bool:
-    """Whether ours keeps the result, which must not be changed then, where stock keeps the input."""
+    """Whether our version keeps the result, which must then not be changed, but stock keeps the input."""
     return name not in _STOCK_KEEPS_RESULT and keeps_result(name, parameters)
 
 
 def recognise(module_type: type[nn.Module], as_type: type[nn.Module]) -> None:
-    """Makes modules of a further type known, read like those of another."""
+    """Registers `module_type` as an activation that is read like `as_type`."""
     if as_type in _READERS:
         _READERS[module_type] = _READERS[as_type]
 
 
 def of_module(module: nn.Module) -> Activation | None:
-    """The activation that a module of exactly a known type computes at present, or None."""
+    """The activation that a module currently computes; None unless its type is exactly a known one."""
     read = _READERS.get(type(module))
     return read(module) if read else None
 
 
-# By function: the activation and its parameters in order. The numbers in a hardtanh make it ReLU6 or nothing.
+# Parameters in positional order. A hardtanh counts as ReLU6 if its limits are 0 and 6.
 _IN_ORDER: dict[str, tuple[str, ...]] = {
     "leaky_relu": ("negative_slope",),
     "elu": ("alpha",),
@@ -120,7 +120,7 @@ _NOT_PARAMETERS = ("inplace", "input")
 
 
 def of_node(node: Node) -> tuple[Activation, Node] | None:
-    """The activation that a call of a function or method computes, and of what; None for everything else."""
+    """The activation that a function or method call computes, and its input; None for any other node."""
     table: Mapping[Any, str] = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
     name = table.get(node.target)
     if name is None:

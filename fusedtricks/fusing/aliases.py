@@ -1,4 +1,4 @@
-"""Whether a value may change between two places of a graph: which nodes write, and which values share memory."""
+"""Whether a value may change between two points of a graph: which nodes write, and which values share memory."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ _FRESH_FUNCTIONS = {
 
 
 def may_change(value: Node, between: Iterable[Node], modules: Modules) -> bool:
-    """Whether one of the nodes `between` may write to the memory of `value`."""
+    """Whether one of the nodes in `between` may write to the memory of `value`."""
     writers = [node for node in between if _may_write(node, modules)]
     shared = may_share_memory(value, modules) if writers else set()
     return any(source in shared for node in writers for source in node.all_input_nodes)
 
 
 def is_only_read(value: Node, modules: Modules, is_new: bool = False) -> bool:
-    """Whether nobody writes to the result of a node: not in the graph, and it is not given to others.
+    """Whether a node's result is never written to: no node of the graph writes to it, and it is not returned.
 
     Args:
         value: the node.
         modules: the graph's modules by name.
-        is_new: the result will share no memory with what the node is given, whatever it is now.
+        is_new: assume that the result shares no memory with the node's inputs, because the node will be replaced.
     """
     shared = may_share_memory(value, modules, is_new)
     if any(user.op == "output" for node in shared for user in node.users):
@@ -68,12 +68,12 @@ def _up_to(value: Node) -> Iterator[Node]:
 
 
 def is_used_once(value: Node, modules: Modules) -> bool:
-    """Whether nothing but its one user can see the memory of `value`."""
+    """Whether `value` has only one user and nothing else can see its memory."""
     return len(value.users) == 1 and _is_fresh(value, modules)
 
 
 def _may_write(node: Node, modules: Modules) -> bool:
-    """Whether a node may write to what it is given."""
+    """Whether a node may write to its inputs."""
     if node.op == "call_module":
         return _module_may_write(modules[str(node.target)])
     if node.op == "call_method":
@@ -110,13 +110,13 @@ def is_in_place(node: Node) -> bool:
 def _position_of_inplace(function: Any) -> int | None:
     try:
         names = list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # a built-in function: in place by its name
+    except (TypeError, ValueError):  # a built-in function; its name says whether it is in place
         return None
     return names.index("inplace") if "inplace" in names else None
 
 
 def _is_fresh(node: Node, modules: Modules) -> bool:
-    """Whether a node's result certainly shares no memory with what it is given."""
+    """Whether a node's result certainly shares no memory with its inputs."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         if activations.of_module(module):
@@ -128,7 +128,7 @@ def _is_fresh(node: Node, modules: Modules) -> bool:
 
 
 def may_share_memory(value: Node, modules: Modules, is_new: bool = False) -> set[Node]:
-    """All nodes whose result may share memory with that of `value`, which is new or may share its inputs'."""
+    """All nodes whose result may share memory with `value`. If `is_new`, `value` shares none with its own inputs."""
     found, todo = {value}, [value]
     while todo:
         node = todo.pop()

@@ -1,8 +1,8 @@
-"""A module whose forward is a rewritten graph: still of its user's class, with its own forward to fall back on.
+"""Modules that run a rewritten graph, or fall back on the user's forward.
 
-The class of such a module is a subclass of the user's, of the same name, as `torch.nn.utils.parametrize` and FSDP do
-it. Everything else stays: attributes, members, parameters, hooks. The graph is used where it says what the user's
-forward would do; otherwise the user's forward runs.
+Such a module's class is a subclass of the user's class with the same name, as with `torch.nn.utils.parametrize` and
+FSDP. Everything else stays: attributes, members, parameters, hooks. The graph runs if it does the same as the user's
+forward; otherwise the user's forward runs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _PLANS, _STOCK = "_fusedtricks_plans", "_fusedtricks_stock"
 
 
 class Guard:
-    """What a plan takes for granted of one module, by its name within the block.
+    """What a plan assumes about one module of the block.
 
     Args:
-        path: its name, "" for the block itself.
-        module: as it was while the forward was traced.
+        path: the module's name within the block, "" for the block itself.
+        module: the module as it was when the forward was traced.
         reads: the attributes that the forward read, with their values.
-        is_part: the plan has the module's forward, so that it is not called: it must not have hooks, nor another type.
-        has_members: the plan uses its members.
+        is_part: the plan contains the module's forward and does not call the module, so it must have no hooks and keep
+            its type.
+        has_members: the plan uses the module's members.
     """
 
     def __init__(self, path: str, module: nn.Module, reads: dict[str, Any], *, is_part: bool, has_members: bool):
@@ -49,7 +50,7 @@ class Guard:
         self._tensors = {name: getattr(module, name) is None for name in own}
 
     def holds(self, block: nn.Module) -> bool:
-        """Whether it is still so."""
+        """Whether the assumptions still hold."""
         module: nn.Module | None = block
         for name in self._names:
             module = module._modules.get(name) if module is not None else None
@@ -72,14 +73,14 @@ class Guard:
 
 
 class Plan:
-    """A rewritten forward, for one value of `training`.
+    """A rewritten forward for one value of `training`.
 
-    Made of names and functions, not of the modules it was traced with: copies of a module use the same.
+    It holds names and functions, not the traced modules, so copies of a module share it.
     """
 
     def __init__(self, graph: Graph, forward: Callable[..., Any], guards: list[Guard], done: Rewritten):
         code = graph.python_code("self")
-        # Before the function there may be calls that change how torch.fx traces anything from then on.
+        # Skip code before the function: it may contain calls that change how torch.fx traces from then on.
         self._source = code.src[code.src.index("def forward(") :]
         self._globals = dict(code.globals)
         self._signature = _without_annotations(inspect.signature(forward))
@@ -88,11 +89,11 @@ class Plan:
         self._forward = _compile(self._source, self._globals)
 
     def has_work(self) -> bool:
-        """Whether the plan does anything that the user's forward does not."""
+        """Whether the plan differs from the user's forward."""
         return bool(self.done.chains or self.done.singles)
 
     def run(self, block: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[bool, Any]:
-        """Whether the plan could be used, and then its result."""
+        """Returns whether the plan could be used, and its result (or None)."""
         if keywords or len(arguments) != self._inputs:
             bound = self._bind(arguments, keywords)
             if bound is None:
@@ -105,10 +106,10 @@ class Plan:
         return True, self._forward(block, *arguments)
 
     def _bind(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """The tensors in order, or None if an argument with a default has another value."""
+        """The tensor arguments in order; None if an argument does not have its default value."""
         try:
             given = self._signature.bind(None, *arguments, **keywords).arguments
-        except TypeError:  # which the user's own forward will raise
+        except TypeError:  # the user's forward will raise it
             return None
         tensors = []
         for parameter in list(self._signature.parameters.values())[1:]:
@@ -121,13 +122,13 @@ class Plan:
         return tuple(tensors)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        """With guards of its own: an object that the forward read, as a configuration, is copied with the module."""
+        """Copies the guards: objects that the forward read, such as a configuration, are copied with the module."""
         plan = Plan.__new__(Plan)
         plan.__dict__.update(self.__dict__, guards=copy.deepcopy(self.guards, memo))
         return plan
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its source; without a plan, so stock, where the source refers to what cannot be pickled."""
+        """Pickles the source; if it refers to something that cannot be pickled, there is no plan (stock forward)."""
         modules = {name: value.__name__ for name, value in self._globals.items() if isinstance(value, ModuleType)}
         others = {name: value for name, value in self._globals.items() if name not in modules}
         state = {**self.__dict__, "_forward": None, "_globals": others, "_modules": modules}
@@ -165,21 +166,21 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def set_plans(module: nn.Module, plans: dict[bool, Plan]) -> None:
-    """Makes a module run by those of the plans, by the value of `training`, that have work to do."""
+    """Makes a module run the plans that differ from its forward, chosen by the value of `training`."""
     module.__dict__[_PLANS] = {training: plan for training, plan in plans.items() if plan.has_work()}
     stock: Any = type(module)
     module.__class__ = _fused_class(stock)
 
 
 def remove_plans(module: nn.Module) -> None:
-    """Gives a module back its user's class."""
+    """Restores the user's class of a module."""
     module.__dict__.pop(_PLANS, None)
-    if _STOCK in vars(type(module)):  # as against a class that something else derived from the fused one
+    if _STOCK in vars(type(module)):  # not a class that something else derived from it
         module.__class__ = getattr(type(module), _STOCK)
 
 
 def prepare(stock: Any) -> str:
-    """Makes sure that `set_plans` will not fail for modules of a class; or says why it would."""
+    """Checks that `set_plans` will work for modules of a class. Returns the reason if not, else ""."""
     noticed = [
         c for c in stock.__mro__ if "__init_subclass__" in vars(c) and c.__module__ not in ("builtins", "typing")
     ]
@@ -224,6 +225,6 @@ def _fused_class(stock: Any) -> Any:
 
 
 def _new(stock: Any, *arguments: Any) -> Any:
-    """An empty module of the fused class of `stock`: what unpickling begins with."""
+    """Creates an empty module of the fused class of `stock`, for unpickling."""
     fused = _fused_class(stock)
     return fused.__new__(fused, *arguments)

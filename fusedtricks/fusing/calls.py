@@ -1,4 +1,4 @@
-"""The nodes that chains and single layers become: calls of functions of `run_time`, `run_tail` and `masks`."""
+"""Creates the nodes that replace chains and single layers: calls to `run_time`, `run_tail` and `masks`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .kinds import (
 
 
 def call_of_chain(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> Node:
-    """One call for a chain, where it ends; `owns` is `certainty.owns_source`."""
+    """Inserts one call for a chain at the chain's end; `owns` is `certainty.owns_source`."""
     with graph.inserting_before(chain.end):
         function, given = _call(graph, chain, modules, owns)
         return graph.call_function(function, given)
@@ -53,7 +53,7 @@ def _module(graph: Graph, node: Node) -> Node:
 
 
 def _member(graph: Graph, node: Node | None) -> Any:
-    """A module, or the settings of a function; None where there is none."""
+    """A module, or the settings of a function; None for no node."""
     if node is None:
         return None
     return _module(graph, node) if node.op == "call_module" else settings(node)
@@ -91,9 +91,9 @@ def _name_of_pool(node: Node, modules: Modules) -> str:
 
 
 def call_of_single(graph: Graph, node: Node, is_activation: bool, is_random: bool, is_only_read: bool) -> Node | None:
-    """One of our functions for a stock one that is in no chain; None where there is none, or none is wanted.
+    """Inserts a call to our version of a stock function that is in no chain; None if there is none or it is disabled.
 
-    An activation that keeps its result for backward, where stock keeps its input, has to be one that is only read.
+    An activation that keeps its result for backward where stock keeps the input is only replaced if `is_only_read`.
     """
     found = activations.of_node(node)
     function: Any

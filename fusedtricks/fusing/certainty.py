@@ -1,4 +1,4 @@
-"""Whether a chain certainly gives what its members give: it is computed where it ends, and keeps other tensors."""
+"""Whether a chain certainly gives the same as its members, although it runs at its end and keeps other tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RANDOM_NAMES = ("dropout", "rand", "bernoulli", "attention", "fractional", "rre
 
 
 def what_is_kept_may_change(chain: Chain, modules: Modules) -> str:
-    """Why the operator must not keep for backward what it keeps and stock does not: that may be changed in place."""
+    """The reason if something that the operator, but not stock, keeps for backward may be changed in place; else ""."""
     kept = _kept(chain, modules)
     if "result" in kept and not is_only_read(chain.end, modules, is_new=True):
         return "its result may be changed in place"
@@ -44,7 +44,7 @@ def what_is_kept_may_change(chain: Chain, modules: Modules) -> str:
 
 
 def _kept(chain: Chain, modules: Modules) -> set[str]:
-    """What the operator keeps for backward, and stock does not: its "result", the "residual" or its "source"."""
+    """What the operator keeps for backward but stock does not: "result", "residual" or "source"."""
     activation = _activation(chain, modules)
     name, keeps_result = activation.name, activations.keeps_result(*activation)
     has_residual, drops = chain.residual is not None, chain.node(DROPOUT) is not None
@@ -75,16 +75,16 @@ def _after(node: Node) -> Iterator[Node]:
 
 
 def obstacle(chain: Chain, modules: Modules) -> str:
-    """Why the chain cannot be computed where it ends, or nothing: something in between changes what it needs."""
+    """Why the chain cannot run at its end, for example because something in between changes its inputs; else ""."""
     between = list(_between(chain.head, chain, modules))
     if may_change(chain.source, between, modules):
         return "its input may be changed in place before the chain ends"
     if _writes_to_its_source(chain, modules) and not owns_source(chain, modules):
-        return "it is in place on a tensor that others may see"
+        return "it works in place on a tensor that others may see"
     if chain.node(FRACTIONAL_POOL) and not activations.never_decreases(*_activation(chain, modules)):
-        return "the maxima before its activation are not those behind it"
+        return "its activation may change which value is the maximum"
     if any(_switches_mode(node) for node in between):
-        return "gradients or autocast are switched before the chain ends"
+        return "gradients or autocast are switched on or off before the chain ends"
     if why := _state_is_used(chain, between, modules):
         return why
     addition = chain.node(ADDITION)
@@ -97,7 +97,7 @@ def obstacle(chain: Chain, modules: Modules) -> str:
 
 
 def _between(first: Node, chain: Chain, modules: Modules) -> Iterator[Node]:
-    """The nodes after `first` and before the chain's end that are no part of it."""
+    """The nodes between `first` and the chain's end that do not belong to the chain."""
     node, own = first, set(chain.nodes)
     while node is not chain.end:
         if node not in own:
@@ -106,12 +106,12 @@ def _between(first: Node, chain: Chain, modules: Modules) -> Iterator[Node]:
 
 
 def owns_source(chain: Chain, modules: Modules) -> bool:
-    """Whether nobody would notice if the chain wrote to what it is given: it does not, or nobody else sees that."""
+    """Whether it is safe for the chain to write to its input: it never does, or no other code sees that tensor."""
     return chain.steps[0].kind in (NORM, LINEAR) or is_used_once(chain.source, modules)
 
 
 def _writes_to_its_source(chain: Chain, modules: Modules) -> bool:
-    """Whether one of the members does; after one that makes a tensor of its own none does."""
+    """Whether a member writes to the chain's input; members after one that creates a new tensor do not."""
     for step in chain.steps:
         if step.kind in (NORM, LINEAR):
             return False
@@ -123,7 +123,7 @@ def _writes_to_its_source(chain: Chain, modules: Modules) -> bool:
 
 
 def _switches_mode(node: Node) -> bool:
-    """As in Dynamo's graphs, where `with torch.no_grad()` is two nodes."""
+    """Whether a node switches a mode; in Dynamo's graphs `with torch.no_grad()` is two nodes."""
     name = getattr(node.target, "__name__", "")
     return node.op == "call_function" and name.startswith(("_enter_", "_exit_", "_set_grad", "set_grad", "_saved"))
 
@@ -140,7 +140,7 @@ def _state_is_used(chain: Chain, between: list[Node], modules: Modules) -> str:
 
 
 def _state_nodes(head: Node) -> list[Node]:
-    """The nodes that are parameters or buffers of a chain's first layer."""
+    """The nodes of the parameters and buffers of a chain's first layer."""
     if head.op == "call_function":
         return [*head.all_input_nodes[1:]]
     prefix = f"{head.target}."
@@ -148,7 +148,7 @@ def _state_nodes(head: Node) -> list[Node]:
 
 
 def _uses_state(head: Node, node: Node, shared: set[Node], modules: Modules) -> bool:
-    """Whether a node reads or writes a layer's state: what shares memory with it, or a module that holds it."""
+    """Whether a node reads or writes a layer's state, directly, through shared memory, or as a module that holds it."""
     if node in shared or any(source in shared for source in node.all_input_nodes):
         return node.op not in ("get_attr", "placeholder")
     if node.op != "call_module":
@@ -159,7 +159,7 @@ def _uses_state(head: Node, node: Node, shared: set[Node], modules: Modules) -> 
 
 
 def _may_draw(node: Node, modules: Modules) -> bool:
-    """Whether a node may draw random numbers, whose order would be another."""
+    """Whether a node may draw random numbers, so that moving the chain's draw would change their order."""
     if node.op == "call_module":
         return any(_module_may_draw(module) for module in modules[str(node.target)].modules())
     if node.op not in ("call_function", "call_method"):

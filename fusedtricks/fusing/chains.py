@@ -1,6 +1,6 @@
-"""Finds chains in a graph: layers that become one call, one value each the next one's alone.
+"""Finds chains in a graph: layers that become one call, each used only by the next.
 
-`AFTER` says which layers follow each other. Whether a chain may be one call, `certainty` says.
+`AFTER` says which layers may follow each other; `certainty` says whether fusing a chain is safe.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ AFTER: dict[str, dict[str, str]] = {
     "path": {ADDITION: END},
     END: {},
 }
-"""What is known of a chain, and what that is with one more layer; identities change nothing."""
+"""The states of a chain: for each state and next layer, the following state. Identities do not change the state."""
 
 WHOLE = {"norm add", "norm act", "norm add act", "tail", "path", END}
-"""After which a chain may end."""
+"""States in which a chain may end."""
 
 _HEADS = ((NORM,), (LINEAR,), (ACTIVATION,), (DROPOUT, DROP_PATH))
-"""Layers that chains begin with, those before others whose layers both could have."""
+"""Layers that a chain can start with, in order of priority if two chains could claim the same layer."""
 
 
 class Step(NamedTuple):
@@ -58,12 +58,12 @@ class Step(NamedTuple):
 
     kind: str
     node: Node
-    side: int = 0  # of an addition: which of its operands is the residual
+    side: int = 0  # for an addition: index of the operand that is the residual
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers that become one, in order, with identities in between."""
+    """Layers to fuse, in order, including identities between them."""
 
     steps: tuple[Step, ...]
 
@@ -88,26 +88,26 @@ class Chain:
 
     @property
     def source(self) -> Node:
-        """What the chain is given at present: rewriting another chain may have replaced it."""
+        """The chain's current input, which changes if the chain that computes it is rewritten."""
         return source_of(self.head)
 
     @property
     def residual(self) -> Node | None:
-        """What is added at present."""
+        """The current residual, or None."""
         addition = self.step(ADDITION)
         added = operands(addition.node) if addition else None
         return added[addition.side] if addition and added else None
 
     @property
     def how_it_adds(self) -> tuple[bool, bool]:
-        """`members.Addition`, as a graph may hold it."""
+        """The fields of `members.Addition` as a plain tuple, which a graph can hold."""
         addition = self.step(ADDITION)
         return (addition.side == 0, writes(addition.node, {})) if addition else (False, False)
 
 
 @dataclass
 class Left:
-    """What stays as it is: a BatchNorm, or a chain; and why."""
+    """A BatchNorm or chain that is left unchanged, and why."""
 
     chain: Chain
     reason: str
@@ -115,19 +115,19 @@ class Left:
 
 @dataclass
 class Found:
-    """The chains of a graph, and what is in none."""
+    """The chains of a graph, and what is left unchanged."""
 
     chains: list[Chain] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
 
 
 def find_chains(graph: Graph, modules: Modules, dropout: bool) -> Found:
-    """All chains of a graph, in its order, and the BatchNorms and chains that are left.
+    """All chains of a graph in graph order, and the BatchNorms and chains left unchanged.
 
     Args:
-        graph: of `torch.fx` or of Dynamo.
+        graph: from `torch.fx` or Dynamo.
         modules: the graph's modules by name.
-        dropout: also chains with layers that draw random numbers.
+        dropout: include layers that draw random numbers.
     """
     found, taken = Found(), set[Node]()
     for heads in _HEADS:
@@ -149,12 +149,12 @@ def find_chains(graph: Graph, modules: Modules, dropout: bool) -> Found:
 
 
 def follows(state: str, kind: str, dropout: bool) -> str:
-    """What is known of a chain with one more layer, or "" where it does not go on."""
+    """The state of a chain after one more layer; "" if it cannot continue with that layer."""
     return AFTER[state].get(kind, "") if dropout or kind not in RANDOM else ""
 
 
 def _grow(head: Step, modules: Modules, taken: set[Node], dropout: bool) -> tuple[list[Chain], str]:
-    """All chains that begin with a layer, the longest first; and why it is no longer."""
+    """All chains that begin with `head`, longest first, and why there is no longer one."""
     state = follows(START, head.kind, dropout)
     if not state:
         return [], ""
@@ -188,7 +188,7 @@ def _grow(head: Step, modules: Modules, taken: set[Node], dropout: bool) -> tupl
 
 
 def _certain(candidates: list[Chain], modules: Modules) -> tuple[Chain | None, str]:
-    """The longest chain that certainly gives what its members do; or why there is none."""
+    """The longest chain that certainly gives the same as its members, or the reason why there is none."""
     reason = ""
     for chain in candidates:
         kept = certainty.what_is_kept_may_change(chain, modules)
@@ -202,5 +202,5 @@ def _certain(candidates: list[Chain], modules: Modules) -> tuple[Chain | None, s
 
 
 def _is_longer_than_needed(chain: Chain) -> bool:
-    """Whether a chain with an obstacle may be one without its last layer: else the user meant the values between."""
+    """Whether to try a chain again without its last layer if something prevents fusing it."""
     return chain.steps[-1].kind in (DROPOUT, MAX_POOL) or chain.steps[0].kind != NORM

@@ -1,4 +1,4 @@
-"""Which modules are stochastic depth: ours, timm's, torchvision's and Hugging Face's, none of which are imported."""
+"""Recognises stochastic depth modules: ours, timm's, torchvision's and Hugging Face's, without importing the latter."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _OF_PACKAGES: dict[str, _Reader] = {
     "timm.layers.drop.DropPath": lambda m: DropPath(m.drop_prob or 0.0, "row", m.scale_by_keep),
     "torchvision.ops.stochastic_depth.StochasticDepth": lambda m: DropPath(m.p, m.mode, True),
 }
-"""By the qualified name of the class."""
+"""Keyed by the qualified name of the class."""
 
 _READERS: dict[type, _Reader | None] = {ftnn.DropPath: lambda m: DropPath(m.drop_prob, "row", m.scale_by_keep)}
-"""By the class, None for those that are something else."""
+"""Keyed by class; None for classes that are not stochastic depth."""
 
 
 def of_module(module: nn.Module) -> DropPath | None:
-    """What a module of exactly a known type drops in training, or None. Dropping everything is left to the module."""
+    """What a module of exactly a known type drops in training, or None. Also None for p = 1, left to the module."""
     kind = type(module)
     if kind not in _READERS and not torch.compiler.is_dynamo_compiling():
         _READERS[kind] = _reader(kind)
@@ -53,7 +53,7 @@ def _reader(kind: type[nn.Module]) -> _Reader | None:
 
 
 def _forward_in_transformers(self, hidden_states):  # type: ignore[no-untyped-def]
-    """What that package copies from model to model."""
+    """The forward that transformers copies from model to model."""
     if self.drop_prob == 0.0 or not self.training:
         return hidden_states
     keep_prob = 1 - self.drop_prob
@@ -64,7 +64,7 @@ def _forward_in_transformers(self, hidden_states):  # type: ignore[no-untyped-de
 
 
 def _is_same_code(function: Any, known: Any) -> bool:
-    """Whether a function is another one, instruction by instruction; docstrings and annotations may differ."""
+    """Whether two functions have the same instructions; docstrings and annotations may differ."""
     if not isinstance(function, FunctionType) or function.__globals__.get("torch") is not torch:
         return False
     if function.__defaults__ or function.__closure__:

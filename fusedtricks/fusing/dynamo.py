@@ -1,4 +1,4 @@
-"""The backend "fusedtricks" of `torch.compile`: Dynamo's graph with fused chains, run as it is."""
+"""The `torch.compile` backend "fusedtricks": runs Dynamo's graph with fused chains."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .rewrite import Singles, rewrite
 
 
 def backend(graph_module: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-    """`torch.compile(model, backend="fusedtricks")`, which needs no import of this package.
+    """The backend of `torch.compile(model, backend="fusedtricks")`, which works without importing this package.
 
-    Dynamo sees what a trace of a module cannot: control flow, decided and guarded; so every chain in the program is
-    found, by the same matcher as `fuse`'s. Nothing is generated: the graph's operators run eagerly, forward and
-    backward, with shapes that may change.
+    Unlike a module trace, Dynamo handles control flow (with guards), so every chain in the program is found, by the
+    same matcher as in `fuse`. No code is generated: the graph's operators run eagerly, forward and backward, and shapes
+    may change.
     """
     rewrite(graph_module.graph, dict(graph_module.named_modules()), Singles())
     graph_module.recompile()

@@ -1,6 +1,6 @@
-"""Which layer a node of a graph is: a module of `torch.fx`'s graphs, a function of Dynamo's.
+"""Recognises which layer a graph node is: a module in `torch.fx` graphs, a function in Dynamo graphs.
 
-Only such nodes are named as a chain may go through: one input, whose value it takes, and settings that are no values.
+Recognises only nodes that can be part of a chain: they have one input, and their settings are not graph values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FUNCTIONS: dict[Any, tuple[str, inspect.Signature]] = {
     F.fractional_max_pool2d: (FRACTIONAL_POOL, _signature("_fractional_max_pool2d")),
     F.fractional_max_pool3d: (FRACTIONAL_POOL, _signature("_fractional_max_pool3d")),
 }
-"""Functions that are layers, with their arguments."""
+"""Functions that are layers: their kind and signature."""
 
 
 def kind_of(node: Node, modules: Modules) -> str:
@@ -91,7 +91,7 @@ def _is_plain_call(kind: str, node: Node) -> bool:
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """What a function is called with, by name; arguments with a default are there where they were given."""
+    """The arguments given to a function, by name, without defaults."""
     return dict(_FUNCTIONS[node.target][1].bind(*node.args, **node.kwargs).arguments)
 
 
@@ -103,7 +103,7 @@ def settings(node: Node) -> tuple[Any, ...]:
 
 
 def source_of(node: Node) -> Node:
-    """The value that a layer takes."""
+    """The value that a layer takes as input."""
     found: Any
     if node.op == "call_module":
         found = node.args[0]
@@ -115,7 +115,7 @@ def source_of(node: Node) -> Node:
 
 
 def operands(node: Node) -> tuple[Node, Node] | None:
-    """What an addition of two tensors adds; the first is written to where it is in place."""
+    """The two operands of a tensor addition, else None. An in-place addition writes to the first."""
     is_add = node.op == "call_function" and node.target in _ADD_FUNCTIONS
     is_add = is_add or (node.op == "call_method" and node.target in _ADD_METHODS)
     added = (*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs))
@@ -126,7 +126,7 @@ def operands(node: Node) -> tuple[Node, Node] | None:
 
 
 def writes(node: Node, modules: Modules) -> bool:
-    """Whether a layer writes its result over its input, or over the first of those that it adds."""
+    """Whether a layer writes its result over its input, or an addition over its first operand."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     if node.op == "call_function" and is_in_place(node):
@@ -135,7 +135,7 @@ def writes(node: Node, modules: Modules) -> bool:
 
 
 def activation_of(node: Node, modules: Modules) -> Activation:
-    """The activation that a node is at present."""
+    """The activation that a node currently computes."""
     found = activations.of_module(modules[str(node.target)]) if node.op == "call_module" else None
     called = activations.of_node(node)
     return found or (called[0] if called else Activation("identity", {}))

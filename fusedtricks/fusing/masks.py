@@ -1,6 +1,6 @@
-"""Layers that draw random numbers, each a function: ours where there are kernels for the tensor, else stock's.
+"""Functions for layers that draw random numbers: ours if there are kernels for the tensor, else stock's.
 
-Ours draw another stream of random numbers than stock's; the values are those of stock for the same mask, or regions.
+Ours draw different random numbers than stock's; for the same mask or pooling regions the values are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ stock = torch.nn.functional
 
 @contextmanager
 def stock_dropout() -> Iterator[None]:
-    """Within it all random numbers are those of stock's layers, so that a model can be compared with a stock one."""
+    """Context manager: layers draw stock's random numbers, so that a model can be compared with a stock one."""
     token = _stock_masks.set(True)
     try:
         yield
@@ -31,12 +31,12 @@ def stock_dropout() -> Iterator[None]:
 
 
 def are_ours() -> bool:
-    """Whether masks are of our stream."""
+    """Whether masks are drawn from our random stream."""
     return torch.compiler.is_compiling() or not _stock_masks.get()
 
 
 def _library(input: Any, *dims: int) -> Any:
-    """Whose functions take an input, of those numbers of dimensions alone if there are any: of others stock warns."""
+    """Our functions or stock's, depending on the input. Stock takes other `dims` than those given, because it warns."""
     takes = members.is_ours_alone(input) and are_ours() and (not dims or input.dim() in dims)
     return F if takes else stock
 
@@ -47,7 +47,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
 
 def drop(z: Tensor, member: members.Dropout) -> Tensor:
-    """The dropout of a chain itself."""
+    """Applies a chain's dropout on its own."""
     if member is None:
         return z
     return member(z) if isinstance(member, nn.Module) else dropout(z, *member)
@@ -87,7 +87,7 @@ def fractional_max_pool2d(
     return_indices: bool = False,
     _random_samples: Tensor | None = None,
 ) -> Any:
-    """`F.fractional_max_pool2d`, whose regions are random in evaluation too."""
+    """`F.fractional_max_pool2d`; its regions are random in evaluation too."""
     sizes = (kernel_size, output_size, output_ratio)
     return _library(input).fractional_max_pool2d(input, *sizes, return_indices, _random_samples)
 
@@ -100,7 +100,7 @@ def fractional_max_pool3d(
     return_indices: bool = False,
     _random_samples: Tensor | None = None,
 ) -> Any:
-    """`F.fractional_max_pool3d`, whose regions are random in evaluation too."""
+    """`F.fractional_max_pool3d`; its regions are random in evaluation too."""
     sizes = (kernel_size, output_size, output_ratio)
     return _library(input).fractional_max_pool3d(input, *sizes, return_indices, _random_samples)
 
@@ -112,4 +112,4 @@ OURS = {
         *(fractional_max_pool2d, fractional_max_pool3d),
     )
 }
-"""By the function of `torch.nn.functional`."""
+"""Our functions, keyed by the function of `torch.nn.functional`."""

@@ -1,4 +1,4 @@
-"""What the members of a chain are when it is called: modules may have been replaced, frozen, converted, given hooks."""
+"""What a chain's members are at call time: modules may have been replaced, frozen, converted or given hooks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GLOBAL_HOOKS = (
 
 
 def recognise(twin: type[nn.Module], stock: type[nn.Module]) -> None:
-    """Makes a further class known, whose modules are what those of a stock class are."""
+    """Registers `twin` as a class whose modules are treated like those of `stock`."""
     for known in (_DROPOUTS, _FRACTIONAL_POOLS):
         if stock in known:
             known.add(twin)
@@ -40,14 +40,14 @@ def recognise(twin: type[nn.Module], stock: type[nn.Module]) -> None:
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module computes what stock BatchNorm computes, whatever it is called."""
+    """Whether a module computes the same as stock BatchNorm, whatever its class is called."""
     kind = type(module)
     is_stock = isinstance(module, _BatchNorm) and kind.forward in _BATCH_NORM_FORWARDS and not is_patched(module)
     return is_stock and kind.__call__ is nn.Module.__call__
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Whether a module is dropout of values that does nothing in evaluation."""
+    """Whether a module is element-wise dropout that does nothing in evaluation."""
     return type(module) in _DROPOUTS and getattr(module, "mode", "inverted") == "inverted"
 
 
@@ -56,24 +56,24 @@ def is_fractional_pool(module: nn.Module) -> bool:
 
 
 def is_patched(module: nn.Module) -> bool:
-    """Whether a module has a forward of its own, which is not that of its class."""
+    """Whether a module instance has its own forward instead of that of its class."""
     return "forward" in vars(module)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something is called before, after or instead of the module's own forward or backward."""
+    """Whether something runs before, after or instead of the module's forward or backward."""
     m = module
     hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
     return bool(hooks) or is_patched(m)
 
 
 def any_global_hooks() -> bool:
-    """Whether something is called before or after the forward or backward of every module."""
+    """Whether something runs before or after the forward or backward of every module."""
     return any(_GLOBAL_HOOKS)
 
 
 def has_kernels(input: Any) -> bool:
-    """Whether there are kernels for a tensor; none where the model is exported, which is to end in stock operators."""
+    """Whether there are kernels for a tensor. False during export, because exported models use stock operators."""
     if not isinstance(input, Tensor) or input.dtype not in _DTYPES or input.device.type not in _DEVICES:
         return False
     if input.layout is not torch.strided or input.is_nested or torch.compiler.is_exporting() or torch.jit.is_tracing():
@@ -82,9 +82,9 @@ def has_kernels(input: Any) -> bool:
 
 
 def is_ours_alone(input: Any) -> bool:
-    """Whether a layer that follows no BatchNorm is run by our kernels.
+    """Whether our kernels run a layer that does not follow a BatchNorm.
 
-    Under compilation on a GPU it is Inductor's, which makes it a part of its neighbours' kernels; on the CPU Inductor's
+    When compiling for a GPU we leave it to Inductor, which merges it into neighbouring kernels; on the CPU, Inductor's
     code was measured to be slower than ours.
     """
     return has_kernels(input) and not (torch.compiler.is_compiling() and input.is_cuda)
@@ -93,7 +93,7 @@ def is_ours_alone(input: Any) -> bool:
 class Addition(NamedTuple):
     """How a chain adds its residual."""
 
-    residual_first: bool  # residual + z, and not z + residual
+    residual_first: bool  # residual + z instead of z + residual
     in_place: bool
 
 
@@ -101,7 +101,7 @@ PLAIN = Addition(False, False)
 
 
 def fits(input: Any, residual: Any, addition: Addition) -> bool:
-    """Whether one kernel gives what the members of a chain do, its type and its strides too."""
+    """Whether one kernel gives the same as the members of a chain, including dtype and strides."""
     if not has_kernels(input):
         return False
     if residual is None:
@@ -112,7 +112,7 @@ def fits(input: Any, residual: Any, addition: Addition) -> bool:
 
 
 def add(z: Tensor, residual: Tensor | None, addition: Addition) -> Tensor:
-    """The addition as the user wrote it."""
+    """Adds as the user wrote it."""
     if residual is None:
         return z
     function = operator.iadd if addition.in_place else operator.add
@@ -120,7 +120,7 @@ def add(z: Tensor, residual: Tensor | None, addition: Addition) -> Tensor:
 
 
 class Act(NamedTuple):
-    """What an activation is at present."""
+    """What an activation currently is."""
 
     name: str
     parameters: Any
@@ -128,11 +128,11 @@ class Act(NamedTuple):
 
 
 Activation = nn.Module | str | None
-"""An activation as a graph has it: a module, or a name that comes with parameters, or none."""
+"""An activation in a graph: a module, a name that comes with parameters, or None."""
 
 
 def act_of(act: Activation, act_kwargs: Mapping[str, float] | None) -> Act | None:
-    """None for a module that is not one of ours, or has hooks."""
+    """What an activation currently is; None for a module that is unknown or has hooks."""
     if act is None:
         return Act("identity", None, False)
     if isinstance(act, str):
@@ -142,25 +142,25 @@ def act_of(act: Activation, act_kwargs: Mapping[str, float] | None) -> Act | Non
 
 
 def activate(z: Tensor, act: Activation, act_kwargs: Mapping[str, float] | None) -> Tensor:
-    """The activation itself; a function's as stock has it, which keeps what stock keeps."""
+    """Applies an activation on its own; a function runs as stock, so that it keeps the same tensors as stock."""
     if act is None:
         return z
     return act(z) if isinstance(act, nn.Module) else eager.activation(z, act, **(act_kwargs or {}))
 
 
 class Drop(NamedTuple):
-    """What a dropout does at present."""
+    """What a dropout currently does."""
 
     p: float  # 0 in evaluation
     in_place: bool
 
 
 Dropout = nn.Module | tuple[float, bool, bool] | None
-"""Dropout as a graph has it: a module, or p, training and inplace, or none."""
+"""Dropout in a graph: a module, or (p, training, inplace), or None."""
 
 
 def drop_of(dropout: Dropout) -> Drop | None:
-    """None for a module that is not one of ours, or has hooks; and for a p that stock refuses."""
+    """What a dropout currently does; None for a module that is unknown or has hooks, and for a p that stock rejects."""
     if dropout is None:
         return Drop(0.0, False)
     if isinstance(dropout, nn.Module):

@@ -1,4 +1,4 @@
-"""`fuse`, `unfuse` and `report`: a whole model."""
+"""`fuse`, `unfuse` and `report` for whole models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _Work(NamedTuple):
-    """What is to be done to a model, before anything is."""
+    """The planned changes to a model."""
 
     plans: dict[str, dict[bool, Plan]]
     swaps: list[str]
@@ -37,35 +37,36 @@ def fuse(
     dropout: bool = True,
     example_inputs: Any = None,
 ) -> Model:
-    """Fuses every chain of layers in a model that is certainly one.
+    """Fuses every chain of layers in a model where this certainly gives the same results.
 
-    Such as BatchNorm, a residual addition, an activation and dropout; BatchNorm, activation and max-pooling; the bias
-    of a linear layer, an activation, dropout and an addition; stochastic depth and an addition; an activation and
-    fractional max-pooling. `chains.AFTER` is the list.
+    Chains are, for example, BatchNorm, a residual addition, an activation and dropout; BatchNorm, activation and
+    max-pooling; a linear layer's bias, an activation, dropout and an addition; stochastic depth and an addition; an
+    activation and fractional max-pooling. `chains.AFTER` is the full list.
 
-    Chains are found by tracing the forward of each module with `torch.fx`, so by the flow of data: across functions,
-    operators and modules, and across the borders of modules. What cannot be traced, or would not be exactly the same,
-    stays stock; `report` says why. BatchNorms, activations, dropout and fractional pooling that stand alone are
-    replaced one for one.
+    `fuse` finds chains by tracing the forward of each module with `torch.fx`, so it follows the data through functions,
+    operators and modules, also across module boundaries. Whatever cannot be traced, or might not be exactly the same,
+    stays stock; `report` says why. Standalone BatchNorms, activations, dropout and fractional pooling are replaced one
+    for one.
 
-    The model keeps its classes, attributes, modules, parameters, hooks and `state_dict`; only the forwards of the
-    modules that contain chains change. They fall back on the user's own forward whenever the module is not as it was:
-    hooks on members of a chain, replaced or converted members, other values of arguments with a default. What a forward
-    reads from elsewhere, such as a configuration object, is taken as it is now: `unfuse` and fuse after changing it.
+    The model keeps its classes, attributes, modules, parameters, hooks and `state_dict`; only the forwards of modules
+    that contain chains change. They fall back on the user's forward if the module has changed since (hooks on members
+    of a chain, replaced or converted members) or is called with other than default values of optional arguments. Values
+    that a forward reads from elsewhere, such as a configuration object, are fixed now: after changing them, `unfuse`
+    and fuse again.
 
-    No other thread may run a module meanwhile.
+    No other thread may run a module during this call.
 
     Args:
         model: any module.
-        inplace: change this model, else a deep copy.
+        inplace: change this model instead of a deep copy.
         activations: also replace activations that are in no chain.
-        dropout: also replace, and take into chains, layers that draw random numbers: dropout of every kind, stochastic
-            depth and fractional max-pooling, whose masks and regions then come from another stream of random bits.
+        dropout: also replace, and include in chains, layers that draw random numbers: all kinds of dropout, stochastic
+            depth and fractional max-pooling. They then draw different random numbers than stock.
         example_inputs: a tensor, a tuple of arguments or a dictionary of keyword arguments. If given, the stock and the
             fused model are both run, forward and backward, in training and in evaluation, and compared.
 
     Returns:
-        The fused model; `model` itself if `inplace`, or if it is fused already.
+        The fused model; `model` itself if `inplace` or if it is already fused.
 
     Raises:
         TypeError: `model` is not a module.
@@ -85,13 +86,13 @@ def fuse(
 
 
 def unfuse(model: Model, *, inplace: bool = False) -> Model:
-    """The model with its own forwards and stock layers again, and the present parameters and buffers.
+    """Undoes `fuse`: restores the model's own forwards and stock layers, keeping current parameters and buffers.
 
-    What `fuse` did is undone; modules of `fusedtricks.nn` that the model was written with stay.
+    Modules of `fusedtricks.nn` that the model was written with stay.
 
     Args:
-        model: a fused model; another one is returned as it is.
-        inplace: change this model, else a deep copy.
+        model: a fused model; any other model is returned unchanged.
+        inplace: change this model instead of a deep copy.
 
     Raises:
         TypeError: `model` is not a module.
@@ -109,11 +110,11 @@ def unfuse(model: Model, *, inplace: bool = False) -> Model:
 
 
 def report(model: nn.Module) -> Report:
-    """What `fuse` did to this model: `print` it, or read its lists.
+    """What `fuse` did to this model, to print or to read as lists.
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: `model` is not what `fuse` returned.
+        ValueError: `model` was not returned by `fuse`.
     """
     _check(model, "report")
     if _REPORT not in vars(model):
@@ -136,22 +137,22 @@ def _plan(model: nn.Module, singles: Singles) -> _Work:
 
 
 class _Planner:
-    """Collects the work on a model: first for every module whose forward may be rewritten, then for single layers."""
+    """Collects the changes to a model: first to modules whose forward can be rewritten, then to single layers."""
 
     def __init__(self, singles: Singles) -> None:
         self.work = _Work({}, [], Report())
         self._singles = singles
-        self._members: set[nn.Module] = set()  # of chains
-        self._parts: set[nn.Module] = set()  # of other modules' plans
-        self._only_read: set[nn.Module] = set()  # activations whose results nobody changes
-        self._changed: set[nn.Module] = set()  # those of which that is not certain
+        self._members: set[nn.Module] = set()  # members of chains
+        self._parts: set[nn.Module] = set()  # inlined into other modules' plans
+        self._only_read: set[nn.Module] = set()  # activations whose result is never changed
+        self._changed: set[nn.Module] = set()  # activations whose result may be changed
 
     def plan_block(self, name: str, module: nn.Module) -> None:
         if module in self._parts or not has_own_forward(module):
             return
         obstacle = prepare(type(module))
         plans, reasons = ({}, [obstacle]) if obstacle else make_plans(module, self._singles)
-        if reasons:  # what the forward does with the results of its members is not known
+        if reasons:  # unknown what the forward does with its members' results
             self._changed.update(_own_members(module))
         for plan in plans.values():
             self._only_read.update(map(module.get_submodule, plan.done.only_read))
@@ -181,7 +182,7 @@ class _Planner:
         return self._singles.dropout if kind in swaps.RANDOM else self._singles.activations
 
     def _why_not_kept(self, module: nn.Module) -> str:
-        """Why an activation must not keep its result for backward; in place stock does so too."""
+        """Why an activation must not keep its result for backward, else "". In place, stock keeps it too."""
         activation = of_module(module)
         if activation is None or not keeps_result_unlike_stock(*activation) or getattr(module, "inplace", False):
             return ""
@@ -189,7 +190,7 @@ class _Planner:
 
 
 def _own_members(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a forward is likely to call: its children, and those in its lists."""
+    """The modules that a forward is likely to call: its children, including those in lists."""
     for child in module.children():
         if type(child).forward is nn.Module.forward:
             yield from _own_members(child)
@@ -198,12 +199,12 @@ def _own_members(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _has_something_to_fuse(module: nn.Module) -> bool:
-    """Whether a module's own forward may hold a chain, so that it matters if it cannot be traced."""
+    """Whether a module's own forward may contain a chain, so that failing to trace it is worth reporting."""
     return bool(module._parameters) or any(is_batch_norm(child) or of_module(child) for child in module.children())
 
 
 def _note(report: Report, name: str, plans: dict[bool, Plan], reasons: list[str]) -> None:
-    """Enters a module's plans. What only one of them has is said to be only of that mode."""
+    """Adds a module's plans to the report. If both modes have entries and they differ, evaluation's are marked."""
     for list_, items in (
         (report.chains, {mode: [(chain, "") for chain in plan.done.chains] for mode, plan in plans.items()}),
         (report.singles, {mode: [(single, "") for single in plan.done.singles] for mode, plan in plans.items()}),

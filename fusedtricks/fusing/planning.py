@@ -1,7 +1,7 @@
-"""Makes the plans of a block: traces its forward, with the modules whose beginning or end a chain needs, and rewrites.
+"""Makes the plans of a block: traces its forward, inlines the modules that a chain enters or leaves, and rewrites.
 
-A chain may cross the border of a module, as where a block ends in a BatchNorm and its user adds and activates. Such
-modules, and only those, become part of their user's graph.
+A chain may cross a module's boundary, for example if a block ends in a BatchNorm and its caller adds and activates.
+Such modules, and no others, are inlined into their caller's graph.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .watching import NotTraceable
 
 
 def make_plans(block: nn.Module, singles: Singles) -> tuple[dict[bool, Plan], list[str]]:
-    """The plans of a block for training and evaluation, which may have nothing to do, and why there are none.
+    """The plans of a block for training and evaluation, and the reasons if one is missing. Plans may have no work.
 
-    `block` is a module of its user's own class.
+    `block` has the user's own class.
     """
     plans: dict[bool, Plan] = {}
     reasons: list[str] = []
@@ -41,7 +41,7 @@ def make_plans(block: nn.Module, singles: Singles) -> tuple[dict[bool, Plan], li
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a module's forward is its user's, or that of nn.Sequential, and so may be traced."""
+    """Whether a module's forward is user code or nn.Sequential's, so that it may be traced."""
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule) or is_fused(module) or is_patched(module):
         return False
@@ -54,7 +54,7 @@ def has_own_forward(module: nn.Module) -> bool:
 
 @contextmanager
 def _mode(block: nn.Module, training: bool) -> Iterator[None]:
-    """Within it all modules have that value of `training`; their `train()` may do more, and is not called."""
+    """Context manager: sets `training` of all modules, without calling `train()`, which may do more."""
     before = [(module, module.training) for module in block.modules()]
     try:
         for module, _ in before:
@@ -84,19 +84,19 @@ def _make_plan(block: nn.Module, singles: Singles) -> Plan:
     ]
     try:
         return Plan(traced.graph, type(block).forward, guards, done)
-    except SyntaxError as error:  # a member whose name is a word of Python
+    except SyntaxError as error:  # a member's name is a Python keyword
         raise NotTraceable(f"its graph cannot be written as code: {error}") from error
 
 
 class _Borders:
-    """Decides which modules become part of a graph: those by whose beginning or end a chain goes through."""
+    """Decides which modules to inline into a graph: those that a chain enters or leaves."""
 
     def __init__(self, modules: Modules, dropout: bool) -> None:
         self._modules, self._dropout = modules, dropout
         self._graphs: dict[nn.Module, Graph | None] = {}
 
     def trace(self, block: nn.Module) -> tuple[Trace, list[str]]:
-        """The trace of a block, and the names of the modules that are part of it."""
+        """The trace of a block, and the names of the inlined modules."""
         inlined: list[str] = []
         refused: set[str] = set()
         traced = tracing.trace(block)
@@ -121,7 +121,7 @@ class _Borders:
         return module is not None and has_own_forward(module) and not has_hooks(module)
 
     def _end_continues(self, node: Node) -> bool:
-        """Whether a module ends in a chain that its only user goes on with."""
+        """Whether a module ends in a chain that its only user continues."""
         state = self._state(node, self._modules)
         return bool(state) and self._goes_on(node, state, self._modules)
 
@@ -131,21 +131,21 @@ class _Borders:
             return False
         kind = kind_of(user, modules)
         if kind == ADDITION and any(kind_of(other, modules) == NORM for other in operands(user) or ()):
-            return False  # the chain is that one's
+            return False  # the addition belongs to the other operand's chain
         return self._takes(state, kind) or self._begins_with_more(user, state, modules)
 
     def _takes(self, state: str, kind: str) -> bool:
-        """Whether a chain, of which that is known, may end in one layer more."""
+        """Whether a chain in that state may end with one more layer of that kind."""
         return follows(state, kind, self._dropout) in WHOLE
 
     def _beginning_continues(self, node: Node) -> bool:
-        """Whether a module begins with what continues a chain of its user's."""
+        """Whether a module begins with layers that continue a chain of its caller."""
         sources = [source for source in node.all_input_nodes if len(source.users) == 1]
         states = [self._state(source, self._modules) for source in sources]
         return any(state and self._begins_with_more(node, state, self._modules) for state in states)
 
     def _state(self, node: Node, modules: Modules) -> str:
-        """What is known of the chain that a value is the result of, also at the end of a module; or ""."""
+        """The state of the chain that computes a value, also if it is at the end of a module; "" for no chain."""
         kind = kind_of(node, modules)
         if kind == IDENTITY:
             return self._state(node.all_input_nodes[0], modules)
@@ -164,7 +164,7 @@ class _Borders:
         return self._state(result, _members(inside))
 
     def _begins_with_more(self, node: Node, state: str, modules: Modules) -> bool:
-        """Whether a module begins with what a chain may end in."""
+        """Whether a module begins with a layer that can end the chain."""
         if not self._may_be_opened(node, modules):
             return False
         inside = modules[str(node.target)]
@@ -188,7 +188,7 @@ class _Borders:
 
 
 def _only_user(node: Node, modules: Modules) -> Node | None:
-    """The one user of a value, behind identities."""
+    """The only user of a value, skipping identities; None if there are several."""
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))

@@ -1,4 +1,4 @@
-"""Which attributes of modules a forward read while it was traced, so that a plan can ask whether they are still so."""
+"""Records which module attributes a forward reads while it is traced, so that a plan can check them later."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from .watching import NotTraceable, is_library
 
 SETTINGS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
-"""Types of values that a forward may decide by, and that are compared by their value."""
+"""Types that a forward's decisions may depend on, and that are compared by value."""
 
 
 class Reads:
-    """The attributes that were read, by the name of the module within the root; values that may change are copied."""
+    """The attributes read, keyed by the module's name within the root; mutable collections are copied."""
 
     def __init__(self, root: nn.Module) -> None:
         self._names = {module: name for name, module in root.named_modules()}
@@ -35,7 +35,7 @@ class Reads:
 
 
 class Absent:
-    """Stands for an attribute that was asked for and not there."""
+    """Stands for an attribute that was read but does not exist."""
 
 
 def _members(module: nn.Module) -> Iterator[dict[str, Any]]:
@@ -47,12 +47,12 @@ def _comparable(name: str, value: Any) -> Any:
     if isinstance(value, (list, dict, set)):
         return value.copy()
     if hasattr(type(value), "__next__") or isinstance(value, random.Random):
-        raise NotTraceable(f"its forward reads {name}, which changes as it is read")
+        raise NotTraceable(f"its forward reads {name}, which changes when it is read")
     return value
 
 
 def is_same(now: Any, then: Any) -> bool:
-    """Whether a value is what was read: equal, if it is a setting or made of settings, otherwise the same object."""
+    """Whether a value is the one that was read: settings and collections of them must be equal, others identical."""
     if now is then:
         return True
     if type(now) is not type(then):
@@ -68,7 +68,7 @@ def is_same(now: Any, then: Any) -> bool:
 
 @contextmanager
 def recorded(reads: Reads) -> Iterator[None]:
-    """Within it every attribute that users' code reads of a module is noted; members and methods are not."""
+    """Context manager: records every module attribute that user code reads, except members and methods."""
 
     thread = get_ident()
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 class Entry(NamedTuple):
     """One line of a report."""
 
-    where: str  # name of the module whose forward it is in, "" for the model itself
-    what: str  # the members, by their names there
-    reason: str = ""  # why it was left
+    where: str  # name of the module whose forward contains it, "" for the model itself
+    what: str  # the members' names in that forward
+    reason: str = ""  # why it was left unchanged
 
 
 @dataclass
@@ -19,10 +19,10 @@ class Report:
     """What `fuse` did to a model.
 
     Attributes:
-        chains: layers that became one call.
+        chains: layers fused into one call.
         singles: layers replaced one for one.
-        left: BatchNorms in no chain, chains that are not certainly the same, and modules whose forward could not be
-            rewritten, with the reason.
+        left: with reasons: BatchNorms in no chain, chains that might not give the same results, and modules whose
+            forward could not be rewritten.
     """
 
     chains: list[Entry] = field(default_factory=list)

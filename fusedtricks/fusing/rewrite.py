@@ -1,4 +1,4 @@
-"""Rewrites a graph: chains become one call, activations and dropout become ours."""
+"""Rewrites a graph: replaces chains by single calls, and activations and dropout by ours."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from .kinds import ACTIVATION, ADDITION, IDENTITY, NORM, activation_of
 
 
 class Singles(NamedTuple):
-    """Which layers that are in no chain are replaced too, one for one."""
+    """Which standalone layers are also replaced, one for one."""
 
     activations: bool = True
-    dropout: bool = True  # and whatever else draws random numbers, in chains too
+    dropout: bool = True  # everything that draws random numbers, also in chains
 
 
 @dataclass
 class Rewritten:
     """What was done to a graph."""
 
-    chains: list[str]  # members, such as "bn2 + residual → relu"
-    members: list[str]  # names of the modules in them
-    passed: list[str]  # those of them that are identities
+    chains: list[str]  # members of each chain, for example "bn2 + residual → relu"
+    members: list[str]  # names of all modules in chains
+    passed: list[str]  # names of the identities among them
     left: list[tuple[str, str]]  # BatchNorm or chain, reason
     singles: list[str] = field(default_factory=list)
-    only_read: list[str] = field(default_factory=list)  # activation modules whose result nobody changes
-    changed: list[str] = field(default_factory=list)  # those of which that is not certain
+    only_read: list[str] = field(default_factory=list)  # activation modules whose result is never changed
+    changed: list[str] = field(default_factory=list)  # activation modules whose result may be changed
 
 
 def rewrite(graph: Graph, modules: Modules, singles: Singles) -> Rewritten:
     """Rewrites a graph in place.
 
     Args:
-        graph: of `torch.fx` or of Dynamo.
-        modules: the graph's modules by name, the root by "".
-        singles: functions that are in no chain and replaced all the same.
+        graph: from `torch.fx` or Dynamo.
+        modules: the graph's modules by name; the root's name is "".
+        singles: which standalone layers to replace.
     """
     found = find_chains(graph, modules, singles.dropout)
     alone = [chain for chain in found.chains if len(chain.steps) == 1]
@@ -55,7 +55,7 @@ def rewrite(graph: Graph, modules: Modules, singles: Singles) -> Rewritten:
         [_describe(chain) for chain in alone],
     )
     only_read = _activations_only_read(graph, modules, found.chains, result)
-    owners = [owns_source(chain, modules) for chain in found.chains]  # of the graph as it is
+    owners = [owns_source(chain, modules) for chain in found.chains]  # before the graph changes
     for chain, owns in zip(found.chains, owners, strict=True):
         _put(graph, call_of_chain(graph, chain, modules, owns), chain.end)
         for node in reversed(chain.nodes[:-1]):
@@ -68,7 +68,7 @@ def rewrite(graph: Graph, modules: Modules, singles: Singles) -> Rewritten:
 
 
 def _activations_only_read(graph: Graph, modules: Modules, chains: list[Chain], result: Rewritten) -> set[Node]:
-    """The activations in no chain that keep their result, which nobody changes; of modules that is noted."""
+    """The standalone activations that keep their result where it is never changed; modules are recorded in `result`."""
     only_read: set[Node] = set()
     taken = {node for chain in chains for node in chain.nodes}
     for node in graph.nodes:
@@ -87,7 +87,7 @@ def _what_is_left(left: Left) -> str:
 
 
 def _describe(chain: Chain) -> str:
-    """Such as "bn2 + residual → relu → dropout"."""
+    """For example "bn2 + residual → relu → dropout"."""
     text = ""
     for step in chain.steps:
         if step.kind == ADDITION:

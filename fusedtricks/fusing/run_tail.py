@@ -1,7 +1,7 @@
-"""What the rewritten graphs call for chains without a BatchNorm: tails of layers, stochastic depth, random pooling.
+"""What the rewritten graphs call for chains without a BatchNorm: ends of layers, stochastic depth, random pooling.
 
-Each in one kernel where that gives what its members would, else by its members, as `run_time` does it. A chain that
-does not own its input, which others may see, leaves members that have become in place since to themselves.
+As in `run_time`, a chain runs as one kernel if that gives the same as its members, else member by member. If other code
+may see a chain's input, members that have since become in-place run themselves.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def tail(
     addition: tuple[bool, bool] = PLAIN,
     owns_input: bool = False,
 ) -> Tensor:
-    """`dropout(act(linear(input))) + residual`; `linear` is a module, or weight and bias, or None.
+    """`dropout(act(linear(input))) + residual`; `linear` is a module, or (weight, bias), or None.
 
-    Where it does not own its input, members that have become in place since run themselves.
+    Without `owns_input`, members that have since become in-place run themselves.
     """
     acts, drops, adds = act_of(act, act_kwargs), drop_of(dropout), Addition(*addition)
     if acts is None or drops is None or not _is_tail(linear, input, acts, drops, owns_input):
@@ -87,7 +87,7 @@ def act_pool(
     name: str,
     owns_input: bool = False,
 ) -> Tensor:
-    """`pool(act(input))`: fractional max-pooling, by a module or by the function of that name and its arguments."""
+    """`pool(act(input))` with fractional max-pooling: a module, or the arguments of the function called `name`."""
     acts = act_of(act, act_kwargs)
     is_ours = acts is not None and _takes_masks(input) and (owns_input or not acts.in_place)
     if isinstance(pool, nn.Module):
@@ -98,10 +98,10 @@ def act_pool(
 
 
 def _is_tail(linear: Linear, input: Tensor, act: Act, drops: Drop, owns_input: bool) -> bool:
-    """Whether the kernel gives what the members do, in fewer passes over memory."""
+    """Whether the kernel gives the same as the members, in fewer passes over memory."""
     if not is_ours_alone(input) or any_global_hooks() or (drops.p and not masks.are_ours()):
         return False
-    if act.name == "identity" and not drops.p:  # which stock does without a pass
+    if act.name == "identity" and not drops.p:  # stock needs no pass for this
         return False
     if linear is None:
         return owns_input or not (act.in_place or drops.in_place)

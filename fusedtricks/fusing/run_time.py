@@ -1,7 +1,7 @@
-"""What the rewritten graphs call: a chain in one kernel where that gives what its members would, else its members.
+"""What the rewritten graphs call: runs a chain as one kernel if that gives the same as its members, else its members.
 
-Here those that begin with a BatchNorm, which is a module or the arguments of `F.batch_norm` behind its input, and
-single activations. Everything is looked up when it is called, as `members` says.
+This file has single activations and the chains that begin with a BatchNorm: a module, or the arguments of
+`F.batch_norm` after its input. The members' state is looked up at call time; see `members`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def norm_act(
     addition: tuple[bool, bool] = PLAIN,
     dropout: Dropout = None,
 ) -> Tensor:
-    """`dropout(act(norm(input) + residual))`; `addition` are the fields of an `Addition`."""
+    """`dropout(act(norm(input) + residual))`; `addition` has the fields of an `Addition`."""
     acts, drops, adds = act_of(act, act_kwargs), drop_of(dropout), Addition(*addition)
     state = _state(norm, input) if acts and drops and fits(input, residual, adds) else None
     if acts is None or drops is None or state is None:
@@ -50,7 +50,7 @@ def norm_act(
 def norm_act_pool(
     norm: Norm, input: Tensor, act: Activation, act_kwargs: Mapping[str, float] | None, pool: Pool
 ) -> Tensor:
-    """`pool(act(norm(input)))`; `pool` is a module, or the arguments of `F.max_pool2d` behind its input."""
+    """`pool(act(norm(input)))`; `pool` is a module, or the arguments of `F.max_pool2d` after its input."""
     acts, windows = act_of(act, act_kwargs), _windows(pool)
     state = _state(norm, input) if acts and windows and has_kernels(input) and input.dim() == 4 else None
     if acts is None or windows is None or state is None:
@@ -60,7 +60,7 @@ def norm_act_pool(
 
 
 def _state(norm: Norm, input: Tensor) -> _State | None:
-    """The tensors and the settings of a BatchNorm for the operator; None where only stock takes it as it is."""
+    """A BatchNorm's tensors and settings for the operator; None if only stock can run it."""
     if not isinstance(norm, nn.Module):
         tensors = (norm.get("running_mean"), norm.get("running_var"), norm.get("weight"), norm.get("bias"))
         settings: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
@@ -71,7 +71,7 @@ def _state(norm: Norm, input: Tensor) -> _State | None:
 
 
 def has_usual_state(norm: Any) -> bool:
-    """Whether a BatchNorm's settings and buffers are such as the operator takes; stock takes some more."""
+    """Whether the operator supports a BatchNorm's settings and buffers; stock supports some more."""
     count, momentum = norm.num_batches_tracked, norm.momentum
     counts = count is not None and count.dtype is torch.int64
     return (counts or (count is None and momentum is not None)) and (momentum is None or 0 <= momentum <= 1)
@@ -82,9 +82,9 @@ def _normalised(norm: Norm, input: Tensor) -> Tensor:
 
 
 def _windows(pool: Pool) -> dict[str, Any] | None:
-    """The arguments of max-pooling; None for a module that is something else, or has hooks."""
+    """The arguments of max-pooling; None for a module that is not plain max-pooling or has hooks."""
     if not isinstance(pool, nn.Module):
-        return dict(zip(_WINDOWS, pool, strict=False))  # behind which is return_indices
+        return dict(zip(_WINDOWS, pool, strict=False))  # the last, return_indices, is left out
     if type(pool) is not nn.MaxPool2d or pool.return_indices or members.has_hooks(pool):
         return None
     return {name: getattr(pool, name) for name in _WINDOWS}
@@ -95,7 +95,7 @@ def _pooled(z: Tensor, pool: Pool) -> Tensor:
 
 
 def activation(input: Tensor, act: str, inplace: bool = False, **act_kwargs: float) -> Tensor:
-    """An activation by its name, ours where there are kernels for the tensor."""
+    """An activation by name: ours if there are kernels for the tensor, else stock's."""
     if members.is_ours_alone(input):
         return F.activation(input, act, inplace=inplace, **act_kwargs)
     result = eager.activation(input, act, **act_kwargs)

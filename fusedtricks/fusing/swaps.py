@@ -1,6 +1,6 @@
-"""Stock modules replaced one for one: the same object with another class, so that everything about it stays.
+"""Replaces stock modules one for one: the object gets another class, so everything else about it stays.
 
-Each computes what its stock class does, by our kernels where there are some for the input.
+Each new class computes the same as its stock class, using our kernels if there are any for the input.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _dropout_forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _alpha_dropout_forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Which in stock's modules is never in place."""
+    """Stock's alpha dropout modules are never in place."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
         return function(input, self.p, self.training)
@@ -70,17 +70,17 @@ _RANDOM_FORWARDS = {
     "FractionalMaxPool3d": _fractional_pool_forward(masks.fractional_max_pool3d),
 }
 RANDOM = tuple(_RANDOM_FORWARDS)
-"""Layers that draw random numbers, which are then others."""
+"""Layers that draw random numbers; ours draw different ones than stock's."""
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _define(name: str, forward: Callable[..., Any]) -> None:
-    """A subclass of the stock class, found by pickle under its name in this file."""
+    """Defines a subclass of the stock class; pickle finds it by name in this file."""
     stock = getattr(nn, name)
 
     def traceable(self: nn.Module, input: Tensor) -> Any:
-        if isinstance(input, Proxy):  # of a user's torch.fx trace, for which stock modules are leaves
+        if isinstance(input, Proxy):  # in a user's torch.fx trace, where stock modules are leaves
             return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
         return forward(self, input)
 
@@ -98,7 +98,7 @@ for _name, _forward in _RANDOM_FORWARDS.items():
 
 
 def twin(module: nn.Module) -> type[nn.Module] | None:
-    """The class that a module may get instead of its stock one; None for every other class, derived ones too."""
+    """The class that can replace a module's stock class; None for any other class, including derived ones."""
     return None if members.is_patched(module) else _TWINS.get(type(module))
 
 

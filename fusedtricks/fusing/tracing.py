@@ -1,8 +1,8 @@
-"""Traces the forward of one module by `torch.fx`, strictly: what a graph would not repeat is refused.
+"""Traces a module's forward with `torch.fx`, strictly: it refuses whatever a graph would not repeat.
 
-A graph holds the operations that ran, and nothing else. Whatever else happened meanwhile or decided them would be lost
-or frozen, so a trace in which something of the kind is seen is given up. By attributes of modules a forward may decide:
-they are noted, and a plan compares them when it is used.
+A graph contains only the operations that ran. Side effects would be lost and decisions frozen, so a trace is abandoned
+if it sees any. A forward may make decisions based on module attributes: these are recorded, and a plan compares them
+each time it runs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ONE_AT_A_TIME = RLock()
 
 
 class Trace(NamedTuple):
-    """A graph, and what it took for granted.
+    """A graph, and what it assumes.
 
     Attributes:
         graph: of the forward.
-        reads: attributes that were read, by the name of the module.
+        reads: the attributes read, keyed by the module's name.
         lists: names of the ModuleLists and ModuleDicts whose members were used.
     """
 
@@ -46,16 +46,16 @@ class Trace(NamedTuple):
 
 
 def trace(module: nn.Module, inline: Collection[str] = ()) -> Trace:
-    """Traces a module's forward; the modules it calls are nodes, but for those in `inline`.
+    """Traces a module's forward; the modules it calls become nodes, except those in `inline`.
 
-    Arguments with a simple default have that value in the graph and are not among its inputs.
-    A function that it calls and that cannot be traced, as where it takes decisions, is a node too and runs as it is.
+    Arguments with a simple default get that value in the graph and are not graph inputs.
+    A called function that cannot be traced, for example because it makes decisions, also becomes a node and runs as is.
 
     Raises:
-        NotTraceable: the forward is no straight sequence of operations on tensors.
+        NotTraceable: the forward is not a plain sequence of tensor operations.
     """
     functions: list[FunctionType] = []
-    # No other thread may trace meanwhile, nor run a module, which torch.fx would take for a part of the trace.
+    # Meanwhile no other thread may trace or run a module: torch.fx would take that for part of the trace.
     with _ONE_AT_A_TIME, unchanged(module):
         while True:
             try:
@@ -72,8 +72,8 @@ def _trace_once(module: nn.Module, inline: Collection[str], functions: Collectio
     tracer = _BlockTracer(inline, functions)
     with torch.enable_grad(), recorded(reads), without_effects():
         graph = tracer.trace(module)
-    tracer.proxies_of_parameters.clear()  # which torch.fx keeps, in a cycle of references
-    if tracer.refused:  # and the exception was caught
+    tracer.proxies_of_parameters.clear()  # torch.fx keeps them in a reference cycle
+    if tracer.refused:  # the user's code caught the exception
         raise NotTraceable(tracer.refused)
     _refuse_proxies_that_stay(tracer)
     names = {child: name for name, child in module.named_modules()}
@@ -81,7 +81,7 @@ def _trace_once(module: nn.Module, inline: Collection[str], functions: Collectio
 
 
 def _refuse_proxies_that_stay(tracer: _BlockTracer) -> None:
-    """Something that is not the graph would keep a value of the trace for later: it is taken away from there."""
+    """Raises if something outside the graph still holds a value of the trace, after removing the value from there."""
     for collect in (lambda: None, gc.collect):
         collect()
         if not any(reference() is not None for reference in tracer.proxies):
@@ -103,14 +103,14 @@ def _take_away(holder: Any, reference: weakref.ref[Proxy]) -> None:
 
 
 def _function_that_failed(error: Exception) -> FunctionType | None:
-    """The first function of its user's that was called, by a global name, on the way to an error."""
+    """The first user function on the traceback of an error that was called through a global name."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for caller, frame in pairwise(frames):
         if is_library(module_of(caller)):
             continue
         named = [caller.f_globals.get(name) for name in caller.f_code.co_names]
         called = [f for f in named if isinstance(f, FunctionType) and f.__code__ is frame.f_code]
-        if len(called) == 1:  # else it is not certain which
+        if len(called) == 1:  # otherwise it is ambiguous
             return called[0]
     return None
 
@@ -123,7 +123,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 class _TensorProxy(Proxy):
-    """A value of the graph. Of inputs it is known that they are tensors; what else is asked for is refused."""
+    """A value of the graph. Only inputs are known to be tensors; asking for another value's type is refused."""
 
     def _refuse(self, what: str) -> None:
         self.tracer.refused = f"its forward asks for {what}"  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ class _TensorProxy(Proxy):
 
 
 class _Attribute(Attribute):
-    """An attribute or a method of a value."""
+    """An attribute or method of a value."""
 
     def __str__(self) -> str:
         return _text_of(self)
@@ -166,10 +166,10 @@ class _Attribute(Attribute):
 
 
 class _Text(str):
-    """The text of a value, good for a message and refused where something is decided by it."""
+    """The text of a value. It may be used in messages, but not for decisions."""
 
     def _refuse(self, *arguments: Any) -> Any:
-        raise NotTraceable("its forward decides by the text of a value")
+        raise NotTraceable("its forward makes decisions based on the text of a value")
 
     __eq__ = __ne__ = __hash__ = __contains__ = startswith = endswith = split = _refuse  # type: ignore[assignment]
 
@@ -179,7 +179,7 @@ def _text_of(proxy: Proxy) -> str:
 
 
 def _in_place(operation: Any) -> Any:
-    """The method of a proxy that records `x += y` and the like, which `torch.fx` takes for `x = x + y`."""
+    """A proxy method that records `x += y` and the like; `torch.fx` itself would record `x = x + y`."""
 
     def method(self: Proxy, other: Any) -> Proxy:
         return self.tracer.create_proxy("call_function", operation, (self, other), {})
@@ -207,7 +207,7 @@ class _BlockTracer(Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if type(m).__call__ is not nn.Module.__call__:
-            raise NotTraceable(f"its forward calls {type(m).__name__}, which has a __call__ of its own")
+            raise NotTraceable(f"its forward calls {type(m).__name__}, which has its own __call__")
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -228,11 +228,11 @@ class _BlockTracer(Tracer):
     def create_arg(self, a: Any) -> Any:
         is_named = isinstance(a, tuple) and hasattr(a, "_fields")
         if isinstance(a, (list, tuple, dict)) and type(a) not in (list, tuple, dict, torch.Size) and not is_named:
-            raise NotTraceable(f"its forward makes a {type(a).__name__}")
+            raise NotTraceable(f"its forward creates a {type(a).__name__}")
         return super().create_arg(a)
 
     def get_fresh_qualname(self, prefix: str) -> str:
-        raise NotTraceable("its forward makes a tensor of its own")
+        raise NotTraceable("its forward creates a tensor")
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         return root_fn, [self.root, *(self._argument(p) for p in list(_parameters(root_fn)))]
@@ -244,13 +244,13 @@ class _BlockTracer(Tracer):
 
 
 def _parameters(forward: Any) -> Iterator[inspect.Parameter]:
-    """The arguments of a forward that it is called with: without self, and without what stays empty or default."""
+    """The arguments a forward is traced with: not self, *args, **kwargs or keyword-only arguments with a default."""
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is not parameter.empty and not isinstance(parameter.default, SETTINGS):
-            raise NotTraceable(f"the default of {parameter.name} is no simple value")
+            raise NotTraceable(f"the default of {parameter.name} is not a simple value")
         if parameter.kind is not parameter.KEYWORD_ONLY:
             yield parameter
         elif parameter.default is parameter.empty:
-            raise NotTraceable(f"its forward needs the keyword {parameter.name}")
+            raise NotTraceable(f"its forward needs the keyword argument {parameter.name}")

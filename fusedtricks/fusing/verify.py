@@ -1,4 +1,4 @@
-"""Runs a fused model beside its stock twin and compares everything that comes out."""
+"""Runs a fused model and its stock counterpart and compares all results."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .masks import stock_dropout
 
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
-_COARSE = 5e-2  # of 16-bit types
+_COARSE = 5e-2  # for 16-bit types
 
 
 def verify(stock: nn.Module, fused: nn.Module, example_inputs: Any) -> None:
-    """Compares results, gradients and buffers of two models, in training and in evaluation, from one seed.
+    """Compares results, gradients and buffers of two models, in training and in evaluation, with the same seed.
 
-    In double precision where the model allows it, so that rounding cannot hide a difference. The models are changed.
+    Uses float64 if the model allows it, so that rounding cannot hide a difference. Both models are changed.
 
     Raises:
         RuntimeError: they differ by more than rounding.
-        Exception: what the stock model raises with these inputs.
+        Exception: whatever the stock model raises for these inputs.
     """
     if _runs_in_double(stock, example_inputs):
         stock, fused, example_inputs = stock.double(), fused.double(), _double(example_inputs)
@@ -40,7 +40,7 @@ def _runs_in_double(model: nn.Module, example_inputs: Any) -> bool:
     try:
         with torch.no_grad(), torch.random.fork_rng():
             _call(copy.deepcopy(model).double(), _double(example_inputs))
-    except Exception:  # the model's own, which it will raise again if it is not about the precision
+    except Exception:  # if it is not about the precision, the model will raise it again
         return False
     return True
 
@@ -86,7 +86,7 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 
 
 def _gradients(outputs: list[Tensor], leaves: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Those of a sum in which every element has another weight."""
+    """The gradients of a sum in which every element has a different weight."""
     if not outputs or not leaves:
         return
     weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape) for y in outputs]
@@ -95,7 +95,7 @@ def _gradients(outputs: list[Tensor], leaves: Mapping[str, Tensor]) -> Iterator[
 
 
 def _compare(kind: str, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Differences are measured by the largest value of the kind: of some gradients only rounding is left."""
+    """Tolerances are relative to the largest value of the kind, because some gradients consist only of rounding."""
     scale = max(
         (x.detach().abs().max().item() for x in expected.values() if _is_floating_point(x) and x.numel()), default=1
     )

@@ -1,4 +1,4 @@
-"""Watches what a forward does while it is traced, beside operations on tensors: what a graph would freeze or lose."""
+"""Watches a forward while it is traced for anything that a graph would freeze or lose."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _STATEMENTS = {
     "POP_EXCEPT": "catches exceptions",
     "SETUP_FINALLY": "catches exceptions",
 }
-"""What is refused in the code of users, by the instructions of all versions of Python."""
+"""What is refused in user code, keyed by bytecode instruction, for all Python versions."""
 
 _QUESTIONS = ("type", "id", "vars", "globals", "locals")
-"""What would be answered for the values of a trace, and not for tensors."""
+"""Functions that would give answers about the trace's proxies instead of tensors."""
 
 _BUILTINS = ("print", "open", "input", "exec", "eval", "setattr", "delattr", "next")
 _MODULES = (
@@ -47,7 +47,7 @@ _MODULES = (
     "torch.compiler",
 )
 _QUERIES = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
-# Refused also where it is torch that calls it, on behalf of a user's decorator or method.
+# Also refused if torch calls them, on behalf of a user's decorator or method.
 _MODULES_OF_TORCH = (
     "torch.utils.checkpoint",
     "torch.autograd.graph",
@@ -58,22 +58,22 @@ _METHODS_OF_MODULES = ("__setattr__", "__delattr__", "register_", "add_module")
 
 
 class NotTraceable(Exception):
-    """Why a module's forward cannot be written as a graph."""
+    """A module's forward cannot be written as a graph; the message says why."""
 
 
 def is_library(name: str) -> bool:
-    """Whether a Python module of that name is no user's code."""
+    """Whether a Python module of that name is library code, not user code."""
     return name.split(".")[0] in _LIBRARIES
 
 
 def module_of(frame: FrameType) -> str:
-    """The name of the Python module that a frame's code is from."""
+    """The name of the Python module that contains a frame's code."""
     return str(frame.f_globals.get("__name__", ""))
 
 
 @contextmanager
 def unchanged(root: nn.Module) -> Iterator[None]:
-    """NotTraceable if within it random numbers are drawn or attributes of a module change; what was is put back."""
+    """Context manager: NotTraceable if random numbers are drawn or module attributes change; restores both."""
     before, randomness = _state(root), _RandomStates()
     try:
         yield
@@ -87,7 +87,7 @@ def unchanged(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_effects() -> Iterator[None]:
-    """NotTraceable where something has effects beyond its result or computes a value, there and at the end."""
+    """Context manager: NotTraceable if code has side effects or computes with tensors, there and at the end."""
     watcher = _Watcher()
     with _profiler_set_aside(), _NothingIsComputed(watcher):
         sys.setprofile(watcher)
@@ -95,13 +95,13 @@ def without_effects() -> Iterator[None]:
             yield
         finally:
             sys.setprofile(None)
-    if watcher.seen:  # and its exception was caught
+    if watcher.seen:  # the user's code caught the exception
         raise NotTraceable(watcher.seen)
 
 
 @contextmanager
 def _profiler_set_aside() -> Iterator[None]:
-    """Within it there is no profiling function; one written in C can only be stopped and started by its own methods."""
+    """Context manager: removes the profiling function. One written in C needs its own methods to stop and start it."""
     profiler = sys.getprofile()
     stop, start = getattr(profiler, "disable", None), getattr(profiler, "enable", None)
     stop() if stop else sys.setprofile(None)
@@ -112,7 +112,7 @@ def _profiler_set_aside() -> Iterator[None]:
 
 
 class _Watcher:
-    """A profiling function that raises at what a graph would lose."""
+    """A profiling function that raises an error for anything that a graph would lose."""
 
     seen = ""
 
@@ -130,7 +130,7 @@ class _Watcher:
 
 
 class _NothingIsComputed(TorchDispatchMode):
-    """Refuses every operator: what runs while a forward is traced is no part of the graph."""
+    """Refuses every operator: operators that run during tracing would not be part of the graph."""
 
     def __init__(self, watcher: _Watcher) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _NothingIsComputed(TorchDispatchMode):
 
 
 def _effect_of_builtin(function: Any) -> str:
-    """What a built-in function, called by a user's code, does beyond its result."""
+    """The side effect of a built-in function called by user code, or ""."""
     name, library, owner = function.__name__, function.__module__ or "", getattr(function, "__self__", None)
     if isinstance(owner, random.Random) or type(owner).__module__.startswith("numpy.random"):
         return "draws random numbers"
@@ -150,7 +150,7 @@ def _effect_of_builtin(function: Any) -> str:
 
 
 def _effect_of_function(frame: FrameType) -> str:
-    """What the function that a frame is of does, or what its code could."""
+    """The side effect that the function of a frame has, or could have according to its code, or ""."""
     library, name, caller = module_of(frame), frame.f_code.co_name, frame.f_back
     if not is_library(library):
         return _statement(frame.f_code)
@@ -182,7 +182,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 class _RandomStates:
-    """The states of Python's generator, and of NumPy's where it is loaded; torch's operators do not run here."""
+    """The states of Python's random generator, and of NumPy's if loaded. torch's cannot change: no operators run."""
 
     def __init__(self) -> None:
         self._numpy = sys.modules.get("numpy.random")
@@ -192,7 +192,7 @@ class _RandomStates:
         return [random.getstate(), *([self._numpy.get_state()] if self._numpy else [])]
 
     def restore(self) -> bool:
-        """Puts them back; whether one had changed."""
+        """Restores the states; returns whether one had changed."""
         changed = pickle.dumps(self._get()) != pickle.dumps(self._states)
         random.setstate(self._states[0])
         if self._numpy:
@@ -204,7 +204,7 @@ _State = list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
 
 
 def _state(root: nn.Module) -> _State:
-    """The attributes of all modules, with copies of those that are lists, sets or dictionaries."""
+    """The attributes of all modules, with copies of collections."""
     states = []
     for module in root.modules():
         attributes = dict(vars(module))
@@ -223,7 +223,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _restore(states: _State) -> str:
-    """Puts changed attributes back; their names."""
+    """Restores changed attributes; returns their names."""
     changed: set[str] = set()
     for present, attributes, copies in states:
         if not _same(present, attributes):
