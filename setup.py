@@ -1,4 +1,4 @@
-"""The native libraries: `_C`, the CPU kernels once per instruction set, the CUDA kernels where possible."""
+"""Builds the native libraries: `_C`, the CPU kernels once per instruction set, and the CUDA kernels if possible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / ".build_backend"))
-# In ascending order: a machine that has one has those before it. `_load.py` takes the best that torch runs on.
+# In ascending order: a machine with one of them also has those before it. `_load.py` picks the best one torch uses.
 INSTRUCTION_SETS = {
     "default": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -36,15 +36,15 @@ CXX_FLAGS = [
 ]
 SANITIZE = os.environ.get("FUSEDTRICKS_SANITIZE", "")
 if SANITIZE:
-    # Not vptr, which looks up type information that torch keeps to itself; nor null and object-size: what they would
-    # see, AddressSanitizer does, in half the time to compile.
+    # Without vptr, which needs type information that torch does not export, and without null and object-size:
+    # AddressSanitizer finds the same errors in half the compile time.
     CXX_FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
     CXX_FLAGS += ["-fno-sanitize=vptr,null,object-size"]
 LINK_FLAGS = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
 
 def chosen_instruction_sets() -> list[str]:
-    """What to build: `FUSEDTRICKS_INSTRUCTION_SETS` (names, or all), otherwise what this machine can use best."""
+    """What to build: `FUSEDTRICKS_INSTRUCTION_SETS` (names or "all"), by default "default" and this machine's best."""
     import torch
 
     chosen = os.environ.get("FUSEDTRICKS_INSTRUCTION_SETS")
@@ -57,12 +57,12 @@ def chosen_instruction_sets() -> list[str]:
 
 
 def obstacle(isa: str) -> str:
-    """Why an instruction set is left out; "" where it is built, as the default always is."""
+    """Why an instruction set is left out; "" if it is built. The default is always built."""
     if isa != "default" and platform.machine() not in ("x86_64", "AMD64"):
-        return f"an instruction set of x86-64, and this is {platform.machine()}"
+        return f"an x86-64 instruction set, but this machine is {platform.machine()}"
     if isa in chosen_instruction_sets():
         return ""
-    return "not the best of this machine; FUSEDTRICKS_INSTRUCTION_SETS=all builds every one"
+    return "not the best for this machine; FUSEDTRICKS_INSTRUCTION_SETS=all builds all of them"
 
 
 def sources(folder: str, *suffixes: str) -> list[str]:
@@ -70,7 +70,7 @@ def sources(folder: str, *suffixes: str) -> list[str]:
 
 
 def library(name: str, files: list[str], *, libraries=(), flags=(), nvcc_flags=(), link_flags=(), folders=()):
-    """A library that sees torch's headers and is linked to no more of torch than it names."""
+    """A library that can use all of torch's headers, but is linked only with the torch libraries it names."""
     from toolchain import include_paths, library_paths
 
     return Extension(
@@ -91,7 +91,7 @@ def native() -> dict[str, object]:
     import toolchain
 
     openmp_flags, openmp_link_flags = toolchain.openmp()
-    # Sanitized are the kernels alone: what they are bound with has no raw memory, and takes longest to compile.
+    # Only the kernels are sanitized: the bindings do not access raw memory and take longest to compile.
     core = (
         []
         if SANITIZE
@@ -128,5 +128,5 @@ def native() -> dict[str, object]:
     }
 
 
-# An sdist holds no compiled code, so it is made without torch; for anything else the backend brings it in.
+# An sdist contains no compiled code, so it is made without torch; for everything else the backend provides torch.
 setup(**(native() if find_spec("torch") else {}))

@@ -1,8 +1,8 @@
-"""setuptools' PEP 517 backend, building against the torch that will run the package.
+"""setuptools' PEP 517 backend, but it builds against the torch that will run the package.
 
-pip builds in an isolated environment, where a torch named in `build-system.requires` would be the newest
-there is, not the one that the libraries will be loaded by. So the interpreter is asked for its torch from
-outside the isolation, and that one is used; only where it has none is the pinned default requested.
+pip builds in an isolated environment. A torch named in `build-system.requires` would be the newest release there, not
+the one that will load the libraries. So this backend looks for the interpreter's torch outside the isolated environment
+and uses that one; only if there is none does it request the pinned default.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ print(json.dumps([importlib.util.find_spec("torch") is not None, [path for path 
 
 @functools.cache
 def _target_path() -> list[str]:
-    """`sys.path` of this interpreter without pip's isolation, or [] if no torch is found on it."""
+    """`sys.path` of this interpreter without pip's isolation, or [] if there is no torch on it."""
     isolation = ("PYTHONPATH", "PYTHONHOME", "PYTHONNOUSERSITE")
     environment = {name: value for name, value in os.environ.items() if name not in isolation}
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -44,9 +44,9 @@ def _target_path() -> list[str]:
 
 
 def _has_torch() -> bool:
-    """Whether torch can be imported here, the target's being added where there is none."""
+    """Whether torch can be imported; adds the target's torch to `sys.path` if there is none yet."""
     if importlib.util.find_spec("torch") is None:
-        # At the end: the build requirements of the isolated environment come first.
+        # At the end, so that the isolated environment's build requirements come first.
         sys.path += [path for path in _target_path() if path not in sys.path]
         importlib.invalidate_caches()
     return importlib.util.find_spec("torch") is not None
@@ -55,7 +55,7 @@ def _has_torch() -> bool:
 def _prepare() -> None:
     if not _has_torch():
         raise SystemExit(f"fusedtricks: torch is needed to build; install it first, for example {DEFAULT_TORCH}.")
-    # ninja beside an interpreter whose environment is not activated
+    # so that ninja is found next to an interpreter whose environment is not activated
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
 
 
@@ -87,7 +87,7 @@ def prepare_metadata_for_build_editable(metadata_directory, config_settings=None
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     _prepare()
-    for leftover in Path("build").glob("lib*"):  # or the wheel would hold what an earlier build made
+    for leftover in Path("build").glob("lib*"):  # otherwise the wheel would contain files of earlier builds
         shutil.rmtree(leftover)
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 

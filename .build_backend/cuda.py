@@ -1,4 +1,4 @@
-"""Whether the CUDA kernels can be built here, and with what."""
+"""Finds out whether the CUDA kernels can be built here, and how."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def _find_toolkit() -> Path | None:
-    """The folder that really holds a CUDA toolkit: an nvcc on PATH may be a script outside it."""
+    """The folder of a CUDA toolkit. It is checked for nvcc and headers: an nvcc on PATH may be a script outside it."""
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     if nvcc := shutil.which("nvcc"):
         candidates.append(str(Path(nvcc).resolve().parent.parent))
@@ -23,7 +23,7 @@ def _find_toolkit() -> Path | None:
 
 TOOLKIT = _find_toolkit()
 if TOOLKIT is not None:
-    os.environ["CUDA_HOME"] = str(TOOLKIT)  # torch's own guess may be wrong; it guesses when cpp_extension is imported
+    os.environ["CUDA_HOME"] = str(TOOLKIT)  # torch guesses it when cpp_extension is imported, maybe wrongly
 
 
 def _ask_nvcc(question: str) -> str:
@@ -32,9 +32,9 @@ def _ask_nvcc(question: str) -> str:
 
 
 class Cuda:
-    """The CUDA library: `obstacle` says in one line why it is left out, and is "" where it can be built.
+    """The CUDA library: `obstacle` says in one line why it is left out; it is "" if the library can be built.
 
-    `FUSEDTRICKS_CUDA=0` leaves it out; `FUSEDTRICKS_CUDA=1` makes any other obstacle an error.
+    `FUSEDTRICKS_CUDA=0` leaves it out; with `FUSEDTRICKS_CUDA=1` any other obstacle is an error.
     """
 
     def __init__(self, kernels: list[str]) -> None:
@@ -46,11 +46,11 @@ class Cuda:
             os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(self.architectures)
 
     def library_arguments(self) -> dict[str, list[str]]:
-        """What this library takes beyond what every library of the package takes."""
+        """Build arguments that only this library needs."""
         assert TOOLKIT is not None
         headers: list[str] = []
         if not (TOOLKIT / "include/cusparse.h").exists():
-            # A bare toolkit: the rest of the headers is in torch's wheels, searched after the toolkit's own.
+            # A minimal toolkit: the other headers are in torch's wheels, searched after the toolkit's own.
             headers = [argument for folder in _wheel_headers() for argument in ("-isystem", str(folder))]
         lib = next((TOOLKIT / name for name in ("lib64", "lib") if (TOOLKIT / name).is_dir()), TOOLKIT / "lib64")
         return {
@@ -69,7 +69,7 @@ def _find_obstacle(kernels: list[str]) -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build"
     major = torch.version.cuda.split(".")[0]
-    remedy = f"install the toolkit of CUDA {major} and name its folder in CUDA_HOME"
+    remedy = f"install the CUDA {major} toolkit and set CUDA_HOME to its folder"
     if TOOLKIT is None:
         return f"no folder with bin/nvcc and include/cuda_runtime.h was found: {remedy}"
     release = re.search(r"release (\d+)\.\d+", _ask_nvcc("--version"))
@@ -80,12 +80,12 @@ def _find_obstacle(kernels: list[str]) -> str:
 
 
 def _wheel_headers() -> list[Path]:
-    """Folders of the headers that came with torch's own packages."""
+    """Folders of the headers that came with torch's dependencies."""
     return sorted(Path(torch.__file__).parent.parent.glob("nvidia/cu[0-9]*/include"))
 
 
 def _architectures() -> list[str]:
-    """`TORCH_CUDA_ARCH_LIST`, or else those of torch's own build that nvcc knows, and PTX of the newest."""
+    """`TORCH_CUDA_ARCH_LIST`; by default torch's own architectures that nvcc knows, and PTX of the newest."""
     chosen = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if chosen:
         return chosen

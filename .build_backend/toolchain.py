@@ -1,4 +1,4 @@
-"""Building against the torch of this environment: its paths, its OpenMP runtime, the build command."""
+"""Building against this environment's torch: its paths, its OpenMP runtime and the build command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLDEST_TORCH = (2, 11)
 
 
 def torch_requirement() -> str:
-    """torch's C++ interface is stable within a minor release, so that is what a build asks for."""
+    """The torch that a build requires: this minor release, within which torch's C++ interface is stable."""
     major, minor = map(int, torch.__version__.split(".")[:2])
     if (major, minor) < OLDEST_TORCH:
         raise SystemExit(
@@ -33,7 +33,7 @@ def torch_requirement() -> str:
 
 
 def openmp() -> tuple[list[str], list[str]]:
-    """Flags to compile and to link with OpenMP, on torch's own runtime: two would fight over the cores."""
+    """Compile and link flags for OpenMP. Uses torch's own runtime, because two runtimes would compete for the cores."""
     package = Path(torch.__file__).parent
     folders = (package / "lib", package.parent / "torch.libs")
     runtimes = [str(path) for folder in folders for path in sorted(folder.glob("lib[gi]*omp*.so*"))]
@@ -47,10 +47,10 @@ def openmp() -> tuple[list[str], list[str]]:
 
 @contextmanager
 def _precompiled(header: Path, folder: Path, extension, compiler) -> Iterator[None]:
-    """Compiles a header ahead of an extension's sources, and has them include it first.
+    """Precompiles a header that all of an extension's sources then include first.
 
-    Only where no object of them is there yet: for a source or two it does not pay, and the result takes half a
-    gigabyte, which is given back. A compiler that cannot use it takes the header as text.
+    Only if there are no object files yet: it does not pay for a source or two. The result takes half a gigabyte and is
+    deleted afterwards. A compiler that cannot use it includes the header as text.
     """
     if any(folder.rglob("*.o")) or sys.platform == "darwin":
         yield
@@ -76,19 +76,19 @@ def _version() -> str:
 
 
 def build_ext(variant: str, info: dict[str, object]) -> type[BuildExtension]:
-    """torch's build command, with objects apart per library and a record of what was built."""
+    """torch's build command, with separate objects for each library and a record of what was built."""
     info = {"version": _version(), "torch": torch.__version__, "cuda": torch.version.cuda, **info}
 
     class BuildLibraries(BuildExtension):
         def get_ext_filename(self, name: str) -> str:
             if name.rpartition(".")[2] == "_C":
                 return super().get_ext_filename(name)
-            return f"{name.replace('.', os.sep)}.so"  # not a Python module: opened by torch.ops.load_library
+            return f"{name.replace('.', os.sep)}.so"  # not a Python module: `_C` loads it
 
         def build_extension(self, extension) -> None:
-            # A folder for each library, because the instruction sets share their sources; for each torch and
-            # variant, so that going back and forth rebuilds nothing; and not setuptools' own choice, which is
-            # a temporary one in an editable install.
+            # One folder per library, because the instruction sets share their sources, and per torch and variant, so
+            # that switching back and forth rebuilds nothing. setuptools' own folder would be a temporary one in an
+            # editable install.
             tag = f"{variant}-torch{torch.__version__}-{sys.implementation.cache_tag}"
             self.build_temp = str(Path("build", "objects", tag, extension.name))
             folder = Path(self.build_temp).resolve()

@@ -1,8 +1,8 @@
 """Compiles CUDA sources with nvcc and prints the registers and spills of every kernel.
 
-`python .ci/cuda_report.py [SOURCE...]` takes all of csrc/cuda if none is named. It exits with 1 if a source does not
+`python .ci/cuda_report.py [SOURCE...]` compiles all of csrc/cuda by default. It exits with 1 if a source does not
 compile, or if a kernel spills registers or has a stack in local memory. It needs neither a GPU nor a CUDA build of
-torch: of torch it only reads headers.
+torch, only torch's headers.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Kernel:
 
 
 def all_sources() -> list[Path]:
-    """Those that take longest come first, so that none of them is compiled alone at the end."""
+    """All CUDA sources, the slowest to compile first, so that none of those runs alone at the end."""
     found = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
     return sorted(found, key=lambda path: path.parent.name != "instantiate")
 
 
 def toolkit() -> Path | None:
-    """The folder of the CUDA toolkit that a build of the package would take."""
+    """The folder of the CUDA toolkit that a build of the package would use."""
     sys.path.insert(0, str(ROOT / ".build_backend"))
     import cuda
 
@@ -57,12 +57,12 @@ def toolkit() -> Path | None:
 
 
 def options() -> list[str]:
-    """Those of torch's own build command, and what makes up for headers that a torch without CUDA lacks."""
+    """The options of torch's build command, and a substitute for headers missing in a torch without CUDA."""
     spec = find_spec("torch")
     assert spec is not None and spec.origin is not None
     include = Path(spec.origin).parent / "include"
     release = tuple(int(number) for number in version("torch").split(".")[:2])
-    # PTX only for the newest machine, where it is a by-product of the machine code.
+    # PTX only for the newest machine, for which it is a by-product of the machine code.
     *older, newest = MACHINES
     code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in older]
     code += [f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]"]
@@ -77,7 +77,7 @@ def options() -> list[str]:
 
 
 def compile_source(nvcc: Path, source: Path, flags: list[str]) -> str:
-    """Returns what the compiler says about the kernels; SystemExit with its errors if there are any."""
+    """Returns the compiler's output about the kernels. Raises SystemExit with the errors, if any."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, *flags, "-c", source, "-o", Path(folder, "object.o")]
         process = subprocess.run(command, capture_output=True, text=True)
@@ -95,7 +95,7 @@ def kernels(log: str) -> list[Kernel]:
 
 
 def shorten(name: str) -> str:
-    """The name of a kernel without the namespaces that all of them share, and without its parameters."""
+    """A kernel's name without the common namespaces and its parameters."""
     name = re.sub(r"\(anonymous namespace\)::|fusedtricks::|cuda::|c10::|\(int\)|\(bool\)|^void ", "", name)
     depth = 0
     for i, character in enumerate(name):
@@ -111,7 +111,7 @@ def demangle(symbols: list[str]) -> list[str]:
 
 
 def table(found: list[Kernel]) -> list[str]:
-    """One line for each kernel, with the registers on every machine."""
+    """A header, and one line per kernel with its registers on each machine."""
     by_symbol: dict[str, dict[int, Kernel]] = {}
     for kernel in found:
         by_symbol.setdefault(kernel.symbol, {})[kernel.machine] = kernel
@@ -127,7 +127,7 @@ def table(found: list[Kernel]) -> list[str]:
 def main(sources: list[Path]) -> int:
     folder = toolkit()
     if folder is None:
-        print("There is no nvcc here: the CUDA sources were not compiled.")
+        print("No nvcc found: the CUDA sources were not compiled.")
         return 0
     nvcc, flags = folder / "bin/nvcc", options()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
