@@ -10,10 +10,11 @@ AddGradientsSpan<T, Channels> add_gradients_span(const Activation& activation) {
   return span;
 }
 
-#define FT_INSTANTIATE(name, T)                                                                                        \
-  template AddGradientsSpan<T, OneChannel<OpMath<T>>> add_gradients_span<T, OneChannel<OpMath<T>>>(const Activation&); \
-  template AddGradientsSpan<T, ManyChannels<OpMath<T>>> add_gradients_span<T, ManyChannels<OpMath<T>>>(                \
-      const Activation&);
+#define FT_INSTANTIATE_SPAN(T, Channels) \
+  template AddGradientsSpan<T, Channels> add_gradients_span<T, Channels>(const Activation&);
+#define FT_INSTANTIATE(name, T)                 \
+  FT_INSTANTIATE_SPAN(T, OneChannel<OpMath<T>>) \
+  FT_INSTANTIATE_SPAN(T, ManyChannels<OpMath<T>>)
 FT_FOR_EACH_DTYPE(FT_INSTANTIATE)
 
 }  // namespace fusedtricks::cpu

@@ -17,11 +17,11 @@ AddResidualGradientsSpan<T, Channels> add_residual_gradients_span(const Activati
   return span;
 }
 
-#define FT_INSTANTIATE(name, T)                                                                                      \
-  template AddResidualGradientsSpan<T, OneChannel<OpMath<T>>> add_residual_gradients_span<T, OneChannel<OpMath<T>>>( \
-      const Activation&, bool);                                                                                      \
-  template AddResidualGradientsSpan<T, ManyChannels<OpMath<T>>>                                                      \
-  add_residual_gradients_span<T, ManyChannels<OpMath<T>>>(const Activation&, bool);
+#define FT_INSTANTIATE_SPAN(T, Channels) \
+  template AddResidualGradientsSpan<T, Channels> add_residual_gradients_span<T, Channels>(const Activation&, bool);
+#define FT_INSTANTIATE(name, T)                 \
+  FT_INSTANTIATE_SPAN(T, OneChannel<OpMath<T>>) \
+  FT_INSTANTIATE_SPAN(T, ManyChannels<OpMath<T>>)
 FT_FOR_EACH_DTYPE(FT_INSTANTIATE)
 
 }  // namespace fusedtricks::cpu

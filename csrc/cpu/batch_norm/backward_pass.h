@@ -114,14 +114,14 @@ struct BackwardSpans {
       : pass(p), add_residual_gradients(add_residual_gradients_span<T, Channels>(pass.a.act, streams_dz)) {}
 
   // Adds the runs that begin at an index.
-  void add(int64_t i, Runs runs, Channels channels, Lanes<Channels>& sums) const {
+  FT_INLINE void add(int64_t i, Runs runs, Channels channels, Lanes<Channels>& sums) const {
     if (!pass.needs_sums) return;
     if (!writes_dz) return add_gradients(pass.start + i, pass.x + i, runs, channels, pass.act, sums);
     add_residual_gradients(pass.dy + i, pass.output + i, pass.x + i, pass.first_result + i, runs, channels, pass.a.act,
                            sums);
   }
 
-  void write_dx(T* to, int64_t i, RowSpan span, Channels channels) const {
+  FT_INLINE void write_dx(T* to, int64_t i, RowSpan span, Channels channels) const {
     differentiate(pass.start + i, pass.x + i, to, span, channels, OpMath<T>(pass.scale_of_start), pass.act);
   }
 };

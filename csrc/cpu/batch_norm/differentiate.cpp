@@ -10,11 +10,11 @@ DifferentiateSpan<T, Channels> differentiate_span(const Activation& activation) 
   return span;
 }
 
-#define FT_INSTANTIATE(name, T)                                                                          \
-  template DifferentiateSpan<T, OneChannel<OpMath<T>>> differentiate_span<T, OneChannel<OpMath<T>>>(     \
-      const Activation&);                                                                                \
-  template DifferentiateSpan<T, ManyChannels<OpMath<T>>> differentiate_span<T, ManyChannels<OpMath<T>>>( \
-      const Activation&);
+#define FT_INSTANTIATE_SPAN(T, Channels) \
+  template DifferentiateSpan<T, Channels> differentiate_span<T, Channels>(const Activation&);
+#define FT_INSTANTIATE(name, T)                 \
+  FT_INSTANTIATE_SPAN(T, OneChannel<OpMath<T>>) \
+  FT_INSTANTIATE_SPAN(T, ManyChannels<OpMath<T>>)
 FT_FOR_EACH_DTYPE(FT_INSTANTIATE)
 
 }  // namespace fusedtricks::cpu
