@@ -1,4 +1,4 @@
-"""One call of `batch_norm_act` as data, evaluated in two ways: fused, and by the reference in float64."""
+"""One call of `batch_norm_act` as data, evaluated with the fused op and with the reference in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusedtricks.functional import batch_norm_act
 
 DIFFERENTIABLE = ("input", "weight", "bias", "residual")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-MARGIN = 1e-5  # from a kink, ten times what fp32 arithmetic moves a normalised value by
+MARGIN = 1e-5  # distance from a kink: ten times the fp32 error of a normalised value
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BatchNormCase:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> BatchNormCase:
-        """The case with every tensor changed, strides and storage left as `change` leaves them."""
+        """The case with `change` applied to every tensor; keeps the strides and storage that it returns."""
         return replace(self, **{k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
     def in_double(self) -> BatchNormCase:
@@ -65,12 +65,12 @@ def make_case(
     device: torch.device | str = "cpu",
     **options: Any,
 ) -> BatchNormCase:
-    """Normally distributed data whose pre-activations keep their distance from the activation's kinks.
+    """Normally distributed data whose pre-activations are not close to the activation's kinks.
 
     Args:
-        param_dtype: of weight, bias and running statistics; `dtype` where not given.
-        layout: of input and residual; `residual` may be a layout of its own.
-        margin: least distance of a pre-activation from a kink.
+        param_dtype: dtype of weight, bias and running statistics; `dtype` by default.
+        layout: of input and residual, unless `residual` is itself a layout.
+        margin: smallest distance of a pre-activation from a kink.
     """
     param_dtype = param_dtype or dtype
     residual_layout = residual if callable(residual) else layout
@@ -107,7 +107,7 @@ def pre_activation(case: BatchNormCase) -> Tensor:
 def evaluate(
     function: Callable[..., Tensor], case: BatchNormCase, wanted: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Output, gradients of the wanted leaves (all where not given) and the statistics afterwards, by name."""
+    """Output, gradients of the wanted leaves (all by default) and the statistics afterwards, by name."""
     leaves = {name: t.detach() for name, t in case.tensors(DIFFERENTIABLE).items()}
     wanted = [name for name in (DIFFERENTIABLE if wanted is None else wanted) if name in leaves]
     for name in wanted:
@@ -133,10 +133,10 @@ def reference(case: BatchNormCase, wanted: Sequence[str] | None = None) -> dict[
 
 
 def magnitudes(case: BatchNormCase) -> dict[str, float]:
-    """By name, how large the terms are that each result adds up: what its roundings are relative to.
+    """By name, the size of the terms that each result sums, to which its rounding errors are relative.
 
-    A gradient can cancel (that of two samples is almost nothing), and so can a mean: their own size does not
-    bound their error. A sum over n elements has terms of random sign, whose roundings grow as sqrt(n).
+    Gradients and means can cancel (the gradient for two samples is almost zero), so their own size does not bound
+    their error. A sum over n elements has terms of random sign, so its rounding error grows like sqrt(n).
     """
     x = case.input.detach().cpu().double()
     dims = [d for d in range(x.dim()) if d != 1]
@@ -156,11 +156,11 @@ def magnitudes(case: BatchNormCase) -> dict[str, float]:
 
 
 def assert_matches_reference(case: BatchNormCase, wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Asserts output, gradients and statistics of the fused op, and answers them."""
+    """Checks output, gradients and statistics of the fused op, and returns them."""
     actual, expected = fused(case, wanted), reference(case, wanted)
     assert actual.keys() == expected.keys()
     scales = magnitudes(case)
-    # With a residual, backward may read the derivative off the result, which was rounded to a half type.
+    # With a residual, backward may compute the derivative from the result, which was rounded to a half type.
     read_off_result = case.residual is not None and case.input.dtype in HALF_TYPES
     inexact = 2 * torch.finfo(case.input.dtype).eps if read_off_result else 0.0
     for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""Shapes, layouts, dtypes and activations shared by the tests; a shape carries the reason why it is there."""
+"""Shapes, layouts, dtypes and activations shared by the tests; each shape is named after its purpose."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fusedtricks.functional import ACTIVATIONS
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-# Every activation with its defaults, then the parameters that change its character.
+# Every activation with its defaults, then with parameters that make it behave differently.
 ACTIVATION_CASES: list[tuple[str, dict[str, float]]] = [
     *((name, {}) for name in ACTIVATIONS),
     ("leaky_relu", {"negative_slope": 0.2}),
-    ("leaky_relu", {"negative_slope": -0.5}),  # the result no longer tells the sign of the input
+    ("leaky_relu", {"negative_slope": -0.5}),  # the result no longer determines the input's sign
     ("leaky_relu", {"negative_slope": 0.0}),
     ("elu", {"alpha": 1.7}),  # the derivative jumps at 0
     ("elu", {"alpha": -0.5}),  # not monotonic
@@ -37,7 +37,7 @@ each_activation = pytest.mark.parametrize(
 )
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
-# Primes, whole vectors, and sizes on each side of where the kernels change how they share out the work.
+# Primes, whole vectors, and sizes on both sides of the points where the kernels split the work differently.
 BATCH_NORM_SHAPES = {
     "2d_primes": (7, 13),
     "2d_more_rows_than_a_block": (1031, 33),
@@ -58,12 +58,12 @@ BATCH_NORM_SHAPES = {
 }
 
 
-# Over 12 MB in either dtype: results of this size are written past the caches.
+# Over 12 MB in either dtype: results of this size bypass the caches.
 STREAMED_SHAPES = {torch.float32: (5, 67, 101, 103), torch.bfloat16: (7, 131, 87, 89)}
 
 
 def channels_last(t: Tensor) -> Tensor:
-    """Dense with the channels fastest: (N, L, C) storage, `torch.channels_last`, `torch.channels_last_3d`."""
+    """Dense with channels innermost: (N, L, C) storage, `torch.channels_last`, `torch.channels_last_3d`."""
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -74,22 +74,22 @@ def reversed_dimensions(t: Tensor) -> Tensor:
 
 
 def sliced(t: Tensor) -> Tensor:
-    """Rows with gaps between them that hold NaN."""
+    """Rows with gaps filled with NaN."""
     return torch.nn.functional.pad(t, (1, 2), value=float("nan"))[..., 1:-2]
 
 
 def strided(t: Tensor) -> Tensor:
-    """Every other element of its rows; the ones between hold NaN."""
+    """Every other element of longer rows; the elements between are NaN."""
     return torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0]
 
 
 def expanded(t: Tensor) -> Tensor:
-    """One sample standing for all of them: other values than `t`."""
+    """One sample expanded to the whole batch; the values differ from `t`."""
     return t[:1].expand(t.shape)
 
 
 def misaligned(t: Tensor) -> Tensor:
-    """Contiguous from one element after an aligned address."""
+    """Contiguous, starting one element after an aligned address."""
     return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
 
 
@@ -121,7 +121,7 @@ _KINKS = {
 
 
 def kinks(act: str, act_kwargs: dict[str, Any]) -> list[float]:
-    """Where the derivative jumps (of softplus the value too): roundings decide which side is answered."""
+    """Where the derivative jumps (for softplus also the value), so that rounding decides which side is used."""
     parameters = {**ACTIVATIONS[act], **act_kwargs}
     if act == "softplus":
         return [parameters["threshold"] / parameters["beta"]]

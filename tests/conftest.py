@@ -1,4 +1,4 @@
-"""Fixtures that every test runs under, and the devices that tests are repeated on."""
+"""Fixtures for all tests, and the devices that tests run on."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a GPU and the CUDA backend")
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("markexpr") == "not slow":
+        return "slow tests are left out; to run all: pytest -m 'slow or not slow'"
+    return f"tests marked: {config.getoption('markexpr')}"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and "cuda" not in devices():
         pytest.skip("needs a GPU and the CUDA backend")
@@ -32,7 +38,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def uninitialized_memory_is_nan() -> Iterator[None]:
-    """`torch.empty` and C++'s `at::empty` answer NaN: an element nobody writes cannot pass for a value."""
+    """`torch.empty` and C++'s `at::empty` return NaN, so that an element that is never written is noticed."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(8).isnan().all()
     yield
@@ -41,7 +47,7 @@ def uninitialized_memory_is_nan() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def convolutions_round_to_their_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not to TF32, which a GPU takes for float32 unless told otherwise: results are compared as float32."""
+    """Turns off TF32, which a GPU otherwise uses for float32: results are compared with float32 accuracy."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -59,7 +65,7 @@ def restore_threads() -> Iterator[None]:
 
 @pytest.fixture(params=["auto", "two", "hold"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each way through batch_norm_act's CUDA kernels."""
+    """Each path through batch_norm_act's CUDA kernels."""
     monkeypatch.setenv("FUSEDTRICKS_CUDA_PATH", request.param)
     _C.reload_settings()
     yield request.param

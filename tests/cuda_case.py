@@ -1,4 +1,4 @@
-"""What the tests of CUDA share: ops ready to run on a GPU, and comparisons of their results."""
+"""Shared by the CUDA tests: ops ready to run on a GPU, and comparisons of their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Results = dict[str, Tensor]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    """The same on every device and in every thread."""
+    """Random values, the same on every device and in every thread."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -49,7 +49,7 @@ def batch_norm(*shape: int, **options) -> Callable[[], Results]:
     return partial(fused, make_case(shape, act="silu", device=CUDA, **options))
 
 
-# Makes the inputs, and answers a function that runs an op forward and backward on them.
+# Each creates inputs and returns a function that runs an op on them, forward and backward.
 OPS: dict[str, Callable[[], Callable[[], Results]]] = {
     "batch_norm": lambda: batch_norm(8, 16, 40, 40),
     "batch_norm_add": lambda: batch_norm(8, 16, 40, 40, residual=True),
@@ -80,7 +80,7 @@ def assert_bitwise_equal(actual: Results, expected: Results) -> None:
 
 
 def assert_same_but_for_roundings(actual: Results, expected: Results, case: BatchNormCase) -> None:
-    """Two computations of one case in its dtype, each as far from the exact result as roundings take it."""
+    """Compares two computations of a case in its dtype; each may differ from the exact result by rounding."""
     scales = magnitudes(case)
     for name, value in expected.items():
         if not value.is_floating_point():

@@ -19,9 +19,9 @@ def image(*size: int) -> Tensor:
 
 
 def train(model: nn.Module, inputs: list[Tensor], call: Callable[[nn.Module, Tensor], Any] | None = None) -> list[Any]:
-    """Results, gradients and state of some steps of training, then a result in evaluation and one without gradients.
+    """Results, gradients and state of some training steps, then a result in evaluation and one without gradients.
 
-    With the masks that stock's dropout draws from one seed.
+    Uses stock dropout's masks, drawn from one seed.
     """
     torch.manual_seed(0)
     with stock_dropout():

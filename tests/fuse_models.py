@@ -1,4 +1,4 @@
-"""Models whose layers follow each other in every way that matters to `fuse`, and how many chains each has."""
+"""Models that cover every sequence of layers that matters to `fuse`, and how many chains each has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import fusedtricks.nn as ftnn
 
 
 class Case(NamedTuple):
-    """A model of images of (N, 4, H, W), and the chains that `fuse` has to find in it."""
+    """A model for images (N, 4, H, W), and the number of chains that `fuse` must find in it."""
 
     make: Callable[[], nn.Module]
     chains: int
@@ -92,7 +92,7 @@ class AdditionAlone(Base):
 
 @case(2)
 class Functional(Base):
-    """F.batch_norm, with the module's state and with none."""
+    """F.batch_norm, with the module's state and without state."""
 
     def forward(self, x: Tensor) -> Tensor:
         bn = self.bn1
@@ -102,7 +102,7 @@ class Functional(Base):
 
 
 class NormAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d: a BatchNorm with a forward of its own, that also drops and activates."""
+    """Like timm's BatchNormAct2d: a BatchNorm with its own forward, which also applies dropout and an activation."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
@@ -132,7 +132,7 @@ class NormActs(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Ends in a BatchNorm, behind an activation that may be none."""
+    """A convolution and a BatchNorm, then an activation that may be an identity."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class NestedSequential(nn.Sequential):
 
 @case(1, "used more than once")
 class UsedTwice(Base):
-    """A BatchNorm whose result is needed again; a ReLU on two inputs."""
+    """A BatchNorm whose result is used twice; a ReLU applied to two inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x))
@@ -201,7 +201,7 @@ class SharedNorm(Base):
 
 @case(1, "running statistics are used again")
 class SharedNormInterleaved(Base):
-    """The second use of a BatchNorm must stay behind the first."""
+    """The second use of a BatchNorm must stay after the first."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x))
@@ -238,7 +238,7 @@ class AddedInPlaceToAnother(Base):
 
 @case(1)
 class AddedInPlaceToNothingElse(Base):
-    """What is written to is seen by the addition alone."""
+    """Only the addition sees the tensor that is written to."""
 
     def forward(self, x: Tensor) -> Tensor:
         r = self.conv2(x)
@@ -248,7 +248,7 @@ class AddedInPlaceToNothingElse(Base):
 
 @case(1)
 class Broadcast(Base):
-    """An addition that is no residual: found, and composed when it is called."""
+    """An addition of another shape: found as a chain, but its members run separately."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn1(self.conv1(x)) + x.mean((2, 3), keepdim=True))
@@ -267,7 +267,7 @@ class Untracked(Base):
 
 @case(2, "(evaluation)")
 class ByMode(Base):
-    """A forward that is another in training."""
+    """A forward that is different in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -276,7 +276,7 @@ class ByMode(Base):
 
 
 def pad(x: Tensor, features: int) -> Tensor:
-    """Decides by a shape."""
+    """Makes a decision based on a shape."""
     return F.pad(x, (1, 1)) if x.shape[-1] % 2 == features % 2 else x
 
 
@@ -288,7 +288,7 @@ class Helper(Base):
 
 @case(2)
 class ListOrTensor(Base):
-    """As torchvision's DenseNet, whose forward takes either."""
+    """Like torchvision's DenseNet, whose forward takes either."""
 
     def forward(self, x: Tensor | list[Tensor]) -> Tensor:
         features = [x] if isinstance(x, Tensor) else x
@@ -298,7 +298,7 @@ class ListOrTensor(Base):
 
 @case(2)
 class Options(Base):
-    """Arguments with defaults, which decide."""
+    """Arguments with defaults, which the forward's decisions depend on."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, scale: float = 1.0, double: bool = False) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -327,10 +327,10 @@ class Mlp(nn.Module):
         return F.dropout(self.dropout(self.block(x.mean((2, 3)))), 0.0, self.training)
 
 
-# Dropout is of p = 0 here, or runs with stock's masks: `fuse_case.train` sees to that.
+# Dropout has p = 0 here or uses stock's masks, which `fuse_case.train` ensures.
 @case(2)
 class NormDropout(Base):
-    """A wide residual network's: dropout behind BatchNorm and its activation; behind an addition; by a function."""
+    """As in wide residual networks: dropout after BatchNorm and its activation; after an addition; as a function."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__(nn.ELU())
@@ -343,7 +343,7 @@ class NormDropout(Base):
 
 @case(3)
 class NormThenDropout(nn.Sequential):
-    """In its user's, or without an activation."""
+    """Dropout in the calling module, or without an activation."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__(
@@ -360,7 +360,7 @@ class NormThenDropout(nn.Sequential):
 
 @case(1)
 class Stem(Base):
-    """By a function, with every argument."""
+    """Pooling by a function, with every argument."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, (2, 1), 1, dilation=1, ceil_mode=True)
@@ -368,7 +368,7 @@ class Stem(Base):
 
 @case(2)
 class StemAcrossModules(nn.Module):
-    """As Hugging Face's: the pooling is not where the activation is. The second activates 1d values."""
+    """Like Hugging Face's: the pooling is not in the activation's module. The second activates 1d values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ class StemAcrossModules(nn.Module):
 
 @case(2)
 class NoStem(Base):
-    """The activated tensor is used again; the places of the maxima are wanted."""
+    """The activated tensor is used again; the indices of the maxima are needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -391,7 +391,7 @@ class NoStem(Base):
 
 
 class FeedForward(nn.Module):
-    """Of a transformer, on the channels."""
+    """A transformer's feed-forward block, applied to the channels."""
 
     def __init__(self, p: float = 0.0, act: nn.Module | None = None) -> None:
         super().__init__()
@@ -410,7 +410,7 @@ class Tails(FeedForward):
 
 @case(4)
 class TailFunctions(Base):
-    """Every spelling: functions, in place, without a bias, without a layer in front."""
+    """Every spelling: functions, in place, without a bias, without a linear layer."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
@@ -427,7 +427,7 @@ class TailFunctions(Base):
 
 @case(2)
 class TailOutputs(nn.Module):
-    """As BERT's: the linear layer and its dropout in one module, the addition in its user's."""
+    """Like BERT's: the linear layer and its dropout in one module, the addition in the calling module."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
@@ -442,7 +442,7 @@ class TailOutputs(nn.Module):
 
 @case(1, "its result may be changed in place")
 class TailChanged(FeedForward):
-    """What ours would keep for backward, and stock does not. With an addition nothing is kept but the input."""
+    """Changes what ours would keep for backward but stock does not. With an addition only the input is kept."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__(p, nn.LeakyReLU())
@@ -458,7 +458,7 @@ class TailChanged(FeedForward):
 
 @case(1)
 class TailInputChanged(Base):
-    """Stock's ReLU keeps its result, and ours with an addition its input: the addition stays alone."""
+    """Stock's ReLU keeps its result, but ours with an addition keeps its input: the addition is not fused."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(x)
@@ -469,7 +469,7 @@ class TailInputChanged(Base):
 
 @case(1, "in place on a tensor that others may see")
 class TailInPlace(Base):
-    """The activation stays alone."""
+    """The activation is not fused."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(x)
@@ -479,7 +479,7 @@ class TailInPlace(Base):
 
 @case(1, "random numbers are drawn before the chain ends")
 class DrawsBetween(Base):
-    """With stock's masks the first would be the second's."""
+    """If fused, the two dropouts would draw stock's masks in the opposite order."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.dropout(self.conv1(x), 0.25, self.training)
@@ -488,7 +488,7 @@ class DrawsBetween(Base):
 
 @case(1)
 class OtherDropout(Base):
-    """Dropout of another kind ends no tail, and a linear layer whose result is used again begins none."""
+    """Other kinds of dropout end no chain; a linear layer whose result is used again begins none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -504,7 +504,7 @@ class OtherDropout(Base):
 
 @case(3)
 class Paths(Base):
-    """Stochastic depth, with an addition or without; in place; behind a BatchNorm."""
+    """Stochastic depth, with or without an addition; in place; after a BatchNorm."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
@@ -519,7 +519,7 @@ class Paths(Base):
 
 @case(1)
 class FractionalPool(nn.Sequential):
-    """Pooled first; not where the activation is not monotone."""
+    """Pooled before the activation, unless the activation is not monotone."""
 
     def __init__(self) -> None:
         super().__init__(

@@ -9,7 +9,7 @@ from fusedtricks.functional import dropout
 
 
 class Network(nn.Module):
-    """Both ways to use a BatchNorm, an activation, and dropout by an explicit seed."""
+    """BatchNorm with and without a residual, an activation, and dropout with an explicit seed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Each op in a few lines of eager PyTorch: the specification that the kernels are compared with.
 
-The composition is `fusedtricks.eager`, which uses stock `torch.nn.functional` only; evaluated in float64 it is exact to
-the rounding of any dtype under test. Dropout's mask is here once more, in Python's own integers.
+Uses `fusedtricks.eager`, which calls only stock `torch.nn.functional`; evaluated in float64 its error is negligible for
+all dtypes under test. Dropout's mask is implemented again here, with Python integers.
 """
 
 import math
@@ -16,7 +16,7 @@ NAMES = tuple(eager.FORMULAS)
 
 
 def philox(seed: int, offset: int, counter: int) -> tuple[int, int, int, int]:
-    """One block of Philox4x32-10 (Salmon et al., SC 2011), key = seed, counter words (counter, offset)."""
+    """One block of Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter words (counter, offset)."""
     low = 0xFFFFFFFF
     c = [counter & low, counter >> 32, offset & low, offset >> 32]
     k = [seed & low, seed >> 32 & low]
@@ -28,21 +28,22 @@ def philox(seed: int, offset: int, counter: int) -> tuple[int, int, int, int]:
 
 
 def dropout_mask(numel: int, p: float, seed: int, offset: int = 0) -> torch.Tensor:
-    """Element i is kept where word i % 4 of block i // 4 is at least p 2^32."""
+    """Element i is kept if word i % 4 of block i // 4 is at least p 2^32."""
     words = [word for block in range((numel + 3) // 4) for word in philox(seed, offset, block)]
     return torch.tensor([word >= p * 2**32 for word in words[:numel]], dtype=torch.bool)
 
 
 def dropout(input: torch.Tensor, p: float, seed: int, mode: str = "inverted") -> torch.Tensor:
-    """The training form: dropped values are 0, kept ones divided by the probability of that unless the mode is classic.
+    """Dropout in training: dropped values are 0; kept ones are divided by the keep probability unless mode is classic.
 
-    It is the probability that the threshold gives, within 2^-32 of 1 - p. Alpha dropout as in the paper on SELU, at it.
+    The keep probability follows from the threshold and is within 2^-32 of 1 - p. Alpha dropout (as in the SELU paper)
+    uses the same probability.
     """
     return feature_dropout(input, input.dim(), p, seed, mode)
 
 
 def feature_dropout(input: torch.Tensor, mask_dims: int, p: float, seed: int, mode: str = "inverted") -> torch.Tensor:
-    """The same with one value of the mask for each index of the first dimensions."""
+    """The same with one mask value for each index of the first `mask_dims` dimensions."""
     shape = input.shape[:mask_dims] + (1,) * (input.dim() - mask_dims)
     mask = dropout_mask(math.prod(shape), p, seed).view(shape)
     q = 1 - math.ceil(p * 2**32) / 2**32

@@ -1,12 +1,12 @@
-"""Comparison with a float64 reference by a bound that roundings explain."""
+"""Comparison with a float64 reference, with a bound derived from rounding errors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Roundings of the arithmetic type granted to one result: an elementary function in fp32 is good to about 4,
-# the normalisation in front of it adds as many, and the backward formula has four terms.
+# Rounding errors of the arithmetic type allowed per result: an elementary function in fp32 is accurate to about 4, the
+# normalisation before it adds as many, and the backward formula has four terms.
 ROUNDINGS = 16
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
@@ -25,13 +25,13 @@ def assert_rounds_to(
     inexact: float = 0.0,
     name: str = "result",
 ) -> None:
-    """Asserts that `actual` is `expected` but for one rounding at the store and `ROUNDINGS` of arithmetic.
+    """Asserts that `actual` equals `expected` up to one rounding at the store and `ROUNDINGS` in the arithmetic.
 
     Args:
-        actual: what was computed, of any floating dtype.
+        actual: the computed values, of any floating dtype.
         expected: the reference in float64, of the same shape.
-        scale: magnitude of the terms that the arithmetic added up; by default the largest expected value.
-        inexact: further relative error of those terms, where they were read from a rounded tensor.
+        scale: magnitude of the terms that were summed; by default the largest expected value.
+        inexact: additional relative error of these terms, if they were read from a rounded tensor.
         name: what is compared, for the message.
     """
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
@@ -48,7 +48,7 @@ def assert_rounds_to(
         scale = expected[finite].abs().max()
     bound = expected.abs() * (store.eps / 2) + scale * (ROUNDINGS * arithmetic.eps + inexact)
     error = (actual.double() - expected).abs()
-    # fp32 arithmetic may flush subnormals; the store may not.
+    # fp32 arithmetic may flush subnormals to zero; the store may not.
     bound = bound + store.smallest_normal * store.eps / 2 + arithmetic.smallest_normal
     wrong = finite & ~(error <= bound)
     if wrong.any():

@@ -26,7 +26,7 @@ from fusedtricks.functional import act_dropout, dropout
 
 P, SEED = 0.4, 0x123456789ABCDEF
 
-# On each side of where the kernels change how they share out the work; a bias of the last dimension, of the channels.
+# Both sides of the points where the kernels split the work differently; a bias for the last dimension or the channels.
 SHAPES = {
     "vector": ((1037,), "last"),
     "rows_of_one": ((9, 1), "last"),
@@ -70,7 +70,7 @@ def check(
     inexact: float = 0.0,
     layout: Any = Tensor.contiguous,
 ) -> None:
-    """Against the reference in float64: the result, and the gradient of each tensor."""
+    """Compares the result and the gradient of each tensor with the reference in float64."""
     act_kwargs = act_kwargs or {}
     present = [t for t in tensors if t is not None]
     exact = [None if t is None else t.detach().cpu().double().requires_grad_() for t in tensors]
@@ -83,7 +83,7 @@ def check(
     wanted = torch.autograd.grad(expected, [t for t in exact if t is not None], dy.cpu().double())
     for source, grad, want in zip(present, grads, wanted, strict=True):
         if source is tensors[1]:
-            # A sum: its terms are the gradients of x, each good to a rounding of dy.
+            # A sum whose terms are gradients of x, each accurate to a rounding of dy.
             terms = dy.cpu().double().abs().sum_to_size(source.shape) / (1 - p)
             assert_rounds_to(grad, want, scale=terms, inexact=inexact, name="dbias")
         else:
@@ -133,14 +133,14 @@ def test_every_activation(act, act_kwargs, residual, p, device):
 @pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last], ids=["contiguous", "channels_last"])
 def test_every_dtype(layout, act, dtype, device):
     tensors = inputs((3, 5, 7, 11), "channels", dtype=dtype, layout=layout, device=device)
-    # The derivative of tanh is read off the rounded result, as that of stock is.
+    # The derivative of tanh is computed from the rounded result, as in stock.
     inexact = 4 * torch.finfo(dtype).eps if act == "tanh" and dtype in HALF_TYPES else 0.0
     check(tensors, act, inexact=inexact, layout=layout)
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
 def test_float32_bias_with_half_types(dtype, device):
-    """Added before anything is rounded; its gradient comes in its own dtype."""
+    """The bias is added before anything is rounded; its gradient has the bias's dtype."""
     x, _, _ = inputs((33, 61), dtype=dtype, device=device)
     bias = torch.randn(61, device=device, requires_grad=True)
     check([x, bias, None], "gelu")
@@ -150,7 +150,7 @@ def test_float32_bias_with_half_types(dtype, device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", STREAMED_SHAPES, ids=["float32", "bfloat16"])
 def test_larger_than_the_caches(dtype, layout, device):
-    """Against the composition of ops that are compared with the reference elsewhere."""
+    """Compared with a composition of ops that other tests compare with the reference."""
     x, bias, r = inputs(STREAMED_SHAPES[dtype], "channels", True, dtype, LAYOUTS[layout], device)
     y = act_dropout(x, bias, r, act="leaky_relu", p=P, seed=SEED)
     dy = torch.randn_like(y)
@@ -191,7 +191,7 @@ def test_a_backward_of_which_nothing_is_wanted(device):
 
 
 def test_training_and_the_generator(device):
-    """Nothing is drawn where nothing is to be dropped; the generator governs the mask, a seed does not touch it."""
+    """No seed is drawn if nothing is dropped; the generator determines the mask; a given seed leaves it unchanged."""
     x = torch.randn(64, 64, device=device)
     before = generator_state(device)
     still = [act_dropout(x, p=0.5, training=False), act_dropout(x, p=0.0), act_dropout(x, p=0.5, seed=1)]
@@ -248,7 +248,7 @@ def test_gradcheck_and_gradgradcheck(act, act_kwargs, of, residual, device):
 
 
 def test_gradients_of_some_alone(device):
-    """Only what is asked for is computed, and it is the same."""
+    """Only the requested gradients are computed, and they are the same."""
     for of, layout in itertools.product(("last", "channels"), (Tensor.contiguous, channels_last)):
         tensors = inputs((3, 5, 4, 6), of, True, layout=layout, device=device)
         dy = torch.randn(3, 5, 4, 6, device=device)
@@ -319,7 +319,7 @@ def test_modules(device):
 
 
 def test_autocast(device):
-    """The product in bfloat16; the residual in float32, and so the sum, as in stock."""
+    """The matrix product is bfloat16; the residual and therefore the sum are float32, as in stock."""
     layer = fnn.LinearActDropout(6, 5, act="gelu", p=0.0).to(device)
     x, r = torch.randn(4, 6, device=device), torch.randn(4, 5, device=device)
     with torch.autocast(device.type, torch.bfloat16):
@@ -345,7 +345,7 @@ def test_compile(backend, device):
 
 
 def test_transforms(device):
-    """By the eager composition."""
+    """torch.func transforms use the eager composition."""
     x, bias, r = (t.detach() for t in inputs((4, 5), "last", True, torch.float64, device=device))
 
     def loss(x: Tensor, bias: Tensor, r: Tensor) -> Tensor:

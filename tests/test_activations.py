@@ -1,4 +1,4 @@
-"""Each activation alone: values, gradients, in place, special values, strides, what is kept for backward."""
+"""Each activation on its own: values, gradients, in place, special values, strides, what is kept for backward."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ import fusedtricks.functional as ftF
 from fusedtricks import _C
 from fusedtricks.functional import ACTIVATIONS, activation
 
-# Read off the result, as stock does: what was there before is not needed.
+# The derivative is computed from the result, as in stock, so the input is not needed.
 KEEP_RESULT = ["relu", "leaky_relu", "elu", "selu", "sigmoid", "tanh"]
 STOCK_INPLACE = ["relu", "relu6", "leaky_relu", "elu", "selu", "silu", "mish", "hardswish"]
 INF, NAN = float("inf"), float("nan")
@@ -40,7 +40,7 @@ def gradient(function: Function, x: Tensor, dy: Tensor) -> Tensor:
 
 
 def sweep(act: str, act_kwargs: dict[str, float]) -> Tensor:
-    """[-20, 20] densely, and the kinks themselves: an elementwise op has to side with stock there."""
+    """A dense grid on [-20, 20] and the kinks themselves, where an elementwise op must agree with stock."""
     return torch.cat([torch.linspace(-20, 20, 20_011), torch.tensor(kinks(act, act_kwargs))])
 
 
@@ -50,7 +50,7 @@ def sweep(act: str, act_kwargs: dict[str, float]) -> Tensor:
 def test_values(act, act_kwargs, dtype, device):
     x = sweep(act, act_kwargs).to(device, dtype)
     expected = reference_activation(x.cpu().double(), act, **act_kwargs)
-    # x times a factor next to nothing (gelu below -4): stock has 1 + tanh there, which cancels.
+    # x times a factor close to zero (gelu below -4), where stock's 1 + tanh cancels.
     assert_rounds_to(activation(x, act, **act_kwargs), expected, scale=0.1 * (1 + x.cpu().double().abs()))
 
 
@@ -62,9 +62,9 @@ def test_gradient(act, act_kwargs, dtype, device):
     dy = torch.linspace(-3, 3, x.numel()).to(device, dtype)
     actual = gradient(lambda x: activation(x, act, **act_kwargs), x, dy)
     expected = gradient(lambda x: reference_activation(x, act, **act_kwargs), x.cpu().double(), dy.cpu().double())
-    # A derivative read off a rounded result is off by that rounding, which tanh' = 1 - y^2 doubles.
+    # A derivative computed from a rounded result has that rounding error; tanh' = 1 - y^2 doubles it.
     inexact = torch.finfo(dtype).eps if dtype in HALF_TYPES else 0.0
-    # 3 is the largest dy; terms of x times a factor that cancels, in stock's formula as in ours.
+    # 3 is the largest dy; there are terms of x times a factor that cancels, in stock's formula and in ours.
     assert_rounds_to(actual, expected, scale=3 * (1 + x.cpu().double().abs()), inexact=inexact)
 
 
@@ -87,7 +87,7 @@ def test_gradgradcheck_in_place(act, act_kwargs, device):
 @pytest.mark.each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_every_length_from_nothing_to_several_vectors(dtype, device):
-    """Tails, also behind a misaligned start: no element left out, none written beyond the end."""
+    """Tails, also after a misaligned start: every element is written, and none beyond the end."""
     buffer = torch.full((160,), NAN, dtype=dtype, device=device)
     for n in range(150):
         values = torch.linspace(-5, 5, n).to(device, dtype)
@@ -104,7 +104,7 @@ def test_every_length_from_nothing_to_several_vectors(dtype, device):
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("dtype", STREAMED_SHAPES, ids=["float32", "bfloat16"])
 def test_larger_than_the_caches(dtype, start, device):
-    """Also from a misaligned start, in backward too."""
+    """Forward and backward, also from a misaligned start."""
     x = torch.randn(math.prod(STREAMED_SHAPES[dtype]), device=device).to(dtype)[start:]
     for function in (lambda x: activation(x, "silu"), lambda x: activation(x * 1, "silu", inplace=True)):
         y, dx = function(x), gradient(function, x, x.cos())
@@ -117,7 +117,7 @@ def test_larger_than_the_caches(dtype, start, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("slope", [1.0, 1 / 3], ids=["exact", "rounded"])
 def test_every_value_of_a_half_type(slope, dtype, device):
-    """Loaded and stored bit for bit as torch converts them, subnormals and infinities among them."""
+    """Conversions match torch's bit for bit, including subnormals and infinities."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).to(device)
     y = activation(-x.abs(), "leaky_relu", negative_slope=slope)
     expected = (-x.abs().float() * torch.tensor(slope)).to(dtype)
@@ -127,7 +127,7 @@ def test_every_value_of_a_half_type(slope, dtype, device):
 
 @each_activation
 def test_special_values(act, act_kwargs, device):
-    """As the reference wherever stock has an answer in fp32; NaN stays NaN."""
+    """Same as the reference wherever stock's fp32 result is usable; NaN stays NaN."""
     x = torch.tensor(SPECIAL)
     dy = torch.ones_like(x)
     module = stock_module(act, act_kwargs)
@@ -140,7 +140,7 @@ def test_special_values(act, act_kwargs, device):
 
     sane = ~module(x).isnan()
     expected = reference(x.double())[sane]
-    # 1e-30: exponentials may end at the smallest normal number, which mish(-88) multiplies by 88.
+    # 1e-30: exponentials may stop at the smallest normal number, which mish(-88) multiplies by 88.
     assert_rounds_to(fused(x)[sane], expected, scale=expected.abs() + 1e-30)
     sane = ~gradient(module, x, dy).isnan()
     expected = gradient(reference, x.double(), dy.double())[sane]
@@ -151,7 +151,7 @@ def test_special_values(act, act_kwargs, device):
 @pytest.mark.each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_gelu_has_its_limits(dtype, device):
-    """Where stock multiplies infinity with zero."""
+    """At infinity, where stock multiplies infinity by zero."""
     x = torch.tensor([INF, -INF] * 9, dtype=dtype, device=device)
     y, slope = activation(x, "gelu"), gradient(lambda x: activation(x, "gelu"), x, torch.ones_like(x))
     assert (y[::2] == INF).all()
@@ -198,7 +198,7 @@ def test_in_place(act, act_kwargs, device):
 
 
 def test_in_place_on_a_view(device):
-    """Only the view's elements change; the base's gradient passes through the activation there, as stock."""
+    """Only the view's elements change; the base's gradient passes through the activation there, as in stock."""
     base = torch.randn(6, 8, device=device)
     dy = torch.randn(6, 8, device=device)
 
@@ -268,7 +268,7 @@ def test_keeps_nothing_without_grad(device):
 
 
 def test_every_activation_has_a_reference():
-    """The list is C++'s; a new name needs a formula in the reference and a stock twin in cases.py."""
+    """The list comes from C++; a new name needs a formula in the reference and a stock counterpart in cases.py."""
     listed = {name: dict(parameters) for name, parameters in _C.activations()}
     assert listed == ACTIVATIONS
     x = torch.linspace(-3, 3, 50, dtype=torch.float64)

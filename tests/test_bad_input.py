@@ -1,4 +1,4 @@
-"""Mistakes: the error class stock raises, the argument named, and nothing changed."""
+"""Invalid arguments: same error class as stock, the message names the argument, and nothing changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAN = float("nan")
 
 
 def good() -> dict[str, Any]:
-    """Arguments of a call that works."""
+    """Arguments of a valid call."""
     return {
         "input": torch.randn(4, 3, 5),
         "running_mean": torch.zeros(3),
@@ -116,7 +116,7 @@ BATCH_NORM_MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 def on(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments moved there, but for tensors that are meant to be elsewhere."""
+    """Moves the arguments to the device, except tensors that are meant to be elsewhere."""
     moved = {k: v.to(device) for k, v in arguments.items() if isinstance(v, torch.Tensor) and not v.is_meta}
     return arguments | moved
 
@@ -148,7 +148,7 @@ def test_the_good_arguments_are_good(device):
 
 
 def test_unsupported_device_is_named():
-    """No backend answers for meta-like devices that nobody registered kernels for."""
+    """Devices without registered kernels raise an error that names the tensor."""
     x = torch.randn(4, 3).to_mkldnn()
     for call in (
         lambda: ftF.batch_norm_act(x, None, None, training=True),
@@ -160,7 +160,7 @@ def test_unsupported_device_is_named():
 
 
 class Unchanged:
-    """Checks on leaving that the generator and the tensor are as they were on entering."""
+    """Checks on exit that the generator and the tensor have not changed since entry."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor, self.values, self.state = tensor, tensor.clone(), generator_state(tensor.device)
@@ -214,7 +214,7 @@ def test_dropout(call, error, message, device):
 
 @pytest.mark.parametrize("function", [ftF.dropout, ftF.leaky_relu], ids=["dropout", "leaky_relu"])
 def test_in_place_on_memory_shared_by_elements(function, device):
-    """As stock: an expanded tensor cannot be written to."""
+    """As in stock, an expanded tensor cannot be written to."""
     shared = torch.ones(1, device=device).expand(9)
     with Unchanged(shared) as x, pytest.raises(RuntimeError, match="single memory location"):
         function(x, inplace=True)
@@ -264,7 +264,7 @@ def test_batch_norm_module_rank(rank, shape, training, device):
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("shape", [(4, 2, 5), (1, 3)], ids=["channels", "one_value"])
 def test_batch_norm_module_counts_no_failed_batch(shape, momentum, device):
-    """Stock has counted the batch by the time it raises; this one has not."""
+    """Stock counts the batch before it raises; ours does not."""
     module = ftnn.BatchNormAct1d(3, momentum=momentum, device=device)
     before = {name: t.clone() for name, t in module.state_dict().items()}
     with pytest.raises((RuntimeError, ValueError)):

@@ -78,7 +78,7 @@ def test_shape_channels_last(shape, device):
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("channels", [1, 3, 7, 15, 65, 100])
 def test_shape_of_rows_that_begin_within_a_vector(channels, residual, dtype, device):
-    """As few as fill no vector, and more, that end in one."""
+    """Rows shorter than a vector, and longer ones that end within one."""
     options = {"param_dtype": torch.float32, "residual": residual, "act": "silu", "device": device}
     for shape in ((2, channels), (3, channels, 1, 1), (5, channels, 11, 13)):
         assert_matches_reference(make_case(shape, dtype, layout=channels_last, **options))
@@ -106,7 +106,7 @@ def test_residual_and_grad_of_another_layout_than_the_input(layout, device):
 
 
 def test_grad_of_a_sum(device):
-    """`sum().backward()` hands down a gradient with strides 0."""
+    """`sum().backward()` passes a gradient with strides 0."""
     case = make_case(SHAPE, act="silu", device=device)
     assert_matches_reference(replace(case, grad_output=torch.ones((), device=device).expand(SHAPE)))
 
@@ -131,7 +131,7 @@ def test_output_and_gradients_keep_the_memory_format(shape, memory_format, resid
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 def test_parameters_in_float_for_half_inputs(dtype, residual, device):
-    """Input and residual of a half type, parameters and statistics in float: what autocast runs."""
+    """Input and residual in a half type, parameters and statistics in float32, as under autocast."""
     options = {"residual": residual, "act": "silu", "device": device}
     case = make_case((4, 6, 5, 7), dtype, param_dtype=torch.float32, **options)
     assert_matches_reference(case)
@@ -151,7 +151,7 @@ def test_without_weight_or_bias(missing, device):
 
 
 def test_parameters_and_statistics_with_strides(device):
-    """Columns of a matrix: written to in place as well as read."""
+    """Columns of a matrix, which are read and also written in place."""
     case = make_case(SHAPE, act="silu", device=device)
     columns = torch.stack([case.weight, case.bias, case.running_mean, case.running_var], dim=1)
     weight, bias, mean, var = columns.unbind(1)
@@ -172,7 +172,7 @@ def test_momentum(momentum, device):
 
 
 def test_cumulative_average_over_batches(device):
-    """momentum=None: after k batches the running statistics are the plain means of the batches'."""
+    """momentum=None: after k batches the running statistics are the mean of the batches' statistics."""
     batches = [torch.randn(4, 3, 5, device=device) * k for k in (1, 2, 3)]
     mean, var = torch.zeros(3, device=device), torch.ones(3, device=device)
     count = torch.tensor(0, device=device)
@@ -218,19 +218,19 @@ def normal(*shape: int) -> torch.Tensor:
 
 
 def outlier_first() -> torch.Tensor:
-    """A first row far from the rest: fatal to sums shifted by the first value."""
+    """A first row far from the rest, which breaks sums shifted by the first value."""
     x = normal(33, 6, 5, 7)
     x[0] = 1e4
     return x
 
 
 def two_values(*shape: int) -> torch.Tensor:
-    """-0.3 and 0.3: squares that are all the same are rounded the same way each time a sum takes one more."""
+    """-0.3 and 0.3: the squares are equal, so each step of a sum rounds the same way."""
     return 0.3 * normal(*shape).sign()
 
 
 def ends_too_far_apart(rows: int, columns: int) -> torch.Tensor:
-    """The first row and the last, whose difference is no float32."""
+    """The difference between the first and last row overflows float32."""
     x = torch.zeros(rows, columns)
     x[0], x[-1] = 1.75e38, -1.75e38
     return x
@@ -253,7 +253,7 @@ HARD = {
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("make", HARD.values(), ids=HARD.keys())
 def test_hard_statistics(make, layout, device):
-    """All to fp32 rounding of the normalised value, whatever the scale of the input."""
+    """Accurate to fp32 rounding of the normalised value at any scale of the input."""
     case = make_case(make().shape, layout=LAYOUTS[layout], act="silu", device=device)
     assert_matches_reference(replace(case, input=LAYOUTS[layout](make()).to(device)))
 
@@ -275,7 +275,7 @@ def test_hard_statistics_of_a_matrix(x, device):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_statistics_of_a_far_mean(dtype, device):
-    """Sums of 4096 values near 200 overflow fp16 and stall in bf16: a wider type has to carry them."""
+    """Sums of 4096 values near 200 overflow fp16 and stall in bf16, so they need a wider type."""
     x = (200 + 4 * normal(64, 3, 64)).to(dtype)
     case = make_case(x.shape, dtype, param_dtype=torch.float32, act="silu", device=device)
     assert_matches_reference(replace(case, input=x.to(device)))
@@ -285,7 +285,7 @@ def test_half_statistics_of_a_far_mean(dtype, device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("special", [float("inf"), -float("inf"), float("nan")])
 def test_inf_and_nan_stay_in_their_channel(special, layout, shape, device):
-    """As stock: the channel becomes NaN, the others do not notice."""
+    """As in stock, the channel becomes NaN and the others are unaffected."""
     x = normal(*shape)
     x[2, 3, 1, 4] = special
     case = make_case(x.shape, layout=LAYOUTS[layout], residual=True, act="silu", device=device)
@@ -299,7 +299,7 @@ def test_inf_and_nan_stay_in_their_channel(special, layout, shape, device):
 
 
 def test_nan_passes_a_relu(device):
-    """`max(x, 0)` written as a comparison can swallow NaN; stock's does not."""
+    """`max(x, 0)` written as a comparison can lose NaN; stock's does not."""
     x = normal(4, 6, 5, 7)
     x[0, 0] = float("nan")
     for act in ("relu", "relu6", "hardswish", "leaky_relu", "elu"):
@@ -310,7 +310,7 @@ def test_nan_passes_a_relu(device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("act", ["identity", "relu", "leaky_relu", "sigmoid"])
 def test_inf_and_nan_in_evaluation(act, layout, residual, device):
-    """As stock: they stay in their element, and the gradient is finite where the derivative is."""
+    """As in stock, they stay in their element, and the gradient is finite where the derivative is."""
     case = make_case(SHAPE, training=False, act=act, residual=residual, layout=LAYOUTS[layout], device=device)
     case.input[0, 0, 0, :3] = torch.tensor([float("inf"), -float("inf"), float("nan")])
     actual, expected = fused(case), reference(case)
@@ -322,7 +322,7 @@ def test_inf_and_nan_in_evaluation(act, layout, residual, device):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 5), (4, 3, 0), (4, 0), (4, 0, 5, 5)], ids=str)
 def test_empty(shape, training, device):
-    """As stock: statistics untouched, gradients of the parameters zero, the batch counted all the same."""
+    """As in stock: statistics unchanged, parameter gradients zero, but the batch is counted."""
     case = make_case(shape, training=training, residual=True, device=device)
     result = fused(case)
     assert result["output"].shape == result["grad_input"].shape == result["grad_residual"].shape == shape
@@ -342,7 +342,7 @@ def test_zero_eps_in_evaluation(device):
 
 
 def double_case(shape=(2, 2, 2, 2), **options):
-    """Double data far enough from the kinks for finite differences, whose step is 1e-6."""
+    """float64 data far enough from the kinks for finite differences with step 1e-6."""
     return make_case(shape, torch.float64, margin=1e-3, **options)
 
 
@@ -396,7 +396,7 @@ def test_gradcheck_of_double_precision_parameters_alone(device):
 
 
 def saved_bytes(function) -> int:
-    """Bytes of the distinct storages that `function` leaves for backward."""
+    """Bytes of the distinct storages that `function` keeps for backward."""
     storages: dict[int, int] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -411,7 +411,7 @@ def saved_bytes(function) -> int:
 
 @pytest.mark.parametrize("act", ["relu", "silu", "gelu", "leaky_relu", "sigmoid"])
 def test_keeps_the_input_alone(act, device):
-    """x, and per channel two doubles and the parameters."""
+    """Keeps x and, per channel, two doubles and the parameters."""
     case = make_case((8, 4, 32, 32), act=act, device=device)
     x = case.input.requires_grad_()
     kept = saved_bytes(lambda: batch_norm_act(x, None, None, case.weight, case.bias, act=act, training=True))
@@ -443,7 +443,7 @@ def test_defaults_are_those_of_stock(device):
 
 @each_activation
 def test_reference_is_stock(act, act_kwargs):
-    """The reference itself, against `torch.nn` layers put one after the other."""
+    """Compares the reference itself with a sequence of `torch.nn` layers."""
     case = make_case(SHAPE, torch.float64, residual=True, act=act, act_kwargs=act_kwargs)
     ours = evaluate(reference_batch_norm_act, case)
     bn = torch.nn.BatchNorm2d(SHAPE[1], dtype=torch.float64)

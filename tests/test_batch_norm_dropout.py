@@ -1,4 +1,4 @@
-"""`batch_norm_act(…, p=)`: the values of dropout behind it, one mask, and nothing kept but a seed."""
+"""`batch_norm_act(…, p=)`: same values as dropout after it, the same mask, and only a seed kept in addition."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 import fusedtricks.nn as ftnn
 from fusedtricks.functional import batch_norm_act, dropout
 
-SHAPE = (3, 5, 7, 11)  # primes: a plane or a row begins anywhere in a block of four words
-DROP = {"p": 1 / 3, "seed": 0x123456789ABCDEF}  # a scale that a half type has to round
+SHAPE = (3, 5, 7, 11)  # primes, so that planes and rows begin anywhere in a block of four words
+DROP = {"p": 1 / 3, "seed": 0x123456789ABCDEF}  # a scale that half types must round
 ops = torch.ops.fusedtricks
 
 
@@ -64,7 +64,7 @@ def test_shape_channels_last_with_residual(shape, device):
     assert_matches_reference(make_case(shape, torch.bfloat16, **options, **DROP))
 
 
-# A sample of rows is as many positions as fit one word of bits, one more, whole blocks of four, and not.
+# Positions per sample: as many as fit one word of bits, one more, whole blocks of four, and not.
 @pytest.mark.parametrize("positions", [(1, 2), (1, 3), (4, 8), (3, 11), (5, 13)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 16, 65])
 def test_shape_of_rows_that_begin_within_a_block_of_words(channels, positions, device):
@@ -90,7 +90,7 @@ def dropout_behind_batch_norm(*args: Any, p: float, seed: int, **kwargs: Any) ->
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_larger_than_the_caches(layout, residual, device):
-    """Against our two operators, one after the other: the reference takes seconds for masks of this size."""
+    """Compared with our two separate operators, because the reference takes seconds for masks of this size."""
     options = {"layout": LAYOUTS[layout], "residual": residual, "act": "silu", "device": device, **DROP}
     case = make_case(STREAMED_SHAPES[torch.float32], **options)
     actual, expected = fused(case), evaluate(dropout_behind_batch_norm, case)
@@ -100,7 +100,7 @@ def test_larger_than_the_caches(layout, residual, device):
 
 
 def ones_behind_batch_norm(shape: tuple[int, ...], dtype: torch.dtype, layout: Any, device: Any, **drop: Any) -> Tensor:
-    """The mask times its scale: weight 0 and bias 1 make ones of anything."""
+    """The mask times its scale: weight 0 and bias 1 turn any input into ones."""
     x = layout(torch.randn(shape).to(dtype).to(device))
     weight, bias = torch.zeros(shape[1], device=device), torch.ones(shape[1], device=device)
     weight, bias = weight.to(dtype), bias.to(dtype)
@@ -117,7 +117,7 @@ def test_mask_is_that_of_dropout(shape, layout, dtype, device):
 
 
 def test_grad_of_a_sum(device):
-    """`sum().backward()` hands down a gradient with strides 0."""
+    """`sum().backward()` passes a gradient with strides 0."""
     for layout in (Tensor.contiguous, channels_last):
         case = make_case(SHAPE, act="silu", layout=layout, device=device, **DROP)
         assert_matches_reference(replace(case, grad_output=torch.ones((), device=device).expand(SHAPE)))
@@ -157,7 +157,7 @@ def test_gradgradcheck_of_variant(variant, act, device):
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("act", ["identity", "relu", "silu"])
 def test_operator_drops_in_evaluation_too(act, residual, device):
-    """Statistics and dropout are two things to it; the function ties them together."""
+    """The operator's `training` only selects the statistics; the function also disables dropout in evaluation."""
     case = make_case(SHAPE, act=act, training=False, residual=residual, device=device)
     leaves = [t.requires_grad_() for t in case.tensors(["input", "residual"]).values()]
     r = leaves[-1] if residual else None
@@ -184,7 +184,7 @@ def test_operator_takes_no_result_that_does_not_tell(device):
 @pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last])
 @pytest.mark.parametrize("act", ["identity", "relu", "silu"])
 def test_p_one_is_zero(act, layout, residual, device):
-    """Zeros and gradients of zeros; the statistics are those of any training step."""
+    """Result and gradients are zero; the statistics are updated as in any training step."""
     case = make_case(SHAPE, layout=layout, residual=residual, act=act, device=device)
     result, plain = fused(replace(case, p=1.0)), fused(case)
     for name, value in result.items():
@@ -195,7 +195,7 @@ def test_p_one_is_zero(act, layout, residual, device):
 
 
 def test_dropped_nan_is_zero(device):
-    """Selected, not multiplied by 0."""
+    """Dropped values are selected, not multiplied by 0."""
     for layout in (Tensor.contiguous, channels_last):
         x = layout(torch.full(SHAPE, float("nan"), device=device))
         y = batch_norm_act(x, None, None, training=True, **DROP)
@@ -215,7 +215,7 @@ def test_nothing_changes_where_nothing_is_dropped(change, device):
 
 
 def test_the_generator_is_asked_once_for_a_seed(device):
-    """As by dropout, for any size; not for a given seed, nor in backward."""
+    """As in dropout, for any size; never if a seed is given, nor in backward."""
     torch.manual_seed(7)
     before = generator_state(device)
     dropout(torch.ones(9, device=device))
@@ -244,7 +244,7 @@ def test_keeps_the_input_and_a_seed(act, device):
 
 @pytest.mark.parametrize(("act", "kept"), [("identity", []), ("relu", ["output"]), ("silu", ["residual"])])
 def test_keeps_with_a_residual(act, kept, device):
-    """Relu's result, which the next layer keeps too: it tells the derivative and what was dropped."""
+    """For relu the result, which the next layer keeps too: it shows the derivative and what was dropped."""
     case = make_case((8, 4, 32, 32), act=act, residual=True, device=device)
     x, residual = case.input.requires_grad_(), case.residual.requires_grad_()
     storages = {}
@@ -268,7 +268,7 @@ def test_empty(shape, device):
 
 
 def test_module(device):
-    """Dropout in training alone, also where evaluation normalises with the batch's statistics."""
+    """Dropout in training only, even if evaluation normalises with batch statistics."""
     for tracks in (True, False):
         bn = ftnn.BatchNormAct2d(5, act="silu", p=0.5, track_running_stats=tracks, device=device)
         plain = ftnn.BatchNormAct2d(5, act="silu", track_running_stats=tracks, device=device)
@@ -285,7 +285,7 @@ def test_module_arguments_and_repr():
     bn = ftnn.BatchNormReLU1d(5, p=0.25)
     assert bn.p == 0.25 and repr(bn).endswith("act=relu, p=0.25)") and "p=" not in repr(ftnn.BatchNormReLU2d(5))[16:]
     assert copy.deepcopy(bn).p == 0.25 and ftnn.BatchNormReLU3d(5).p == 0.0
-    del bn.__dict__["p"]  # as in a module that was pickled before it had the argument
+    del bn.__dict__["p"]  # as in a module pickled before the argument existed
     assert bn(torch.randn(4, 5)).shape == (4, 5)
     for make in (ftnn.BatchNormAct2d, ftnn.BatchNormReLU2d, ftnn.SyncBatchNormAct):
         for p in (-0.1, 1.1, float("nan")):
@@ -299,7 +299,7 @@ def test_module_converted(device):
     converted = ftnn.convert_sync_batchnorm(copy.deepcopy(bn))
     assert converted.p == 0.5 and "act=gelu, p=0.5" in repr(converted)
     torch.testing.assert_close(converted.eval()(x), bn.eval()(x))
-    if device.type == "cuda":  # there alone does synchronised BatchNorm train
+    if device.type == "cuda":  # synchronised BatchNorm trains only there
         torch.manual_seed(3)
         y = converted.train()(x)
         torch.manual_seed(3)

@@ -1,6 +1,6 @@
-"""`batch_norm_act_max_pool2d` against its reference: values, gradients, which of equal maxima, shapes, layouts, dtypes.
+"""`batch_norm_act_max_pool2d` against its reference: values, gradients, ties, shapes, layouts, dtypes.
 
-Inputs are rounded to bfloat16: two values of a window are then equal, or differ by more than any arithmetic's rounding.
+Inputs are rounded to bfloat16, so that two values of a window are either equal or differ by more than rounding errors.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def make_pool_case(
     may_tie: bool = True,
     **options: Any,
 ) -> BatchNormCase:
-    """may_tie: with the input rounded to bfloat16."""
+    """`make_case` for max-pooling. `may_tie` rounds the input to bfloat16."""
     round_ = (lambda t: t.bfloat16().to(t.dtype)) if may_tie else (lambda t: t)
     case = make_case(shape, dtype, layout=lambda t: layout(round_(t)), **options)
     size = F.max_pool2d(torch.empty(shape, device="meta"), **windows).shape
@@ -202,7 +202,7 @@ def test_only_some_inputs_require_grad(wanted, training, device):
 
 
 def raw(x: Tensor, windows: Windows, act: str = "identity") -> tuple[Tensor, Tensor]:
-    """Output and index of the maximum in its plane, of a normalisation that changes nothing."""
+    """Output and the maxima's indices in their plane, with a normalisation that changes nothing."""
     w = ftnn.BatchNormActMaxPool2d(x.shape[1], **windows)
     pairs = [2 * [v] if isinstance(v, int) else list(v) for v in (w.kernel_size, w.stride, w.padding, w.dilation)]
     zeros, ones = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
@@ -216,7 +216,7 @@ def raw(x: Tensor, windows: Windows, act: str = "identity") -> tuple[Tensor, Ten
 
 
 def special_values() -> Tensor:
-    """Small integers, so that most windows have several maxima; planes with NaN, with infinities, with nothing else."""
+    """Small integers, so that most windows have ties; some planes contain NaN or infinities, or nothing else."""
     x = torch.randint(-2, 3, (2, 6, 13, 37), generator=torch.Generator().manual_seed(0)).float()
     chance = torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
     x[:, 1] = x[:, 1].masked_fill(chance[:, 1] < 0.2, float("nan"))
@@ -232,17 +232,17 @@ def special_values() -> Tensor:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS.keys())
 def test_the_maximum_is_the_one_that_stock_takes(windows, layout, dtype, device):
-    """The first of equal ones, the last NaN, and an element of the image where all are -Inf."""
+    """The first of equal maxima, the last NaN, and an element of the image if all are -Inf."""
     x = LAYOUTS[layout](special_values().to(device, dtype))
     y, index = (t.cpu() for t in raw(x, windows))
-    # On the CPU: for a window that is all -Inf stock's CUDA kernel may answer the first element of the image.
+    # On the CPU: for a window of only -Inf, stock's CUDA kernel may return the index of the image's first element.
     stock, stock_index = F.max_pool2d(x.cpu(), **windows, return_indices=True)
     torch.testing.assert_close(y, stock, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(index, stock_index)
 
 
 def test_the_maximum_of_a_saturated_activation(device):
-    """relu6 makes all of a window equal: the first one has the gradient, which is none."""
+    """relu6 makes all values of a window equal; the first gets the gradient, which is zero."""
     x = 7 + torch.rand(2, 3, 9, 11, device=device)
     y, index = raw(x, STEM, "relu6")
     stock, stock_index = F.max_pool2d(F.relu6(x), **STEM, return_indices=True)
@@ -282,7 +282,7 @@ def test_windows_that_are_composed(windows, device):
 
 
 def test_windows_without_an_element_are_composed(device):
-    """Places at -1 and 2 of an image of two: stock's answer is -Inf."""
+    """Positions -1 and 2 of an image of size two: stock's result is -Inf."""
     windows = {"kernel_size": 2, "padding": 1, "dilation": 3}
     x = torch.randn(2, 3, 2, 2, device=device)
     y = batch_norm_act_max_pool2d(x, None, None, training=True, **windows)

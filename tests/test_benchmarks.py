@@ -1,4 +1,4 @@
-"""The benchmarks: registry, runner, picture and networks. Nothing here looks at how long a thing takes."""
+"""The benchmarks: registry, runner, plots and networks. No test here measures time."""
 
 import ast
 import json
@@ -41,7 +41,7 @@ IMAGE_NETWORKS = {"resnet50": (ResNet50, 25_557_032), "mobilenetv2": (MobileNetV
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small tensors: more threads would only wait for each other."""
+    """The tensors are small: more threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +54,7 @@ def run_script(name: str, *arguments: object, cwd: Path) -> str:
 
 
 def norm_input_shapes(network: type[nn.Module]) -> list[tuple[int, ...]]:
-    """The different (C, H, W) that the network's BatchNorm layers see, for images of 224 x 224, in order."""
+    """The distinct input shapes (C, H, W) of the network's BatchNorm layers for 224 x 224 images, in order."""
     shapes: list[tuple[int, ...]] = []
     with torch.device("meta"):
         model = network(STOCK)
@@ -81,7 +81,7 @@ def test_a_family_is_fused_and_its_chains_counted():
 
 @pytest.mark.parametrize(("name", "chains"), [("resnet50", 49), ("mobilenet-v2", 45)])
 def test_chains_of_the_families(name, chains):
-    """Every BatchNorm with something behind it: of ResNet-50 all but the 4 of the shortcuts, of MobileNetV2 but 7."""
+    """Every BatchNorm that something follows: all but the 4 of the shortcuts in ResNet-50, all but 7 in MobileNetV2."""
     assert FAMILIES[name][0].pair()[2] == {"chains": chains}
 
 
@@ -128,7 +128,7 @@ def test_run_writes_rows_and_plot_draws_them(tmp_path):
 
 
 def run_cases(tmp_path: Path, *patterns: str) -> tuple[int, dict]:
-    """The exit status and what was written."""
+    """Returns the exit status and the written results."""
     results = tmp_path / "results.json"
     options = [option for pattern in patterns for option in ("--only", pattern)]
     status = run.main([*options, "--seconds", "0", "--json", str(results)])
@@ -143,7 +143,7 @@ def test_fused_batch_norm_keeps_less_for_backward(tmp_path):
 
 
 def imports(path: Path) -> set[str]:
-    """The modules that a file imports, as "benchmarks.case" or "fusedtricks.demo", those of type checkers too."""
+    """The modules that a file imports, for example "benchmarks.case", including imports for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -165,7 +165,7 @@ def test_benchmarks_import_neither_the_demo_nor_each_other_in_a_circle():
 
 
 SMALL = {2: (6, 64), 3: (4, 64, 64), 4: (4, 64, 9, 9), 5: (2, 4, 9, 9, 9)}
-"""The largest lengths of a case that is made small, by its number of dimensions."""
+"""The maximum lengths of a shrunken case, by its number of dimensions."""
 
 
 def made_small(case):
@@ -174,7 +174,7 @@ def made_small(case):
 
 
 def op_cases(**wanted):
-    """A case for each op, direction, dtype and layout of those attributes; networks and compiled ops left out."""
+    """One case per op, direction, dtype and layout that matches `wanted`, without networks and compiled ops."""
     cases = {
         (case.op, case.op == overhead.OP and case.name, len(case.shape), case.direction, case.dtype, case.layout): case
         for case in CASES
@@ -213,7 +213,7 @@ def test_the_check_sees_another_mask_than_that_of_the_seed(case, monkeypatch):
 
     drawn_seed = check.drawn_seed
     monkeypatch.setattr(check, "drawn_seed", other_state)
-    if case.op == "stochastic_depth_skip":  # draws its samples from torch's generator, without a seed
+    if case.op == "stochastic_depth_skip":  # draws its samples from torch's generator; takes no seed
         add = eager.add_samples
         monkeypatch.setattr(eager, "add_samples", lambda x, rows, *others: add(x, rows.flip(0), *others))
     small = made_small(case)
@@ -222,7 +222,7 @@ def test_the_check_sees_another_mask_than_that_of_the_seed(case, monkeypatch):
 
 
 class Scaled(torch.autograd.Function):
-    """Multiplies by one factor forward, by another one backward."""
+    """Multiplies by different factors in forward and backward."""
 
     @staticmethod
     def forward(ctx, x, factor, backward_factor):
@@ -246,7 +246,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_check_sees_what_is_wrong(wrong):
-    """Of an op of every kind of result: values, gradient, strides, dtype and shape."""
+    """For each property of an op's results: values, gradient, strides, dtype and shape."""
     x, grad_output = torch.randn(4, 3, 5, 7), torch.randn(4, 3, 5, 7)
     arguments = Arguments([x], grad_output=grad_output if wrong != "shape" else None)
 
@@ -423,7 +423,7 @@ def test_cuda_cases_build_and_pass_their_check_when_made_small_and_moved(op):
 
 
 def cuda_row(op: str, name: str, direction: str, **changes: object) -> dict:
-    """What a run on a GPU would write, with a copy of 2 ms, so that T is 1 ms."""
+    """A result row as from a GPU, with a copy time of 2 ms, so that T is 1 ms."""
     case = next(c for c in BACKENDS["cuda"].cases if (c.op, c.name, c.direction) == (op, name, direction))
     row = {"op": op, "case": name, "direction": direction, "dtype": case.dtype_name, "layout": case.layout}
     times = {"eager_ms": 0.4, "fused_ms": 0.2, "copy_ms": 2.0, "ratio_eager": 2.0, "ratio_compile": 1.2}
@@ -441,7 +441,7 @@ def cuda_row(op: str, name: str, direction: str, **changes: object) -> dict:
     ],
 )
 def test_cuda_goals_in_tensors_moved(name, path, forward, backward):
-    """Of slabs that stay on chip and of those that do not, with the switch and without."""
+    """For slabs that fit on chip and slabs that do not, with and without the switch."""
     for measured, met in ((0.999, True), (1.001, False)):
         ms = (forward or 1) * measured
         rows = [

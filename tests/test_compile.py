@@ -18,7 +18,7 @@ from fusedtricks.functional import activation, dropout
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
-    # Inductor cannot fill what it allocates itself, and says so once for each buffer.
+    # Inductor cannot fill buffers that it allocates itself, and warns about each.
     torch.use_deterministic_algorithms(False)
     yield
     torch._dynamo.reset()
@@ -36,7 +36,7 @@ def run(model: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) 
 )
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compile(backend, dynamic, device):
-    """Values, gradients and running statistics, without a graph break; other sizes without recompiling."""
+    """Values, gradients and running statistics, without graph breaks; other sizes do not recompile."""
     if backend == "inductor" and device.type == "cuda" and not has_triton():
         pytest.skip("inductor needs Triton")
     eager = Network().to(device)
@@ -65,7 +65,7 @@ def test_compile_in_evaluation_and_in_place(device):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_dropout_has_the_eager_mask(inplace, device):
-    """By the generator as by a seed; forward and backward agree on it."""
+    """With the generator and with a seed; forward and backward use the same mask."""
 
     def function(x: Tensor) -> Tensor:
         return dropout(x * 1, 0.5, inplace=inplace)

@@ -206,7 +206,7 @@ def test_version_is_the_installed_one():
 def sdist(tmp_path_factory):
     pytest.importorskip("setuptools")
     folder = tmp_path_factory.mktemp("sdist")
-    code = "import sys; sys.path.insert(0, '.build'); import backend; backend.build_sdist(sys.argv[1])"
+    code = "import sys; sys.path.insert(0, '.build_backend'); import backend; backend.build_sdist(sys.argv[1])"
     process = python("-c", code, folder, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     return next(folder.glob("*.tar.gz"))
@@ -215,7 +215,7 @@ def sdist(tmp_path_factory):
 def test_sdist_holds_the_sources_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = [path for folder in ("csrc", ".build", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")]
+    sources = [path for folder in ("csrc", ".build_backend", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")]
     expected = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix not in (".pyc", "")}
     assert expected | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.py"))]
@@ -223,10 +223,10 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist):
 
 @pytest.fixture
 def cuda_build(monkeypatch):
-    """`.build/cuda.py`, with what it found out about this machine still to be set."""
+    """`.build_backend/cuda.py`, with what it found out about this machine still to be set."""
     monkeypatch.delenv("FUSEDTRICKS_CUDA", raising=False)
     monkeypatch.setenv("CUDA_HOME", os.environ.get("CUDA_HOME", ""))  # importing it may set another
-    spec = importlib.util.spec_from_file_location("cuda_build", ROOT / ".build" / "cuda.py")
+    spec = importlib.util.spec_from_file_location("cuda_build", ROOT / ".build_backend" / "cuda.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -281,6 +281,6 @@ def test_install_from_sdist_beside_this_torch(sdist, tmp_path):
 
 def test_no_package_index_is_named():
     files = [ROOT / name for name in ("pyproject.toml", "setup.py", "MANIFEST.in", ".pre-commit-config.yaml")]
-    files += [path for folder in (".build", ".ci") for path in (ROOT / folder).glob("*") if path.is_file()]
+    files += [path for folder in (".build_backend", ".ci") for path in (ROOT / folder).glob("*") if path.is_file()]
     named = [path.name for path in files if re.search(r"index-url|find-links|https?://", path.read_text())]
     assert not named
