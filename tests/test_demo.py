@@ -1,4 +1,4 @@
-"""The demo: it agrees, says so, draws, and fails when the fused layers are wrong."""
+"""The demo: it passes its checks, says so, plots, and fails if the fused layers are wrong."""
 
 import importlib.util
 import math
@@ -18,7 +18,7 @@ SHORT = ["--epochs", "1", "--images", "96", "--batch-size", "32", "--double-step
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small tensors: more threads would only wait for each other."""
+    """The tensors are small: more threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,13 +43,13 @@ def leaky(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> T
 
 
 def coarse_float32(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """The layer, but wrong by two hundredths in float32 alone."""
+    """The layer, but its output is 2 % too large in float32 only."""
     y = FORWARD(layer, x, residual)
     return y * 1.02 if x.dtype == torch.float32 else y
 
 
 def coarse_gradient(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """The layer, but with a gradient of its input that is two hundredths too large in float32 alone."""
+    """The layer, but the gradient of its input is 2 % too large in float32 only."""
     if x.dtype == torch.float32 and x.requires_grad:
         x = x.clone()
         x.register_hook(lambda gradient: 1.02 * gradient)
@@ -57,7 +57,7 @@ def coarse_gradient(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = 
 
 
 def stale(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """The layer, but in float32 training it divides by the deviation of its first batch, which it has cached."""
+    """The layer, but in float32 training it divides by the cached standard deviation of its first batch."""
     if x.dtype != torch.float32 or not layer.training:
         return FORWARD(layer, x, residual)
     deviation = x.detach().std((0, 2, 3))
@@ -68,7 +68,7 @@ def stale(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> T
 
 
 def coarse_statistics(layer: BatchNormAct2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """The layer, but in float32 the variance that goes into its running statistics is three hundredths too large."""
+    """The layer, but in float32 the variance that updates its running statistics is 3 % too large."""
     before = layer.running_var.clone()
     y = FORWARD(layer, x, residual)
     if x.dtype == torch.float32 and layer.training:
@@ -86,7 +86,7 @@ DOUBLE, STEPS, LOSSES, GRADIENTS = (
 
 
 def verdicts(printed: str) -> dict[str, bool]:
-    """Whether each check agreed, by how its line begins."""
+    """Whether each check passed, keyed by the beginning of its line."""
     lines = printed.splitlines()
     return {
         check: line.endswith(": agree")
@@ -138,7 +138,7 @@ def test_drift_is_bounded_by_that_of_nudged_stock(fused, passes):
 
 
 def test_drift_with_dropout_is_that_of_the_whole_training():
-    """A first step that is apart by chance does not count."""
+    """A first step that differs by chance does not count."""
     curves = {"stock": [1.0, 1.0, 1.0], "fused": [1.2, 1.1, 1.1], "nudged": [1.01, 1.1, 0.8]}
     for dropout, passes in ((0.0, False), (0.5, True)):
         stock, fused, nudged = (learner(curve, dropout) for curve in curves.values())

@@ -1,4 +1,4 @@
-"""Bitwise the same for any number of threads, from run to run, and under several Python threads at once."""
+"""Bitwise equal results for any number of threads, from run to run, and with several Python threads at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def elementwise(function: Callable[[Tensor], Tensor], *shape: int, device: torch
 CPU = torch.device("cpu")
 DROP = {"p": 0.3, "seed": 1}
 CALLS: dict[str, Callable[[torch.device], dict[str, Tensor]]] = {
-    # More blocks of work than seven threads, in numbers that seven does not divide.
+    # More blocks of work than seven threads, and not a multiple of seven.
     "planes": lambda d: fused(make_case((8, 16, 40, 40), act="silu", residual=True, device=d)),
     "planes_of_few_channels": lambda d: fused(make_case((4, 2, 203, 199), act="silu", device=d)),
     "planes_bfloat16": lambda d: fused(make_case((8, 16, 40, 40), torch.bfloat16, act="silu", device=d)),
@@ -79,7 +79,7 @@ def test_several_python_threads_at_once(device):
 
 
 def test_dropout_of_several_python_threads_never_shares_a_mask(device):
-    """The generator is locked while a seed is drawn: a hundred calls, a hundred masks."""
+    """The generator is locked while a seed is drawn: a hundred calls give a hundred masks."""
     x = torch.ones(256, device=device)
     with ThreadPoolExecutor(4) as pool:
         masks = list(pool.map(lambda _: dropout(x, 0.5), range(100)))

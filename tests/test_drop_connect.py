@@ -1,4 +1,4 @@
-"""DropConnect: values and gradients of stock layers with our dropout's mask, moments, what is kept, modules."""
+"""DropConnect: values and gradients as stock layers with our dropout's mask, moments, what is kept, modules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEED = 0x123456789ABCDEF
 STOCK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 OURS = {1: ftF.drop_connect_conv1d, 2: ftF.drop_connect_conv2d, 3: ftF.drop_connect_conv3d}
 
-# Input and weight of linear layers.
+# Shapes of input and weight for linear layers.
 LINEARS = {
     "primes": ((7, 13), (5, 13)),
     "vector": ((13,), (5, 13)),
@@ -37,7 +37,7 @@ LINEARS = {
     "larger_than_a_block_of_rows": ((3, 211), (331, 211)),
     "more_samples_than_are_worth_blocks": ((521, 257), (263, 257)),
 }
-# Input, weight, arguments of convolutions.
+# Shapes of input and weight, and arguments, for convolutions.
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "1d": ((3, 4, 11), (5, 4, 3), {}),
     "2d": ((3, 4, 7, 9), (6, 4, 3, 2), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)}),
@@ -58,21 +58,21 @@ def tensors(*shapes: tuple[int, ...], dtype=torch.float64, device="cpu") -> list
 
 
 def step(function: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    """Output and all gradients, for a gradient of the output that depends on its shape alone."""
+    """Output and all gradients; the output's gradient depends only on its shape."""
     y = function(*leaves)
     dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(y)
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
 def dropped(weight: Tensor, p: float, seed: int) -> Tensor:
-    """By the reference's mask, in Python's integers."""
+    """Applies the reference's mask, computed with Python integers."""
     return torch.as_tensor(reference.dropout(weight.cpu(), p, seed)).to(weight.device)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize(("input", "weight"), LINEARS.values(), ids=LINEARS)
 def test_linear_is_stock_with_the_reference_mask(input, weight, bias, device, restore_threads):
-    torch.set_num_threads(1)  # what is worth a block depends on it
+    torch.set_num_threads(1)  # the number decides whether to split into blocks
     leaves = tensors(input, weight, *[weight[:1]] * bias, device=device)
     actual = step(lambda x, w, b=None: ftF.drop_connect_linear(x, w, b, 0.3, seed=SEED), leaves)
     mask = dropped(torch.ones(weight, dtype=torch.float64, device=device), 0.3, SEED)
@@ -84,7 +84,7 @@ def test_linear_is_stock_with_the_reference_mask(input, weight, bias, device, re
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("samples", [0, 1, 37])
 def test_operator_of_mostly_weight(samples, dtype, device):
-    """Blocks of rows that begin anywhere in a block of words; exact but for the order of the sums."""
+    """Blocks of rows may start anywhere in a block of words; results are exact up to the order of the sums."""
     shapes = [(samples, 211), (703, 211), (703,), (samples, 703)]
     x, w, b, dy = (t.detach() for t in tensors(*shapes, dtype=dtype, device=device))
     y, state = ops.dropped_linear(x, w, b, 0.3, SEED)
@@ -133,7 +133,7 @@ def test_convolution_is_stock_with_the_reference_mask(input, weight, arguments, 
 @pytest.mark.each_isa
 @each_dtype
 def test_values_in_every_dtype(dtype, device):
-    """The exact ones, but for the rounding of the dropped weight and of the products."""
+    """Exact values up to the rounding of the dropped weight and the products."""
     x, w, b = (t.detach() for t in tensors((5, 40), (30, 40), (30,), dtype=dtype, device=device))
     y = ftF.drop_connect_linear(x, w, b, 0.4, seed=3)
     weight = dropped(w.double(), 0.4, 3)
@@ -145,7 +145,7 @@ def test_values_in_every_dtype(dtype, device):
 
 @pytest.mark.parametrize(("mask_of", "shape"), [("linear", (37, 53)), ("conv2d", (6, 4, 3, 3))])
 def test_mask_is_that_of_dropout(mask_of, shape, device):
-    """Bit for bit, by a seed as by the generator: an identity shows the weight."""
+    """Bit for bit, with a seed and with the generator; an identity input reveals the dropped weight."""
     w = torch.randn(shape, device=device)
 
     def weight(**seed: int) -> Tensor:
@@ -164,7 +164,7 @@ def test_mask_is_that_of_dropout(mask_of, shape, device):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout(layout, device):
-    """Of input, weight and gradient; the gradients keep the weight's memory format where the kernels take it."""
+    """Layouts of input, weight and gradient; gradients keep the weight's memory format if the kernels support it."""
     x, w, dy = (LAYOUTS[layout](torch.randn(s, device=device)) for s in [(3, 6, 7, 9), (4, 6, 3, 3), (3, 4, 5, 7)])
     mask = ftF.dropout(torch.ones_like(w, memory_format=torch.contiguous_format), 0.5, seed=2)
     results = []
@@ -245,7 +245,7 @@ def test_nothing_to_drop_is_the_stock_layer(call, device):
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_keeps_input_weight_and_a_seed(kind, device):
-    """The parameter itself, not a copy, a mask or a dropped weight."""
+    """Keeps the parameter itself, not a copy, a mask or a dropped weight."""
     shapes = [(8, 64), (128, 64)] if kind == "linear" else [(2, 8, 6, 6), (16, 8, 3, 3)]
     x, w = tensors(*shapes, device=device)
     kept: list[Tensor] = []
@@ -302,7 +302,7 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compile(dynamic, device):
-    """The eager masks, values and gradients."""
+    """Same masks, values and gradients as eager."""
     model = nn.Sequential(
         ftnn.DropConnectConv2d(3, 4, 3, padding="same", act="relu"), nn.Flatten(2), ftnn.DropConnectLinear(30, 5)
     ).to(device)
@@ -354,7 +354,7 @@ def test_transforms(function, input, weight, device):
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_moments_are_those_over_masks(kind, device):
-    """Over 500 masks: five standard errors of mean and variance."""
+    """Mean and variance over 500 masks agree within five standard errors."""
     n, p = 500, 0.3
     shapes = [(2, 60), (3, 60), (3,)] if kind == "linear" else [(1, 6, 6), (2, 6, 5), (2,)]
     x, w, b = (t.detach() for t in tensors(*shapes, dtype=torch.float32, device=device))
@@ -371,7 +371,7 @@ def test_moments_are_those_over_masks(kind, device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_variance_of_half_types_is_float(dtype, device):
-    """300 squared is beyond float16."""
+    """300 squared overflows float16."""
     x, w = torch.full((2, 4), 300.0, device=device).to(dtype), torch.ones(3, 4, device=device).to(dtype)
     mean, variance = ftF.drop_connect_moments(x, w, p=0.5)
     assert mean.dtype is dtype and variance.dtype is torch.float32
@@ -382,7 +382,7 @@ def test_variance_of_half_types_is_float(dtype, device):
 
 @pytest.mark.parametrize("act", ["relu", "sigmoid"])
 def test_inference_by_moments(act, device):
-    """Nearer to the mean over masks than the activation of the mean is; the draws are the generator's."""
+    """Closer to the mean over masks than the activation of the mean is; draws come from the generator."""
     torch.manual_seed(2)
     options = {"p": 0.5, "act": act, "device": device}
     module = ftnn.DropConnectLinear(200, 20, inference="moments", samples=500, **options)
@@ -420,7 +420,7 @@ MODULES = {
 
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_are_the_stock_ones(name, device):
-    """By type, signature and state; in evaluation by value."""
+    """Same type, signature and state; in evaluation also the same values."""
     arguments, shape = MODULES[name]
     stock, ours = getattr(nn, name), getattr(ftnn, f"DropConnect{name}")
     assert issubclass(ours, stock)

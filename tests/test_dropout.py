@@ -1,4 +1,4 @@
-"""Dropout: published Philox vectors, masks equal to pure Python's, their law, what it does to generators."""
+"""Dropout: published Philox vectors, masks equal to pure Python's, their distribution, use of generators."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_mask_follows_the_logical_index_in_every_layout(shape, layout, device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", STREAMED_SHAPES, ids=["float32", "bfloat16"])
 def test_larger_than_the_caches(dtype, layout, device):
-    """Against the reference at ten thousand places: it is pure Python, and takes a minute for all of them."""
+    """Compared with the reference at ten thousand positions only, because the reference is slow pure Python."""
     shape = STREAMED_SHAPES[dtype]
     x = LAYOUTS[layout](torch.ones(shape, dtype=dtype, device=device)).requires_grad_()
     y = dropout(x, 0.5, seed=3)
@@ -101,7 +101,7 @@ def test_larger_than_the_caches(dtype, layout, device):
     assert torch.equal(y.detach().cpu().flatten(), 2 * kept.to(dtype))
     for i in [0, len(kept) - 1, *torch.randint(len(kept), (10_000,)).tolist()]:
         assert kept[i] == (reference.philox(3, 0, i // 4)[i % 4] >= TWO_32 // 2), i
-    # All of the same elements, whatever the layout.
+    # The same mask for every layout.
     assert torch.equal(kept, mask_of((len(kept),), 0.5, seed=3, device=device))
 
 
@@ -117,7 +117,7 @@ def test_output_and_gradient_keep_the_memory_format(memory_format, device):
 @each_dtype
 @pytest.mark.parametrize("mode", ["inverted", "classic"])
 def test_values_in_every_dtype(mode, dtype, device):
-    """One mask for all dtypes, and one rounding at the store."""
+    """The same mask for all dtypes, and one rounding at the store."""
     x = torch.randn(33, 61, device=device).to(dtype).requires_grad_()
     dy = torch.randn(33, 61, device=device).to(dtype)
     y = dropout(x, 0.3, seed=9, mode=mode)
@@ -138,7 +138,7 @@ def test_same_mask_for_any_number_of_threads(shape, restore_threads):
 
 
 def binomial_z(kept: int, n: int, q: float) -> float:
-    """Deviation of a count from its mean in standard deviations: beyond 5 once in two million."""
+    """Deviation of a count from its mean in standard deviations: above 5 about once in two million."""
     return abs(kept - n * q) / math.sqrt(n * q * (1 - q))
 
 
@@ -149,7 +149,7 @@ def test_moments_of_the_mask(p):
         mask = mask_of((n,), p, seed)
         q = 1 - p
         assert binomial_z(int(mask.sum()), n, q) < 5
-        # Disjoint pairs: inside a Philox block, across two blocks, and a row apart.
+        # Disjoint pairs: within a Philox block, across two blocks, and one row apart.
         rows = mask.view(-1, 2, 1000)
         for a, b in ((mask[::2], mask[1::2]), (mask[3::8], mask[4::8]), (rows[:, 0], rows[:, 1])):
             assert binomial_z(int((a & b).sum()), a.numel(), q * q) < 5
@@ -165,7 +165,7 @@ def test_masks_of_neighbouring_seeds_are_independent():
 
 @pytest.mark.parametrize("p", [*P_VALUES, 1e-3, 1e-9, 1e-12, 0.999])
 def test_expectation_is_the_input(p):
-    """Scale times the probability of keeping that the 32-bit threshold gives is one: no bias."""
+    """No bias: the scale times the keep probability given by the 32-bit threshold is one."""
     scale = dropout(torch.ones(100_000, dtype=torch.float64), p, seed=1).max().item()
     kept = 1 - math.ceil(p * TWO_32) / TWO_32
     assert math.isclose(scale * kept, 1, rel_tol=1e-12)
@@ -174,7 +174,7 @@ def test_expectation_is_the_input(p):
 
 @pytest.mark.parametrize("p", [1 - 2**-33, math.nextafter(1, 0)])
 def test_p_one_rounding_below_one_drops_all(p, device):
-    """Its threshold is 2^32: nothing is kept, and the scale 2^32 / 0 must not make NaN of the zeros."""
+    """The threshold is 2^32: nothing is kept, and the scale 2^32 / 0 must not turn zeros into NaN."""
     x = torch.randn(257, device=device, requires_grad=True)
     y = dropout(x, p, seed=1)
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
@@ -182,7 +182,7 @@ def test_p_one_rounding_below_one_drops_all(p, device):
 
 
 def test_p_one_rounding_above_zero(device):
-    """Threshold 1: an element in four thousand million is dropped, none of these."""
+    """Threshold 1: one element in 2^32 is dropped, none of these."""
     x = torch.randn(4099, device=device)
     torch.testing.assert_close(dropout(x, math.nextafter(0, 1), seed=1), x)
 
@@ -196,7 +196,7 @@ def test_p_zero_is_the_identity(device):
 
 @pytest.mark.parametrize("special", [1.0, float("inf"), float("nan")])
 def test_p_one_is_zero(special, device):
-    """Zeros whatever was there, and a gradient of zeros: selected, not multiplied by 0."""
+    """The result and the gradient are zero for any input: selected, not multiplied by 0."""
     x = torch.full((257,), special, device=device, requires_grad=True)
     y = dropout(x, 1.0)
     (dx,) = torch.autograd.grad(y, x, torch.full_like(y, special))
@@ -261,7 +261,7 @@ def test_in_place_on_a_view_leaves_the_rest(device):
 
 
 def test_in_place_on_a_view_under_autograd(device):
-    """The base's gradient passes through the mask in the view's place, as with stock."""
+    """The base's gradient passes through the mask where the view is, as in stock."""
     x = torch.randn(6, 8, device=device, requires_grad=True)
     h = x * 1
     dropout(h[:, 1::2], 0.5, inplace=True, seed=1)
@@ -314,7 +314,7 @@ def test_manual_seed_governs_it(device):
 
 
 def test_generator_advances_once_a_call(device):
-    """By the same step for any size: the elements do not draw from it."""
+    """By the same step for any size: single elements do not draw from the generator."""
     states = []
     for n in (1, 1000, 100_000):
         torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""The emulation that runs CUDA kernels without a GPU: that it computes right and sees what it is there for."""
+"""The emulation that runs CUDA kernels without a GPU: it computes correctly and detects the errors it should."""
 
 import os
 import re
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 @pytest.fixture(scope="module")
 def selftest(tmp_path_factory):
-    """A function that runs a case of selftest.cpp; each variant of it is compiled once."""
+    """A function that runs a case of selftest.cpp; each variant is compiled once."""
     folder = tmp_path_factory.mktemp("emulation")
 
     def run(case, variant="plain", schedule="in_order", **environment):

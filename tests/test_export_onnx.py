@@ -1,4 +1,4 @@
-"""torch.export and ONNX in evaluation mode: stock operators alone, and onnxruntime's output is the model's."""
+"""torch.export and ONNX in evaluation mode: only stock operators, and onnxruntime gives the model's output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript", reason="one of the test extras")
 
 
 def own_modules() -> nn.Module:
-    """Written with our modules, as against fused."""
+    """A model written with our modules instead of fused."""
     return nn.Sequential(
         nn.Conv2d(4, 4, 3),
         ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.2}),
@@ -38,7 +38,7 @@ MODELS = {
 
 
 def evaluated(name: str) -> nn.Module:
-    """The model after a step that moves its running statistics."""
+    """The model in evaluation mode, after a training step that changes its running statistics."""
     model = MODELS[name]()
     model(torch.randn(5, 4, 12, 10) + 1)
     return model.eval()
@@ -67,7 +67,7 @@ def test_onnx(name, tmp_path: Path):
 
 
 def test_torch_jit_trace():
-    """As the older exporters do: of a fused model it is stock operators that are recorded."""
+    """Like older exporters: tracing a fused model records stock operators."""
     model = evaluated("fused")
     x = torch.randn(3, 4, 12, 10)
     traced = torch.jit.trace(model, x)

@@ -19,7 +19,7 @@ from fusedtricks import nn as fnn
 
 SEED = 0x123456789ABCDEF
 
-# The function, how many dimensions have a mask of their own, and the mode.
+# The function, the number of leading dimensions of the mask, and the mode.
 OPS: dict[str, tuple[Callable[..., Tensor], int | None, str]] = {
     "dropout1d": (F.dropout1d, 2, "inverted"),
     "dropout2d": (F.dropout2d, 2, "inverted"),
@@ -32,7 +32,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], int | None, str]] = {
 }
 DIMS = {"dropout1d": [3], "dropout2d": [4, 3], "dropout3d": [5]}
 
-# Channels of one, some, a page's worth of elements; fewer and more of them than words are drawn at once.
+# Channels of one, of some and of a page's worth of elements; fewer and more of them than words drawn at once.
 SHAPES = [
     (7, 13),
     (3, 301, 1),
@@ -131,7 +131,7 @@ def test_a_whole_channel_shares_its_fate(device):
     ("name", "shape"), [("dropout1d", (5, 17)), ("dropout3d", (5, 3, 4, 6)), ("dropout2d", (2, 5, 17))], ids=str
 )
 def test_without_a_batch_dimension(name, shape, inplace, device):
-    """(C, L) and (C, D, H, W) drop channels of one sample; (N, C, L) is dropout1d's, as in stock's dropout2d."""
+    """(C, L) and (C, D, H, W) are one sample; dropout2d treats (N, C, L) like dropout1d, as stock does."""
     y = getattr(F, name)(torch.ones(shape, device=device), 0.5, inplace=inplace, seed=3)
     dims = 2 if name == "dropout2d" else 1
     assert torch.equal(y.cpu(), reference.feature_dropout(torch.ones(shape), dims, 0.5, 3))
@@ -169,7 +169,7 @@ def test_alpha_keeps_mean_and_variance(name, p, device):
 
 @pytest.mark.parametrize("name", OPS)
 def test_values_are_stocks(name):
-    """What values become, by the two that a constant has."""
+    """A constant input gives only two values, which must be the same as stock's."""
     stock = {
         "drop_path": nn.functional.dropout1d,
         "drop_path_batch": nn.functional.dropout1d,
@@ -291,7 +291,7 @@ def test_modules(fused, stock, dims, device):
 
 
 def test_drop_path_module(device):
-    """timm's arguments and text."""
+    """Same arguments and repr as timm's."""
     module = fnn.DropPath(0.25)
     assert repr(module) == "DropPath(drop_prob=0.250)"
     x, r = torch.randn(2, 64, 3, device=device)

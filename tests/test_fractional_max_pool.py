@@ -1,4 +1,4 @@
-"""Fractional max-pooling: stock's windows, values and indices; windows of a seed; gradients; what is kept."""
+"""Fractional max-pooling: stock's windows, values and indices; windows from a seed; gradients; what is kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STOCK = {2: F.fractional_max_pool2d, 3: F.fractional_max_pool3d}
 FUSED = {2: ftF.fractional_max_pool2d, 3: ftF.fractional_max_pool3d}
 NAN, INF = float("nan"), float("inf")
 
-# Input, kernel, output.
+# Input, kernel and output sizes.
 Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 SHAPES: dict[str, Sizes] = {
     "2d": ((2, 3, 11, 13), (2, 3), (6, 7)),
@@ -43,12 +43,12 @@ SHAPES: dict[str, Sizes] = {
     "3d_more_channels_than_lanes": ((1, 18, 5, 6, 7), (2, 2, 2), (2, 3, 4)),
     "3d_one_window": ((2, 3, 5, 6, 7), (3, 2, 4), (1, 1, 1)),
 }
-# Several tasks a plane, of the forward and of the backward, so that windows reach from one part into the next.
+# Several tasks per plane, in forward and backward, so that windows reach from one part into the next.
 PARTS: dict[str, Sizes] = {
     "2d": ((1, 2, 230, 241), (3, 3), (180, 190)),
     "2d_many_channels": ((1, 33, 90, 91), (3, 2), (60, 61)),
     "3d": ((1, 2, 15, 60, 61), (3, 2, 2), (9, 44, 45)),
-    "2d_each_position": ((1, 3, 190, 191), (1, 1), (190, 191)),  # that a part begins or ends with, too
+    "2d_each_position": ((1, 3, 190, 191), (1, 1), (190, 191)),  # including those at which a part begins or ends
     "3d_shallow": ((1, 2, 40, 60, 61), (1, 2, 2), (9, 44, 45)),
 }
 MONOTONE = [
@@ -71,7 +71,7 @@ def rank_of(sizes: Sizes) -> int:
 
 
 def samples_of(sizes: Sizes, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Random numbers that are below 1 in the half types too."""
+    """Random numbers that are below 1 also in half types."""
     return (torch.rand(*sizes[0][:2], rank_of(sizes)) * 255 / 256).to(dtype)
 
 
@@ -97,7 +97,7 @@ def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) 
     torch.testing.assert_close(actual[0].cpu(), expected[0].cpu(), rtol=0, atol=0, equal_nan=True, check_stride=False)
 
 
-# Stock's windows, by its random numbers.
+# Stock's windows, from given random numbers.
 
 
 @pytest.mark.each_isa
@@ -119,7 +119,7 @@ def test_values_and_indices_are_stocks(sizes, kind, layout, device):
 @each_layout
 @pytest.mark.parametrize("name", ["2d", "3d", "2d_more_channels_than_lanes", "2d_planes_longer_than_a_stretch"])
 def test_values_and_indices_are_stocks_in_every_dtype(name, layout, dtype, device):
-    """In half types stock computes the windows in them on the CPU, and in float on a GPU."""
+    """For half types, stock computes windows in the half type on the CPU and in float on a GPU."""
     sizes = SHAPES[name]
     shape, kernel, output = sizes
     x, samples = values("ties", shape).to(dtype), samples_of(sizes, dtype)
@@ -135,7 +135,7 @@ def test_values_and_indices_are_stocks_in_every_dtype(name, layout, dtype, devic
 
 @pytest.mark.parametrize("sample", [0.0, 0.25, 0.5, 1 - 2**-24, 1.0])
 def test_windows_of_every_output_size_are_stocks(sample, device):
-    """All lengths, and random numbers at the ends of their range, where a rounding moves a window."""
+    """All lengths, and random numbers at the ends of their range, where rounding moves a window."""
     x = torch.arange(40.0).view(1, 1, 1, 40)
     samples = torch.full((1, 1, 2), sample)
     for kernel, output in itertools.product((1, 2, 3, 5), range(1, 36)):
@@ -154,7 +154,7 @@ def test_windows_stay_inside_whatever_the_samples(sample, device):
 
 
 def test_one_set_of_samples_may_be_larger_than_the_batch(device):
-    """As stock's: what is left over is not looked at."""
+    """As in stock, surplus samples are ignored."""
     x, samples = torch.randn(2, 3, 9, 8), torch.rand(5, 3, 2)
     expected = F.fractional_max_pool2d(x, 2, 4, return_indices=True, _random_samples=samples)
     assert_same(ftF.fractional_max_pool2d(x.to(device), 2, 4, None, True, samples.to(device)), expected)
@@ -213,17 +213,17 @@ def test_indices_are_for_max_unpool(device):
     assert indices.dtype is torch.int64 and not indices.requires_grad
 
 
-# Windows of a seed.
+# Windows from a seed.
 
 
 def window_starts(u: float, length: int, output: int, kernel: int) -> list[int]:
-    """Graham's sequence, in Python's floats."""
+    """Graham's sequence, in Python floats."""
     alpha = (length - kernel) / (output - 1) if output > 1 else 0.0
     return [int((i + u) * alpha) - int(u * alpha) for i in range(output - 1)] + [length - kernel]
 
 
 def pooled_by_hand(x: Tensor, kernel: tuple[int, ...], output: tuple[int, ...], seed: int) -> Tensor:
-    """Maxima of the windows, with words from Python's own Philox."""
+    """Maxima of the windows, with words from the Philox in pure Python."""
     rank, y = len(kernel), torch.empty(*x.shape[:2], *output)
     for n, c in itertools.product(range(x.shape[0]), range(x.shape[1])):
         first = (n * x.shape[1] + c) * rank
@@ -252,7 +252,7 @@ def test_windows_follow_from_the_seed(name, seed, layout, device):
 @each_dtype
 @each_layout
 def test_one_seed_has_the_same_windows_in_every_dtype(layout, dtype, device):
-    """Hundreds of planes, so that a window that depends on a rounding of a type would be among them."""
+    """Hundreds of planes, so that some would have windows that depend on a dtype's rounding."""
     x = torch.randn(8, 33, 1, 60).bfloat16()
     expected = ftF.fractional_max_pool2d(x.double(), (1, 2), (1, 41), None, True, seed=3)[1]
     actual = ftF.fractional_max_pool2d(
@@ -260,7 +260,7 @@ def test_one_seed_has_the_same_windows_in_every_dtype(layout, dtype, device):
     )[1]
     if dtype is not torch.float16:
         assert torch.equal(actual.cpu(), expected)
-    else:  # values that were different may be equal there
+    else:  # there, different values may have become equal
         assert (actual.cpu() - expected).abs().max() <= 1
 
 
@@ -283,7 +283,7 @@ def test_manual_seed_governs_it(device):
 
 
 def test_generator_is_used_for_a_seed_alone(device):
-    """By the same step for any size; not where a seed or samples are given, nor by a backward."""
+    """By the same step for any size; not if a seed or samples are given, nor in backward."""
     states = []
     for channels in (1, 100):
         torch.manual_seed(3)
@@ -300,7 +300,7 @@ def test_generator_is_used_for_a_seed_alone(device):
 
 
 def test_windows_are_spread_evenly():
-    """The mean of a window's start over planes is that of a uniform random number, within five deviations."""
+    """The mean start of a window over planes agrees with uniform random numbers within five standard deviations."""
     planes, length, output = 20_000, 20, 7
     x = torch.arange(float(length)).expand(1, planes, 1, length)
     y = ftF.fractional_max_pool2d(x, (1, 1), (1, output), seed=2)[0, :, 0]
@@ -318,7 +318,7 @@ def test_windows_are_spread_evenly():
 def both(
     sizes: Sizes, layout: str, dtype: torch.dtype, device: torch.device, act: str, act_kwargs: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-    """Output and gradient, ours and the reference's in float64, and the size of the gradient's terms."""
+    """Output and gradient, ours and the reference's in float64, and the magnitude of the gradient's terms."""
     shape, kernel, output = sizes
     pool = FUSED[rank_of(sizes)]
     x = (torch.randn(shape) * 2).to(dtype)
@@ -355,11 +355,11 @@ def test_gradient_of_every_shape(sizes, layout, device):
 @each_layout
 @pytest.mark.parametrize("act", ["identity", "elu"])
 def test_every_dtype(act, layout, dtype, device):
-    """One rounding of the result, and one of the sum of gradients: the terms are not rounded to a half type."""
+    """One rounding of the result and one of the sum of gradients, whose terms are not rounded to a half type."""
     actual, expected, scale = both(SHAPES["2d_window_for_each_position"], layout, dtype, device, act, {})
     assert actual["output"].dtype is actual["grad_input"].dtype is dtype
     assert_rounds_to(actual["output"], expected["output"], name="output")
-    # The derivative is read off the rounded result.
+    # The derivative is computed from the rounded result.
     inexact = torch.finfo(dtype).eps if act == "elu" and dtype in HALF_TYPES else 0.0
     assert_rounds_to(actual["grad_input"], expected["grad_input"], scale=scale, inexact=inexact, name="grad_input")
 
@@ -387,11 +387,11 @@ def test_same_bits_for_any_number_of_threads(name, dtype, layout, restore_thread
 
 
 def test_a_position_gets_the_gradients_of_all_its_windows(device):
-    """In the order of the windows, which shows in sums of 1 and of what is lost beside it."""
+    """In window order, which shows in sums of 1 and values that rounding loses next to 1."""
     x = torch.zeros(1, 1, 1, 9, device=device)
     x[..., 4] = 1
     leaf = x.requires_grad_()
-    y = ftF.fractional_max_pool2d(leaf, (1, 5), (1, 5), seed=0)  # every window has the middle
+    y = ftF.fractional_max_pool2d(leaf, (1, 5), (1, 5), seed=0)  # every window contains the middle
     dy = torch.tensor([2.0**-24, 2.0**-24, 1.0, 2.0**-25, 2.0**-25], device=device).view(1, 1, 1, 5)
     (dx,) = torch.autograd.grad(y, leaf, dy)
     assert dx[0, 0, 0, 4].item() == 1 + 2.0**-23 and dx.count_nonzero() == 1
@@ -445,7 +445,7 @@ def kept_for_backward(function: Callable[[], Any]) -> list[Tensor]:
 
 @pytest.mark.parametrize("kernel", [(16, 16), (16, 17), (256, 256), (256, 257)], ids=str)
 def test_keeps_the_place_in_the_window(kernel, device):
-    """One byte up to 256 places, two up to 65536; of the last place too."""
+    """One byte for up to 256 positions, two for up to 65536, also if the maximum is at the last position."""
     shape = (1, 1, kernel[0] + 2, kernel[1] + 2)
     x = torch.zeros(shape, device=device)
     x[..., -1, -1] = 1
@@ -502,7 +502,7 @@ def test_activating_first_gives_the_same(act, act_kwargs, device):
 def test_monotone_activations_never_decrease(act, act_kwargs):
     x = torch.linspace(-30, 30, 100_001, dtype=torch.float64)
     y = eager.activation(x, act, **act_kwargs)
-    # Softplus steps down by e^-threshold / beta where it becomes its argument.
+    # Softplus steps down by e^-threshold / beta where it turns into the identity.
     assert (y.diff() >= -math.exp(-20)).all()
 
 
@@ -538,7 +538,7 @@ def samples_like(x: Tensor, batch: int = 2) -> Tensor:
     return torch.zeros(batch, 3, x.dim() - 2, dtype=x.dtype, device=x.device)
 
 
-# Arguments beside a good input and sizes; a function makes its argument from the input.
+# Arguments in addition to a valid input and sizes; a function computes its argument from the input.
 MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no_size": ({"output_size": None}, ValueError, "output_size or an output_ratio"),
     "ratio_zero": (
@@ -600,7 +600,7 @@ def test_bad_input(change, error, message, rank, device):
 
 @pytest.mark.parametrize("rank", [2, 3])
 def test_largest_output_is_stocks(rank, device):
-    """In 3d stock leaves out the size at which there is a window for each position."""
+    """In 3d, stock does not allow the size with one window per position."""
     x = torch.randn(1, 2, *[6] * rank).to(device)
     largest = 5 if rank == 2 else 4
     FUSED[rank](x, 2, largest), STOCK[rank](x, 2, largest)
@@ -624,7 +624,7 @@ def test_sparse_input_is_refused():
         ftF.fractional_max_pool2d(torch.randn(2, 3, 9, 9).to_sparse(), 2, 4)
 
 
-# Around it.
+# PyTorch's machinery.
 
 
 @pytest.mark.parametrize("name", ["2d", "3d"])
@@ -662,7 +662,7 @@ def test_module_repr():
 
 @pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", False), ("aot_eager", True)])
 def test_compile(backend, dynamic, device):
-    """The eager windows, by the generator too, and no graph break; other sizes without recompiling."""
+    """Same windows as eager, also with the generator; no graph breaks; other sizes do not recompile."""
     torch._dynamo.reset()
     torch.use_deterministic_algorithms(False)
 

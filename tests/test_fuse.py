@@ -1,4 +1,4 @@
-"""fuse: every model gives the stock model's results, gradients and statistics, with the chains that it should have."""
+"""fuse: every model gives the stock model's results, gradients and statistics, and has the expected chains."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_models(name):
 
 
 def test_that_chains_run_fused(calls):
-    """In the kernels, not in the modules they fall back on."""
+    """Chains run in the kernels, not in the modules they can fall back on."""
     fusedtricks.fuse(ResNet().double())(image())
     assert calls == ["relu pooled", "relu", "+ relu", "relu", "identity", "+ relu"]
 
 
 @pytest.mark.parametrize("model", ["ResNet", "AcrossModules", "NestedSequential", "NormActs", "Mlp"])
 def test_identity_of_the_model(model):
-    """Classes, names, parameters: everything but the forwards is the user's."""
+    """Classes, names, parameters: everything except the forwards stays the user's."""
     stock = CASES[model].make()
     parameters = [id(p) for p in stock.parameters()]
     modules = dict(stock.named_modules())
@@ -73,7 +73,7 @@ def test_fused_twice_is_fused_once():
 
 @pytest.mark.parametrize("name", CASES)
 def test_unfuse(name):
-    """fuse, then unfuse, is the identity on modules and state."""
+    """fuse followed by unfuse leaves modules and state as they were."""
     stock = CASES[name].make().double()
     fused = fusedtricks.fuse(stock)
     train(fused, [image()])

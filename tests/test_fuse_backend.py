@@ -1,4 +1,4 @@
-"""torch.compile(model, backend="fusedtricks"): Dynamo's graph with the chains that fuse finds."""
+"""torch.compile(model, backend="fusedtricks"): Dynamo's graph has the chains that fuse finds."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ torch.compile(model, backend="fusedtricks")(torch.randn(2, 3, 8, 8)).sum().backw
 import sys
 print("fusedtricks" in sys.modules)
 """
-# One mode at a time; a cumulative average, which reads its count, breaks Dynamo's graph in two; of modules that are no
-# functions, as stochastic depth, Dynamo shows what they are made of.
+# Exceptions: Dynamo compiles one mode at a time; a cumulative average reads its count, which splits Dynamo's graph in
+# two; modules without a function in torch, such as stochastic depth, appear in Dynamo's graph as their operations.
 CHAINS = {name: case.chains for name, case in CASES.items()} | {"ByMode": 1, "Untracked": 1, "Paths": 1}
 
 
@@ -51,14 +51,14 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_by_name_alone():
-    """Registered by the package's entry point."""
+    """The package's entry point registers the backend."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_models(name, found):
-    """Three steps of training, evaluation, and without gradients, against stock; the same chains as fuse's."""
+    """Three training steps, evaluation, and no_grad, compared with stock; the same chains as in fuse."""
     stock = CASES[name].make().double()
     twin = copy.deepcopy(stock)
     compiled = torch.compile(twin, backend="fusedtricks")
@@ -74,7 +74,7 @@ def test_shapes_may_change(found):
     for size in ((3, 4, 8, 8), (5, 4, 8, 8), (2, 4, 11, 9), (7, 4, 16, 10)):
         x = image(*size)
         torch.testing.assert_close(compiled(x), stock(x))
-    assert len(found) < 4  # how many of the shapes share a graph is the choice of each torch
+    assert len(found) < 4  # how many shapes share a graph depends on the torch version
 
 
 def test_graph_breaks_are_tolerated(found):

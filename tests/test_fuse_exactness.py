@@ -1,4 +1,4 @@
-"""What a graph would silently freeze, lose or reorder: fuse leaves it, or notices when it matters."""
+"""What a graph would silently freeze, lose or reorder: fuse leaves it stock, or notices when it matters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Chain(Base):
 
 
 class MovingAverage(Chain):
-    """Writes to its parameters by a method without gradients (MoCo, BYOL)."""
+    """Writes to its parameters in a no_grad method, like MoCo and BYOL."""
 
     @torch.no_grad()
     def update(self) -> None:
@@ -158,7 +158,7 @@ LEFT = [
 
 @pytest.mark.parametrize("model", LEFT, ids=lambda m: m.__name__)
 def test_forwards_that_are_left(model):
-    """Nothing is done to the model or to what it can reach while that is found out."""
+    """Finding that out changes neither the model nor anything it can reach."""
     CACHE.clear()
     stock = model().double()
     before = copy.deepcopy(stock.state_dict())
@@ -169,7 +169,7 @@ def test_forwards_that_are_left(model):
 
 
 class Reads(Chain):
-    """Decides by attributes of its own, of its members, and by their number."""
+    """Makes decisions based on its own attributes, its members' attributes, and the number of members."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ def test_what_a_forward_read_is_a_guard(change):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_additions_keep_type_and_strides(compiled, dtype):
-    """In place in the BatchNorm's type, whatever is added; else with the strides of the first operand."""
+    """In place, the BatchNorm's dtype whatever is added; otherwise the first operand's strides."""
 
     class First(Base):
         def forward(self, x: Tensor, r: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ def test_what_happens_between(model, compiled):
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_results_that_are_changed_in_place(act, residual, compiled):
-    """Stock keeps an input for backward where ours would keep the result, or what was added."""
+    """Stock keeps an input for backward where ours would keep the result or the residual."""
 
     class Changed(Base):
         def forward(self, x: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ def test_activations_whose_result_is_only_read_are_replaced():
 
 
 def test_an_activation_that_an_untraceable_forward_calls_too():
-    """There its result may be changed, which no trace shows."""
+    """The untraceable forward may change the activation's result, which no trace shows."""
 
     class Untraceable(nn.Module):
         def __init__(self, act: nn.Module) -> None:
@@ -364,7 +364,7 @@ def test_names_that_are_words_of_python():
 
 
 def test_unpickled_models_run_in_threads():
-    """Nothing is traced then, which would change nn.Module under the others' feet."""
+    """Nothing is traced then; tracing would change nn.Module while other threads use it."""
     fused = pickle.loads(pickle.dumps(fusedtricks.fuse(ResNet().double()).eval()))
     x, results = image(), []
     threads = [threading.Thread(target=lambda: results.append(fused(x))) for _ in range(4)]

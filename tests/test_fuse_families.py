@@ -1,4 +1,4 @@
-"""fuse on models that other packages define, with weights drawn here: nothing is downloaded."""
+"""fuse on models from other packages, with random weights: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name):
-    """The number of chains, three steps of training, evaluation; the state both ways."""
+    """The number of chains, three training steps, evaluation, and state_dict transfer in both directions."""
     make, expected = FAMILIES[name]
     stock = make().double().train()
     fused = fusedtricks.fuse(stock)
@@ -59,7 +59,7 @@ def test_families(name):
     inputs = [image(2, 4, 64, 64) for _ in range(STEPS)]
     actual = train(fused, inputs, lambda model, x: model(x).logits)
     expected_training = train(stock, inputs, lambda model, x: model(x).logits)
-    # The last BatchNorms normalise eight values a channel, which magnifies rounding.
+    # The last BatchNorms normalise only eight values per channel, which amplifies rounding.
     torch.testing.assert_close(actual, expected_training, rtol=1e-6, atol=1e-7)
     stock.load_state_dict(fused.state_dict())
     fused.load_state_dict(stock.state_dict())

@@ -1,4 +1,4 @@
-"""Fused models under PyTorch's machinery: copies, hooks, changes made later, autocast, compilers, data parallelism."""
+"""Fused models with PyTorch's machinery: copies, hooks, later changes, autocast, compilers, data parallelism."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Configuration:
 
 
 class Configured(BasicBlock):
-    """Reads an object, which is copied with the module."""
+    """Reads an object that is copied with the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_copies_do_not_share_modules():
 
 
 def test_replicas_use_their_own_modules(calls):
-    """What DataParallel does: shallow copies whose parameters are tensors."""
+    """As DataParallel does: shallow copies whose parameters are plain tensors."""
     block = fusedtricks.fuse(BasicBlock().double())
     replica = block._replicate_for_data_parallel()
     for name, child in block.named_children():
@@ -95,7 +95,7 @@ def test_replicas_use_their_own_modules(calls):
 
 
 def test_frozen_layers_and_requires_grad():
-    """A BatchNorm in evaluation within a model in training, and one whose parameters are frozen."""
+    """A BatchNorm in evaluation mode within a model in training, and one with frozen parameters."""
     stock = ResNet().double()
     stock.layers[0].bn1.eval().requires_grad_(False)
     stock.stem[1].requires_grad_(False)
@@ -109,7 +109,7 @@ def test_frozen_layers_and_requires_grad():
 
 
 def test_hooks_are_honoured(calls):
-    """A pair with a hook on one of its members runs apart, whenever the hook was put there; as does a whole block."""
+    """Chains and blocks with a hook on a member run unfused, whenever the hook was added."""
     stock = ResNet().double()
     seen: dict[str, list[Tensor]] = {"stock": [], "fused": []}
     before = fusedtricks.fuse(stock)
@@ -122,11 +122,11 @@ def test_hooks_are_honoured(calls):
     assert len(seen["stock"]) == 3 * (STEPS + 2)
     calls.clear()
     before(image())
-    assert calls.count("+ relu") == 1  # of layers[1]; layers[0] runs its own members
+    assert calls.count("+ relu") == 1  # in layers[1]; layers[0] runs its own members
 
 
 def test_hooks_on_modules_within_a_plan():
-    """A module that became part of its user's graph is called again once it has a hook."""
+    """A module that was inlined into its caller's graph is called again once it has a hook."""
     fused = fusedtricks.fuse(fuse_models.AcrossModules().double())
     seen = []
     fused.layer[1].register_forward_hook(lambda m, x, y: seen.append(y))
@@ -168,7 +168,7 @@ def test_changes_after_fusing(change):
 
 
 def test_arguments_with_defaults(calls):
-    """Values that the graph was not made for run the user's forward."""
+    """Values other than those in the graph run the user's forward."""
     stock = Options().double()
     fused = fusedtricks.fuse(stock)
     x, residual = image(), image()
@@ -180,7 +180,7 @@ def test_arguments_with_defaults(calls):
         ((x,), {"scale": 0.5, "double": True}),
     ]:
         torch.testing.assert_close(fused(*arguments, **keywords), stock(*arguments, **keywords))
-    assert len(calls) == 3 * 2 + 2 * 2  # BatchNorms alone are ours in the user's forward, too
+    assert len(calls) == 3 * 2 + 2 * 2  # standalone BatchNorms are ours in the user's forward too
     assert calls[-2:] == ["identity", "identity"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
         fused(x, other=1)
@@ -238,7 +238,7 @@ def test_dropout_drops():
 
 
 def test_compile_a_fused_model():
-    """Dynamo goes through the plans, without a graph break."""
+    """Dynamo traces through the plans without graph breaks."""
     stock = ResNet().double()
     fused = fusedtricks.fuse(stock)
     torch._dynamo.reset()
@@ -247,7 +247,7 @@ def test_compile_a_fused_model():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_torch_fx_traces_the_model(fused):
-    """A user's own trace of a fused model sees what it sees of the stock one; our modules can be traced, too."""
+    """A user's own torch.fx trace of a fused model looks like the stock model's; our modules can be traced too."""
     model = (
         fusedtricks.fuse(ResNet().double()) if fused else nn.Sequential(ftnn.BatchNormReLU2d(4), ftnn.GELU()).double()
     )

@@ -1,4 +1,4 @@
-"""fuse on layers that draw random numbers: with stock's masks, with ours by their seed, and where they stay stock."""
+"""fuse on layers that draw random numbers: with stock's masks, with ours from a seed, and layers that stay stock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fusedtricks.fusing import dynamo
 from fusedtricks.fusing.masks import stock_dropout
 
 SEED = 5
-P = 0.375  # of which 1 / (1 - p) is no power of two
+P = 0.375  # 1 / (1 - p) is not a power of two
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ class Tail(nn.Module):
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 def test_tails_drop_what_their_seed_says(act, linear, residual, kernels):
-    """Stock's members with the mask that the operator draws from torch's generator: results and gradients."""
+    """Same results and gradients as stock's members with the mask that the operator draws from torch's generator."""
     stock = Tail(act, linear, residual).double()
     fused = fusedtricks.fuse(stock)
     assert [e.what for e in fusedtricks.report(fused).chains] == [
@@ -129,7 +129,7 @@ def test_batch_norm_drops_what_its_seed_says(act, residual, calls):
 
 @pytest.mark.parametrize("frozen", ["norm", "drop"])
 def test_batch_norm_and_its_dropout_in_different_modes(frozen, calls, kernels):
-    """A BatchNorm in evaluation drops nothing: its dropout follows it."""
+    """A BatchNorm in evaluation does not apply dropout itself: a training dropout runs after it."""
     stock = NormDropout(P).double()
     fused = fusedtricks.fuse(stock)
     for model in (stock, fused):
@@ -155,7 +155,7 @@ def test_drop_path_drops_what_its_seed_says(kernels):
 
 
 class Timm(nn.Module):
-    """A stand-in for a class of a package that is not here: what is known of it is its name and its attributes."""
+    """Stands in for a class of a package that is not installed; only its name and attributes matter."""
 
     __module__, __qualname__ = "timm.layers.drop", "DropPath"
 
@@ -181,7 +181,7 @@ class Torchvision(nn.Module):
 
 
 class CopiedDropPath(nn.Module):
-    """As in Hugging Face's models."""
+    """Like the one in Hugging Face's models."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class CopiedDropPath(nn.Module):
 
 
 class ChangedDropPath(CopiedDropPath):
-    """Not quite: it rounds up."""
+    """Almost the same, but it rounds up."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.drop_prob == 0.0 or not self.training:
@@ -271,7 +271,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_after_fusing(change, kernels):
-    """The first tail of two runs its members."""
+    """The first of two chains runs its members."""
     stock = FeedForward(P).double()
     fused = fusedtricks.fuse(stock)
     for model in (stock, fused):
@@ -284,7 +284,7 @@ def test_changes_after_fusing(change, kernels):
 
 
 def test_members_are_looked_up(kernels):
-    """p, the activation's parameters, the layers themselves, modes."""
+    """p, the activation's parameters, the layers themselves and the mode are looked up at call time."""
     stock = Tails(0.0, nn.LeakyReLU(0.1)).double()
     fused = fusedtricks.fuse(stock)
     for model in (stock, fused):
@@ -292,17 +292,17 @@ def test_members_are_looked_up(kernels):
         model.fc1.weight.data.mul_(2)
         model.fc1.bias.data.add_(1)
     assert_same_training(fused, stock)
-    assert set(kernels) == {"act_dropout"}  # of linear, activation and a dropout that drops nothing
+    assert set(kernels) == {"act_dropout"}  # for linear, activation and a dropout that drops nothing
     kernels.clear()
     fused.drop1.p = fused.drop2.p = 1.0
     assert torch.equal(fused.eval()(image()), fused.eval()(image())) is False
     assert kernels.count("act_dropout") == 2
     x = image()
-    torch.testing.assert_close(fused.train()(x), x)  # but what is added
+    torch.testing.assert_close(fused.train()(x), x)  # only the residual is left
 
 
 def test_in_place_since(kernels):
-    """On an input that others see, an activation that is made in place writes to it."""
+    """An activation that was made in-place later writes to its input, which others see."""
 
     class Seen(nn.Module):
         def __init__(self) -> None:
@@ -330,7 +330,7 @@ def test_in_place_since(kernels):
 @pytest.mark.parametrize("residual_first", [False, True])
 @pytest.mark.parametrize("kind", ["same", "broadcast", "dtype", "strides", "scalar"])
 def test_residuals_that_do_not_fit(kind, residual_first, in_place, kernels):
-    """Type, strides and gradients are those of the addition that the user wrote."""
+    """Dtype, strides and gradients are those of the addition as the user wrote it."""
 
     class Added(nn.Module):
         def __init__(self) -> None:
@@ -359,7 +359,7 @@ def test_residuals_that_do_not_fit(kind, residual_first, in_place, kernels):
     x = torch.randn(4, 3, 5, requires_grad=True)
     try:
         expected = gradients(stock(x, residual), x, residual, *stock.parameters())
-    except RuntimeError as error:  # as of what is broadcast in place, or changed behind ReLU
+    except RuntimeError as error:  # for example an in-place broadcast, or a change after ReLU
         if "modified by an inplace operation" not in str(error):
             with pytest.raises(RuntimeError, match=re.escape(str(error))):
                 fused(x, residual)
@@ -381,7 +381,7 @@ def test_half_precision(dtype):
 
 
 def test_autocast(kernels):
-    """The bias stays float32, as the running statistics of a BatchNorm do: nearer to the truth than stock's."""
+    """The bias stays float32, like a BatchNorm's running statistics, so the result is more accurate than stock's."""
     stock = Tails(0.0)
     fused = fusedtricks.fuse(stock)
     x = image().float()
@@ -394,7 +394,7 @@ def test_autocast(kernels):
 
 
 def test_only_stock_takes():
-    """Integers, nested tensors, vectors: results or errors of the members."""
+    """Integers, nested tensors, vectors: the members' results or errors."""
     stock = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(P), nn.Linear(4, 4)).eval()
     fused = fusedtricks.fuse(stock)
     assert chains(fused) == 1
@@ -413,7 +413,7 @@ def test_only_stock_takes():
 
 
 def test_dropout_false():
-    """Nothing that draws random numbers is touched; the rest is as ever."""
+    """Layers that draw random numbers are not touched; the rest is fused as usual."""
     for make in (Tails, NormDropout, Paths):
         report = fusedtricks.report(fusedtricks.fuse(make(P), dropout=False))
         text = str([entry.what for entry in (*report.chains, *report.singles)])
@@ -440,7 +440,7 @@ def first(y: Any) -> Tensor:
 
 @pytest.mark.parametrize("name", SWAPPED)
 def test_modules_one_for_one(name, kernels):
-    """Ours, from the seed; with the random numbers of stock where that is asked for; stock's class again."""
+    """Ours with our seed; stock's random numbers if requested; `unfuse` restores stock's class."""
     stock, shape = SWAPPED[name]
     fused = fusedtricks.fuse(stock)
     assert isinstance(fused, type(stock)) and [e.what for e in fusedtricks.report(fused).singles] == [
@@ -492,7 +492,7 @@ def test_functions_one_for_one(compiled, kernels):
 
 
 def test_dimensions_that_only_stock_takes():
-    """With its warnings and errors."""
+    """They give stock's warnings and errors."""
     fused = fusedtricks.fuse(nn.Dropout2d(P))
     with pytest.warns(UserWarning, match="Received a 3D input to dropout2d"):
         assert fused(torch.ones(3, 4, 5)).shape == (3, 4, 5)
@@ -503,7 +503,7 @@ def test_dimensions_that_only_stock_takes():
 @pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.ELU(), nn.Softplus()])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_pooling_before_a_monotone_activation(act, dims, kernels):
-    """With given regions it is stock's result and gradient; without, it draws its own."""
+    """With given regions, stock's result and gradient; otherwise it draws its own regions."""
     kinds: Any = {2: (nn.Conv2d, nn.FractionalMaxPool2d), 3: (nn.Conv3d, nn.FractionalMaxPool3d)}[dims]
     pool = kinds[1](2, output_size=4, _random_samples=torch.rand(3, 4, dims, dtype=torch.float64))
     stock = nn.Sequential(kinds[0](4, 4, 1), act, pool, kinds[0](4, 2, 1)).double()
@@ -580,7 +580,7 @@ def test_stems_that_are_changed_after_fusing(change):
 
 
 def test_report():
-    """What became one, by the names of its members."""
+    """The report lists fused chains by the names of their members."""
     reports = {
         name: fusedtricks.report(fusedtricks.fuse(CASES[name].make())).chains for name in ("Tails", "NormDropout")
     }
@@ -589,7 +589,7 @@ def test_report():
 
 
 def test_compile_a_fused_model():
-    """Without a graph break, and with the masks of the eager model."""
+    """No graph breaks, and the same masks as the eager model."""
     fused = fusedtricks.fuse(nn.Sequential(Tails(P), Paths(P), NormDropout(P)).double())
     twin = copy.deepcopy(fused)
     torch._dynamo.reset()

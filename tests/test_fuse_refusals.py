@@ -1,4 +1,4 @@
-"""What fuse leaves as it is, and says so: forwards that a graph would not repeat, bad input."""
+"""What fuse leaves unchanged and reports: forwards that a graph would not repeat, bad input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = 0
 
 
 class Chain(Base):
-    """A chain with something else beside it."""
+    """A chain, and something else next to it."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -139,7 +139,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("model", REFUSED, ids=lambda m: m.__name__)
 def test_forwards_that_are_left(model, capsys):
-    """No chain, the reason in the report, and nothing done to the model or the generators while it was tried."""
+    """No chain; the reason is in the report; the attempt changes neither the model nor the generators."""
     stock = model().double()
     calls, states = CALLS, (random.getstate(), torch.get_rng_state())
     fused = fusedtricks.fuse(stock, inplace=True)
@@ -161,7 +161,7 @@ def test_forwards_that_are_left(model, capsys):
 
 
 def test_checkpointing_by_a_function_is_kept():
-    """A function that cannot be traced is called as it is."""
+    """A function that cannot be traced is called unchanged."""
 
     class Function(Chain):
         def beside(self, y: Tensor, x: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def test_checkpointing_by_a_function_is_kept():
 
 
 def test_the_rest_of_a_model_is_fused():
-    """A part that cannot be traced does not keep the others from it."""
+    """A part that cannot be traced does not prevent fusing the others."""
     fused = fusedtricks.fuse(nn.Sequential(BasicBlock(), Values(), BasicBlock()).double())
     report = fusedtricks.report(fused)
     assert [entry.where for entry in report.chains] == ["0", "0", "2", "2"]
@@ -196,7 +196,7 @@ def test_scripted_modules_are_left():
 
 
 def test_parametrized_norm_is_fused():
-    """The parametrization runs: the weight is what the module says it is."""
+    """The parametrization runs, so the weight is the module's computed one."""
     stock = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).double()
     torch.nn.utils.parametrize.register_parametrization(stock[0], "weight", nn.Softplus())
     fused = fusedtricks.fuse(stock)
@@ -254,7 +254,7 @@ EXAMPLES: list[Any] = [torch.randn(3, 4, 8, 8), (torch.randn(3, 4, 8, 8),), {"x"
 @pytest.mark.parametrize("inputs", EXAMPLES, ids=["tensor", "tuple", "dict"])
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_example_inputs(inputs, p):
-    """The comparison leaves no trace on the model or the generator, and is not disturbed by dropout's masks."""
+    """The comparison changes neither the model nor the generator, and dropout masks do not disturb it."""
     stock = ResNet()
     stock.dropout.p = p
     before, state = copy.deepcopy(stock.state_dict()), torch.get_rng_state()
@@ -282,7 +282,7 @@ def test_example_inputs_show_a_difference(wrong, monkeypatch):
 
 
 def test_example_inputs_that_do_not_fit():
-    """The model's own error; the model stays as it was."""
+    """Raises the model's own error and leaves the model unchanged."""
     stock = ResNet()
     with pytest.raises(RuntimeError, match=r"expected input.* to have 4 channels, but got 5 channels"):
         fusedtricks.fuse(stock, inplace=True, example_inputs=torch.randn(3, 5, 8, 8))

@@ -1,4 +1,4 @@
-"""The package as installed: what import loads and refuses, the command line, what is shipped."""
+"""The installed package: what import loads and refuses, the command line, and what is shipped."""
 
 import importlib.metadata
 import importlib.util
@@ -23,7 +23,7 @@ BUILT = [name.removeprefix("cpu_") for name in _build_info.backends if name.star
 
 
 def python(*arguments, cwd, **environment):
-    """Runs this interpreter in a folder from which the checkout's package is not imported by accident."""
+    """Runs this interpreter in a folder where it cannot import the checkout's package by accident."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
 
@@ -67,7 +67,7 @@ def test_forced_instruction_set_answers_alone(isa, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_one_openmp_runtime_in_the_process(tmp_path):
-    """In a process of its own: scikit-learn, which other tests import, brings a second one."""
+    """Runs in its own process, because scikit-learn, which other tests import, loads a second runtime."""
     process = python("-c", "import fusedtricks.info as i; print(len(i.openmp_runtimes()))", cwd=tmp_path)
     assert process.stdout.strip() == "1"
 
@@ -223,9 +223,9 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist):
 
 @pytest.fixture
 def cuda_build(monkeypatch):
-    """`.build_backend/cuda.py`, with what it found out about this machine still to be set."""
+    """The module `.build_backend/cuda.py`; each test sets what it would find on the machine."""
     monkeypatch.delenv("FUSEDTRICKS_CUDA", raising=False)
-    monkeypatch.setenv("CUDA_HOME", os.environ.get("CUDA_HOME", ""))  # importing it may set another
+    monkeypatch.setenv("CUDA_HOME", os.environ.get("CUDA_HOME", ""))  # importing the module may change it
     spec = importlib.util.spec_from_file_location("cuda_build", ROOT / ".build_backend" / "cuda.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -258,7 +258,7 @@ def test_why_cuda_is_left_out(cuda_build, monkeypatch, torch_cuda, toolkit, name
 
 @pytest.mark.slow
 def test_install_from_sdist_beside_this_torch(sdist, tmp_path):
-    """An isolated build in a fresh environment finds the torch that is there, and the result runs."""
+    """An isolated build in a fresh environment finds the installed torch, and the result runs."""
     assert python("-m", "venv", tmp_path / "venv", cwd=tmp_path).returncode == 0
     interpreter = tmp_path / "venv" / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LD_PRELOAD")}

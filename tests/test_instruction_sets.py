@@ -1,4 +1,4 @@
-"""Every instruction set of the machine, forced one by one, proves that it answers and that it is right."""
+"""Forces each of the machine's instruction sets and checks that it is used and gives correct results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def best_of_the_machine() -> str:
 
 @pytest.mark.each_isa
 def test_the_forced_instruction_set_answers():
-    """What the kernels' own library says, not what was asked of it."""
+    """Checked with what the kernel library reports, not with what was requested."""
     assert torch.ops.fusedtricks.cpu_capability() == os.environ.get(FORCE, best_of_the_machine())
 
 
@@ -42,7 +42,7 @@ def test_instruction_set(name):
     if name not in INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]:
         pytest.skip(f"this machine's best is {best}")
     folder = Path(__file__).parent
-    # The machine's best is what the other tests of this run have used: there, only that it can be named.
+    # The other tests already use the machine's best: for it, check only that its name is accepted.
     tests = Path(__file__) if name == torch.ops.fusedtricks.cpu_capability() else folder
     selection = ("-m", "each_isa and not cuda")
     result = python("-m", "pytest", "-q", *selection, "-p", "no:cacheprovider", str(tests), **{FORCE: name})

@@ -1,4 +1,4 @@
-"""Tensors of more than 2^31 elements: an index kept in 32 bits wraps, a count kept in fp32 stalls."""
+"""Tensors of more than 2^31 elements: 32-bit indices would wrap, fp32 counts would stall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fusedtricks.functional import batch_norm_act, dropout, leaky_relu
 
 ELEMENTS = 2**31 + 4096
-PATTERN = 64 * 16411  # rows of 64 channels; no power of two, which an index error could land on again
+PATTERN = 64 * 16411  # rows of 64 channels; not a power of two, which could hide a wrapped index
 NEEDED_GB = 16  # input, result, gradient: 13 GB in bf16
 
 
@@ -43,7 +43,7 @@ def pattern() -> Tensor:
 
 
 def patterned(device: torch.device) -> Tensor:
-    """One-dimensional bf16 whose element i is pattern()[i % PATTERN]."""
+    """A one-dimensional bf16 tensor whose element i is pattern()[i % PATTERN]."""
     values = pattern().to(device)
     x = torch.zeros(ELEMENTS, dtype=torch.bfloat16, device=device)
     for start in range(0, ELEMENTS, PATTERN):
@@ -78,13 +78,13 @@ def test_dropout(device):
 
 
 def occurrences(begin: int, end: int) -> Tensor:
-    """How often each element of the pattern is found at the indices from begin to end."""
+    """How often each element of the pattern occurs at the indices from begin to end."""
     first = begin + (torch.arange(PATTERN) - begin) % PATTERN
     return (end - first + PATTERN - 1).div(PATTERN, rounding_mode="floor").clamp(min=0)
 
 
 def channel(shape: tuple[int, ...], c: int) -> tuple[Tensor, Tensor]:
-    """The values in channel c, in double, and how often each is found there."""
+    """The values in channel c, as float64, and how often each occurs there."""
     if len(shape) == 2:
         return pattern()[c :: shape[1]].double(), occurrences(0, ELEMENTS)[c :: shape[1]]
     return pattern().double(), occurrences(c * shape[2], (c + 1) * shape[2])

@@ -1,4 +1,4 @@
-"""The modules beside the stock ones they replace: arguments, state, and whole training runs."""
+"""The modules compared with the stock ones they replace: arguments, state, and whole training runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BATCH_NORM_ARGUMENTS = [
 
 
 def batch_norms(rank: str, act="identity", act_kwargs=None, **kwargs) -> tuple[nn.Module, nn.Module]:
-    """Stock, which has no activation, and fused, of one state."""
+    """A stock module (without activation) and a fused one with the same state."""
     stock = getattr(nn, f"BatchNorm{rank}")(5, **kwargs)
     fused = getattr(ftnn, f"BatchNormAct{rank}")(5, act=act, act_kwargs=act_kwargs, **kwargs)
     if stock.weight is not None:
@@ -150,7 +150,7 @@ def test_state_dict_from_and_to_stock(direction):
 
 
 def test_state_dict_of_version_1_has_no_batch_count():
-    """Checkpoints older than torch 0.4.1: stock fills the count in, and so do its heirs."""
+    """Checkpoints from before torch 0.4.1: stock adds the count, and so do its subclasses."""
     state = nn.BatchNorm2d(5).state_dict()
     del state["num_batches_tracked"]
     state._metadata[""]["version"] = 1
@@ -162,7 +162,7 @@ def test_state_dict_of_version_1_has_no_batch_count():
 
 @pytest.mark.parametrize(("name", "kwargs"), ACTIVATION_CALLS, ids=str)
 def test_activation_module_is_the_stock_one_but_faster(name, kwargs, device):
-    """A subclass with the same arguments, repr and numbers, in training as in place."""
+    """A subclass with the same arguments, repr and values, in training and in place."""
     stock, fused = getattr(nn, name)(**kwargs), getattr(ftnn, name)(**kwargs)
     assert isinstance(fused, getattr(nn, name))
     assert repr(fused) == repr(stock)
@@ -171,7 +171,7 @@ def test_activation_module_is_the_stock_one_but_faster(name, kwargs, device):
     x, dy = (torch.randn(3, 5, 7, device=device) for _ in range(2))
     before, after = nn.Sequential(nn.Identity(), stock), nn.Sequential(nn.Identity(), fused)
     for model in (before, after):
-        model[0].forward = lambda x: x * 1  # an activation in place needs an input that is no leaf
+        model[0].forward = lambda x: x * 1  # an in-place activation needs a non-leaf input
     torch.testing.assert_close(step(after, x, dy), step(before, x, dy))
 
 
@@ -208,7 +208,7 @@ def test_dropout_module_classic(device):
 
 
 def residual_network(fused: bool) -> nn.Module:
-    """Convolutions, both uses of BatchNorm, a matrix tail; no dropout, whose masks are not stock's."""
+    """Convolutions, BatchNorm with and without a residual, a linear end; no dropout, whose masks are not stock's."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -238,7 +238,7 @@ def residual_network(fused: bool) -> nn.Module:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_training_a_network_equals_stock(memory_format, device):
-    """In double: in fp32 one pre-activation that a rounding carries over a kink changes all later steps."""
+    """In float64: in fp32, a rounding that moves one pre-activation across a kink changes all later steps."""
     stock, fused = residual_network(False), residual_network(True)
     assert stock.state_dict().keys() == fused.state_dict().keys()
     fused.load_state_dict(stock.state_dict())
@@ -256,6 +256,6 @@ def test_training_a_network_equals_stock(memory_format, device):
             optimizer.step()
             losses[-1].append(loss.item())
     assert losses[0][-1] < 0.5 * losses[0][0]
-    # A perturbation of 1e-16 that thirty steps amplify ten-thousandfold.
+    # Thirty steps amplify a perturbation of 1e-16 ten-thousandfold.
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(fused.state_dict(), stock.state_dict(), rtol=1e-9, atol=1e-10)

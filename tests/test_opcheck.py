@@ -25,7 +25,7 @@ def batch_norm_arguments(
     residual: bool = False,
     momentum: float | None = 0.1,
 ) -> tuple[Any, ...]:
-    """In the order of the schema, differentiable ones requiring grad."""
+    """Arguments in schema order; the differentiable ones require grad."""
     x, r = (layout(torch.randn(3, 4, 5, 6).to(dtype)).requires_grad_() for _ in range(2))
     weight, bias = (torch.rand(4).requires_grad_() if affine else None for _ in range(2))
     statistics = (torch.zeros(4), torch.ones(4), torch.tensor(2))

@@ -1,4 +1,4 @@
-"""Samples of a batch through a branch and back, and the residual block that runs on those alone."""
+"""Selecting samples for a branch and adding them back, and the residual block that runs on the kept samples only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import fusedtricks.functional as ftF
 import fusedtricks.nn as ftnn
 from fusedtricks.nn.stochastic_depth import kept_samples
 
-# The batch, and how many of its samples go into the branch.
+# The batch's shape, and how many of its samples go into the branch.
 SHAPES = {
     "numbers": ((17,), 5),
     "matrix": ((7, 13), 3),
@@ -37,7 +37,7 @@ each_shape = pytest.mark.parametrize(("shape", "rows"), SHAPES.values(), ids=SHA
 
 
 def batch(shape: tuple[int, ...], rows: int, device, dtype=torch.float32, layout=Tensor.contiguous) -> list[Tensor]:
-    """Batch, rows, gradient of the batch's shape, index."""
+    """Batch, rows, a gradient of the batch's shape, index."""
     sizes = [shape, (rows, *shape[1:]), shape]
     values = [layout(torch.randn(size, device=device).to(dtype)) for size in sizes]
     return [*values, torch.randperm(shape[0])[:rows].to(device)]
@@ -94,7 +94,7 @@ def test_values_in_every_dtype(dtype, device):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(7, 13), (5, 3, 17), (3, 6, 7, 9), (2, 3, 4, 3, 5)], ids=str)
 def test_every_layout(shape, layout, device):
-    """Of each tensor; where they differ, the batch decides."""
+    """Each tensor's layout; if they differ, the batch decides."""
     values = batch(shape, 2, device, torch.float64, LAYOUTS[layout])
     plain = [t.clone(memory_format=torch.contiguous_format) for t in values]
     actual = add_with_gradients(ftF.add_samples, *values, 1.5)
@@ -243,7 +243,7 @@ def test_mistakes(arguments, error, message, device):
 
 @pytest.mark.parametrize(("numbers", "error", "message"), BAD_NUMBERS.values(), ids=BAD_NUMBERS)
 def test_numbers_of_samples(numbers, error, message):
-    """Of the CPU: a GPU is not waited for."""
+    """Checked on the CPU only: for a GPU, the host would have to wait."""
     x, r, index = torch.randn(4, 3), torch.randn(2, 3), torch.tensor(numbers)
     for function in (lambda: ftF.add_samples(x, r, index), lambda: ftF.select_samples(x, index)):
         with pytest.raises(error, match=message):
@@ -259,7 +259,7 @@ def test_kept_samples(samples, p, kept):
 
 
 class Block(nn.Module):
-    """Remembers what it was given."""
+    """Remembers its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class Block(nn.Module):
 
 
 def test_skip_runs_the_block_on_the_kept_samples(device):
-    """Values and gradients of x, or x + N / n block(x)."""
+    """Values and gradients of x for dropped samples and x + N / n block(x) for kept ones."""
     block = Block().to(device)
     module = ftnn.StochasticDepth(block, 0.4, "skip")
     x = torch.randn(10, 3, 5, device=device, requires_grad=True)
@@ -333,7 +333,7 @@ def test_skip_of_a_channels_last_block(device):
 
 
 def test_skip_under_autocast(device):
-    """The block's bfloat16 is added to a float skip connection: float, as stock's sum."""
+    """The block's bfloat16 is added to a float32 skip connection; the sum is float32, as in stock."""
     module = ftnn.StochasticDepth(nn.Linear(5, 5), 0.5, "skip").to(device)
     x = torch.randn(4, 5, device=device, requires_grad=True)
     with torch.autocast(device.type, torch.bfloat16):

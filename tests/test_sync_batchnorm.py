@@ -1,4 +1,4 @@
-"""Conversion to synchronised BatchNorm: the activation stays, or the conversion is refused."""
+"""Conversion to synchronised BatchNorm: either it keeps the activation or it is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def network() -> nn.Module:
 
 
 def step(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
-    """In training where synchronised BatchNorm can be: it refuses tensors on the CPU."""
+    """In training mode only on devices where synchronised BatchNorm can train: not on the CPU."""
     torch.manual_seed(0)
     x = torch.randn(5, 4, 8, 8, device=device, dtype=next(model.parameters()).dtype)
     y = model.train(device.type == "cuda")(x)
@@ -30,7 +30,7 @@ def step(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
 
 
 def test_our_converter(device):
-    # In float32 the gradient of the convolution's bias is nothing but what roundings leave of zero.
+    # The gradient of the convolution's bias is zero; in float32 it would consist only of rounding errors.
     model = network().to(device, torch.float64)
     model(torch.randn(5, 4, 8, 8, device=device, dtype=torch.float64))
     model[2][1] = ftnn.BatchNormAct2d(4, act="silu", device=device, dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_other_users_of_qconfig():
 
 @pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm, ftnn.convert_sync_batchnorm])
 def test_fused_models(convert, device):
-    """The members of a chain run by themselves: nothing is lost."""
+    """The members of a chain run separately, so nothing is lost."""
     stock = ResNet().to(device)
     fused = convert(fusedtricks.fuse(stock))
     expected = nn.SyncBatchNorm.convert_sync_batchnorm(stock)

@@ -1,4 +1,4 @@
-"""What PyTorch does around a module: autocast, copies, casts, meta, checkpoints, DDP, changes in between."""
+"""PyTorch's machinery around a module: autocast, copies, casts, meta, checkpoints, DDP, changes in between."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusedtricks.functional import batch_norm_act, leaky_relu
 
 
 def test_autocast(device):
-    """A convolution in bf16, its BatchNorm with float parameters: dtype and values as stock."""
+    """A convolution in bf16 and a BatchNorm with float32 parameters: dtype and values as in stock."""
     conv, bn = nn.Conv2d(3, 8, 3, device=device), nn.BatchNorm2d(8, device=device)
     fused = ftnn.BatchNormReLU2d(8, device=device)
     fused.load_state_dict(bn.state_dict())
@@ -28,7 +28,7 @@ def test_autocast(device):
         h = conv(x)
         expected, actual = bn(h).relu(), fused(h)
     assert actual.dtype is expected.dtype is torch.bfloat16
-    # One rounding here, several there: two units in the last place of bf16.
+    # One rounding in ours, several in stock: two units in the last place of bf16.
     torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
     torch.testing.assert_close(fused.running_var, bn.running_var)
     actual.sum().backward()
@@ -39,14 +39,14 @@ def test_autocast(device):
     ("dtype", "residual_dtype"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
 )
 def test_autocast_promotes_a_residual_of_another_dtype(dtype, residual_dtype, device):
-    """The sum of a bf16 branch and a float skip connection is float, as with stock."""
+    """The sum of a bf16 branch and a float32 skip connection is float32, as in stock."""
     x, residual = torch.randn(4, 8, 5, 5, device=device).to(dtype), torch.randn(4, 8, 5, 5, device=device)
     residual = residual.to(residual_dtype).requires_grad_()
     bn, fused = nn.BatchNorm2d(8, device=device), ftnn.BatchNormReLU2d(8, device=device)
     with torch.autocast(device.type, torch.bfloat16):
         expected, actual = (bn(x) + residual).relu(), fused(x, residual)
     assert actual.dtype is expected.dtype
-    # Stock rounds the branch to bf16 before it adds.
+    # Stock rounds the branch to bf16 before adding.
     torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-6)
     (grad,) = torch.autograd.grad(actual.sum(), residual)
     assert grad.dtype is residual_dtype
@@ -112,7 +112,7 @@ def test_meta_construction_and_to_empty(device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_cast_modules(dtype, device):
-    """`.half()` and its like cast parameters and statistics, not the batch count."""
+    """`.half()` and the like cast parameters and statistics, but not the batch count."""
     fused, bn = ftnn.BatchNormAct2d(4, act="identity").to(device, dtype), nn.BatchNorm2d(4).to(device, dtype)
     x = torch.randn(3, 4, 5, 6, device=device).to(dtype)
     y, expected = fused(x), bn(x)
@@ -133,7 +133,7 @@ def test_module_to_double_and_back(device):
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpoint(use_reentrant, device):
-    """Gradients as without; the statistics are updated by the recomputation too, as stock's are."""
+    """Same gradients as without; the recomputation also updates the statistics, as in stock."""
     model = Network().to(device)
     x = torch.randn(3, 4, 6, 5, device=device, requires_grad=True)
     plain = copy.deepcopy(model)
@@ -145,7 +145,7 @@ def test_checkpoint(use_reentrant, device):
 
 
 def test_distributed_data_parallel(device, monkeypatch):
-    """One process of gloo: hooks fire, gradients arrive, buffers are broadcast."""
+    """One gloo process: hooks run, gradients arrive, buffers are broadcast."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -164,7 +164,7 @@ def test_distributed_data_parallel(device, monkeypatch):
 
 
 def test_inference_mode(device):
-    """Its tensors have no version counter; statistics are updated, and written in place all the same."""
+    """Inference tensors have no version counter; statistics and in-place results are still written."""
     model = model_of_everything(device)
     expected = copy.deepcopy(model)
     x = torch.randn(3, 4, 5, 6, device=device)
@@ -181,7 +181,7 @@ def test_inference_mode(device):
 
 
 def test_what_is_written_has_a_new_version(device):
-    """Autograd's check that nothing kept was changed sees statistics and in-place results."""
+    """Autograd's check for changed saved tensors notices writes to statistics and in-place results."""
     bn = ftnn.BatchNormReLU1d(3, device=device)
     before = [t._version for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked)]
     bn(torch.randn(5, 3, device=device))
@@ -193,7 +193,7 @@ def test_what_is_written_has_a_new_version(device):
 
 
 def test_running_statistics_changed_twice_before_backward(device):
-    """Two forwards, then both backwards: the statistics are mutated in between, and are not needed."""
+    """Two forwards, then both backwards: the statistics change in between, but backward does not need them."""
     bn = ftnn.BatchNormReLU1d(3, device=device)
     x = torch.randn(5, 3, device=device, requires_grad=True)
     (bn(x).sum() + bn(x * 2).sum()).backward()
@@ -204,7 +204,7 @@ def test_running_statistics_changed_twice_before_backward(device):
 
 
 def test_evaluation_statistics_changed_before_backward(device):
-    """They are part of the gradient there: changing them must raise or not matter."""
+    """In evaluation they enter the gradient: changing them must raise an error or have no effect."""
     bn = ftnn.BatchNormAct1d(3, act="silu", device=device).eval()
     x = torch.randn(5, 3, device=device, requires_grad=True)
     (expected,) = torch.autograd.grad(bn(x).sum(), x)
@@ -228,7 +228,7 @@ def test_input_changed_before_backward_raises(device):
 
 
 def test_stock_op_in_place_on_the_result(device):
-    """Allowed, as with stock, where the input alone was kept."""
+    """Allowed if only the input was kept, as in stock."""
     x = torch.randn(5, 3, device=device, requires_grad=True)
     y = batch_norm_act(x, None, None, act="identity", training=True)
     nn.functional.relu_(y)

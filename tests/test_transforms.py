@@ -1,4 +1,4 @@
-"""torch.func and forward-mode differentiation, which go through the eager composition."""
+"""torch.func and forward-mode differentiation, which use the eager composition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_func_grad(device):
 
 
 def test_func_vmap_of_per_sample_gradients(device):
-    """Evaluation, as for stock: a vmap over training statistics cannot update them."""
+    """In evaluation, as in stock: vmap cannot update running statistics."""
     model = nn.Sequential(ftnn.BatchNormAct1d(3, act="gelu"), ftnn.LeakyReLU(0.1)).to(device).eval()
     parameters = dict(model.named_parameters())
 
