@@ -215,7 +215,9 @@ def sdist(tmp_path_factory):
 def test_sdist_holds_the_sources_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = [path for folder in ("csrc", ".build_backend", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")]
+    sources = [
+        path for folder in ("csrc", ".build_backend", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")
+    ]
     expected = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix not in (".pyc", "")}
     assert expected | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.py"))]

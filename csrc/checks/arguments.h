@@ -1,5 +1,5 @@
-// Checks that several operators share. Each names the argument, what it got and what it takes, and raises the class that
-// stock PyTorch raises for the same mistake. They run before anything is written.
+// Checks that several operators share. Each names the argument, what it got and what it takes, and raises the class
+// that stock PyTorch raises for the same mistake. They run before anything is written.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -99,17 +99,17 @@ ActDropoutBackwardOp::Results ActDropoutBackwardOp::run() const {
   const OptionalTensor& saved = input ? input : output;
   const Tensor s = saved ? laid_out_like(*saved, dx) : Tensor(), state = rng_state ? rng_state->contiguous() : Tensor();
   ActDropoutBackward call{.tail = tail_of(dx, bias, state.defined()),
-                              .act = activation,
-                              .mask = state.defined() ? recorded_mask(rate, state) : no_mask(rate),
-                              .kept = input    ? Kept::kInput
-                                      : output ? Kept::kResult
-                                               : Kept::kNothing,
-                              .dy = dy.const_data_ptr(),
-                              .saved = data_or_null(s),
-                              .bias = data_or_null(b),
-                              .dx = output_mask[0] ? dx.data_ptr() : nullptr,
-                              .dbias = db.defined() ? db.data_ptr() : nullptr,
-                              .workspace = nullptr};
+                          .act = activation,
+                          .mask = state.defined() ? recorded_mask(rate, state) : no_mask(rate),
+                          .kept = input    ? Kept::kInput
+                                  : output ? Kept::kResult
+                                           : Kept::kNothing,
+                          .dy = dy.const_data_ptr(),
+                          .saved = data_or_null(s),
+                          .bias = data_or_null(b),
+                          .dx = output_mask[0] ? dx.data_ptr() : nullptr,
+                          .dbias = db.defined() ? db.data_ptr() : nullptr,
+                          .workspace = nullptr};
   const auto device = dx.device().type();
   const Tensor memory = workspace(kernels::act_dropout_backward_workspace(device)(call), dx);
   if (memory.defined()) call.workspace = memory.data_ptr();
@@ -133,7 +133,7 @@ ActDropoutBackwardOp::Results ActDropoutBackwardOp::record() const {
 
 // dx = drop(dy) act', dbias its sum; act' at z = input + bias, or read off act(z), which is output / scale.
 Tensors ActDropoutBackwardOp::differentiate(const GradNode<ActDropoutBackwardOp>& node, const Tensors& grads,
-                                          const Tensors& kept) {
+                                            const Tensors& kept) {
   const auto& [act, p, keeps_output] = node.attributes;
   const double scale = DropRate::make(p, DropMode::kInverted).scale;
   const Tensor &dy = kept[0], &bias = kept[2], &rng_state = kept[3];
@@ -209,12 +209,12 @@ ActDropoutOp::Results ActDropoutOp::run() const {
   const Tensor y = empty_for_kernels(input, bias), x = laid_out_like(input, y);
   const Tensor r = optional_laid_out_like(residual, y), b = computable(bias, input);
   const ActDropoutForward call{.tail = tail_of(y, bias, drops),
-                                   .act = activation,
-                                   .mask = drops ? draw_mask(rate, seed, rng_state) : no_mask(rate),
-                                   .x = x.const_data_ptr(),
-                                   .bias = data_or_null(b),
-                                   .residual = data_or_null(r),
-                                   .y = y.data_ptr()};
+                               .act = activation,
+                               .mask = drops ? draw_mask(rate, seed, rng_state) : no_mask(rate),
+                               .x = x.const_data_ptr(),
+                               .bias = data_or_null(b),
+                               .residual = data_or_null(r),
+                               .y = y.data_ptr()};
   if (drops || y.numel()) kernels::act_dropout_forward(y.device().type())(call);
   return {in_layout_of(input, y), rng_state};
 }
@@ -225,8 +225,7 @@ ActDropoutOp::Results ActDropoutOp::record() const {
   const auto [output, rng_state] = call_below(*this);
   gradient.of(output);
   const bool has_mask = !check_dropout(p, "inverted").keeps_all();
-  const bool keeps_output =
-      !residual && (has_mask ? activation.result_survives_scaling() : activation.keeps_result());
+  const bool keeps_output = !residual && (has_mask ? activation.result_survives_scaling() : activation.keeps_result());
   gradient->attributes = {activation, p, keeps_output};
   if (!activation.is_identity()) {
     if (keeps_output)
@@ -239,8 +238,7 @@ ActDropoutOp::Results ActDropoutOp::record() const {
   return {output, rng_state};
 }
 
-Tensors ActDropoutOp::differentiate(const GradNode<ActDropoutOp>& node, const Tensors& grads,
-                                         const Tensors& kept) {
+Tensors ActDropoutOp::differentiate(const GradNode<ActDropoutOp>& node, const Tensors& grads, const Tensors& kept) {
   Tensors result(3);
   const auto& [act, p, keeps_output] = node.attributes;
   const std::array<bool, 2> wanted{node.wants(0), node.wants(1)};
@@ -248,7 +246,7 @@ Tensors ActDropoutOp::differentiate(const GradNode<ActDropoutOp>& node, const Te
     const OptionalTensor none, saved = or_none(kept[0]), bias = or_none(kept[1]), rng_state = or_none(kept[2]);
     std::tie(result[0], result[1]) =
         call(ActDropoutBackwardOp{grads[0], keeps_output ? none : saved, keeps_output ? saved : none, bias, rng_state,
-                                name_of(act), arguments_of(act), p, wanted});
+                                  name_of(act), arguments_of(act), p, wanted});
   }
   if (node.wants(2)) result[2] = grads[0];
   return result;
@@ -265,9 +263,8 @@ PyObject* python_act_dropout(PythonArguments& arguments) {
   const double p = arguments.flag() ? given_p : 0;
   const std::optional<int64_t> seed = arguments.seed();
   if (!arguments.fit()) return nullptr;
-  return arguments.released([&] {
-    return std::get<0>(call(ActDropoutOp{x, bias, residual, name_of(act), arguments_of(act), p, seed}));
-  });
+  return arguments.released(
+      [&] { return std::get<0>(call(ActDropoutOp{x, bias, residual, name_of(act), arguments_of(act), p, seed})); });
 }
 
 const PythonFunction functions[] = {PythonFunction::of<python_act_dropout>("act_dropout")};

@@ -40,8 +40,7 @@ Tensor normalize(const Tensor& x, const Tensor& weight, const Tensor& bias, cons
   return xhat;
 }
 
-Tensors gradients_of(const Tensors& outputs, const Tensors& inputs, const Tensors& grads,
-                           bool create_graph) {
+Tensors gradients_of(const Tensors& outputs, const Tensors& inputs, const Tensors& grads, bool create_graph) {
   Tensors wanted, used_outputs, used_grads;
   for (const auto& t : inputs) {
     if (t.defined()) wanted.push_back(t);

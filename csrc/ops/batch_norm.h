@@ -1,4 +1,5 @@
-// What the operators with a BatchNorm share: its statistics in memory, and its composition in differentiable operations.
+// What the operators with a BatchNorm share: its statistics in memory, and its composition in differentiable
+// operations.
 #pragma once
 
 #include <ATen/core/Tensor.h>

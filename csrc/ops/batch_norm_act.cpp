@@ -121,8 +121,8 @@ Tensors differentiate_backward(const GradNode<Op>& node, const Tensors& grads, c
 }
 
 struct BatchNormActBackwardOp {
-  // The gradients of batch_norm_act. With a residual, the activation's derivative is read off output, or z is recomputed
-  // from residual.
+  // The gradients of batch_norm_act. With a residual, the activation's derivative is read off output, or z is
+  // recomputed from residual.
   static constexpr const char* schema =
       "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
       "Tensor? output, Tensor save_mean, Tensor save_rstd, str act, float[] act_args, bool training, float eps, "
@@ -150,14 +150,14 @@ struct BatchNormActBackwardOp {
   }
   Results record() const { return record_backward(*this, Tensor(), 0); }
   static Tensors differentiate(const GradNode<BatchNormActBackwardOp>& node, const Tensors& grads,
-                                const Tensors& kept) {
+                               const Tensors& kept) {
     return differentiate_backward(node, grads, kept);
   }
 };
 
 struct BatchNormActDropoutBackwardOp {
-  // The gradients of batch_norm_act_dropout. With a residual, the derivative of relu is read off output, and z of others
-  // recomputed from residual.
+  // The gradients of batch_norm_act_dropout. With a residual, the derivative of relu is read off output, and z of
+  // others recomputed from residual.
   static constexpr const char* schema =
       "batch_norm_act_dropout_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor? output, Tensor save_mean, Tensor save_rstd, Tensor rng_state, str act, "
@@ -185,11 +185,11 @@ struct BatchNormActDropoutBackwardOp {
     if (input.is_meta()) return empty_gradients(*this);
     const Tensor mean = save_mean.contiguous(), rstd = save_rstd.contiguous(), state = rng_state.contiguous();
     return input_gradients(*this, mean.const_data_ptr<double>(), rstd.const_data_ptr<double>(),
-                         recorded_mask(rate, state));
+                           recorded_mask(rate, state));
   }
   Results record() const { return record_backward(*this, rng_state, p); }
   static Tensors differentiate(const GradNode<BatchNormActDropoutBackwardOp>& node, const Tensors& grads,
-                                const Tensors& kept) {
+                               const Tensors& kept) {
     return differentiate_backward(node, grads, kept);
   }
 };
@@ -276,7 +276,9 @@ struct BatchNormActOp {
     return {normalize_and_activate(*this, statistics, {}), statistics, Tensor()};
   }
   static Results as_results(const ForwardResults& r) { return {r.output, r.statistics.mean, r.statistics.rstd}; }
-  static ForwardResults from_results(const Results& r) { return {std::get<0>(r), {std::get<1>(r), std::get<2>(r)}, {}}; }
+  static ForwardResults from_results(const Results& r) {
+    return {std::get<0>(r), {std::get<1>(r), std::get<2>(r)}, {}};
+  }
   double drop_probability() const { return 0; }
 
   Results run() const { return as_results(forward(/*in_one_block=*/false)); }
@@ -386,11 +388,12 @@ Tensors differentiate_forward(const GradNode<Op>& node, const Tensors& grads, co
   const auto backward = [&](const Statistics& s) {
     if constexpr (Op::drops) {
       return BatchNormActDropoutBackwardOp{
-          grads[0], kept[kInput], weight, bias, residual, output, s.mean, s.rstd, rng_state, name_of(a.act),
-          arguments_of(a.act), a.training, a.eps, a.p, wanted};
+          grads[0],       kept[kInput],        weight,     bias,  residual, output, s.mean, s.rstd, rng_state,
+          name_of(a.act), arguments_of(a.act), a.training, a.eps, a.p,      wanted};
     } else {
-      return BatchNormActBackwardOp{grads[0], kept[kInput], weight, bias, residual, output, s.mean, s.rstd,
-                                    name_of(a.act), arguments_of(a.act), a.training, a.eps, wanted};
+      return BatchNormActBackwardOp{grads[0],   kept[kInput], weight, bias,           residual,
+                                    output,     s.mean,       s.rstd, name_of(a.act), arguments_of(a.act),
+                                    a.training, a.eps,        wanted};
     }
   };
   const Statistics statistics{kept[kMean], kept[kRstd]};

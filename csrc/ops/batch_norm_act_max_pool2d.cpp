@@ -139,8 +139,7 @@ BatchNormActMaxPool2dBackwardOp::Results BatchNormActMaxPool2dBackwardOp::record
   gradient->attributes = {check_activation(act, act_args), Windows(windows()), training, eps};
   const Results results = call_below(*this);
   size_t place = 0;
-  for (const Tensor& t :
-       {grad_output, input, or_undefined(weight), or_undefined(bias), argmax, save_mean, save_rstd}) {
+  for (const Tensor& t : {grad_output, input, or_undefined(weight), or_undefined(bias), argmax, save_mean, save_rstd}) {
     gradient.keep(place++, t);
   }
   std::apply([&](const auto&... result) { (gradient.of(result), ...); }, results);
@@ -258,10 +257,23 @@ Tensors BatchNormActMaxPool2dOp::differentiate(const GradNode<BatchNormActMaxPoo
                                                const Tensors& kept) {
   const auto& [act, windows, training, eps] = node.attributes;
   const OptionalTensor weight = or_none(kept[1]), bias = or_none(kept[2]);
-  const auto [dx, dw, db] = call(BatchNormActMaxPool2dBackwardOp{
-      grads[0], kept[0], weight, bias, kept[3], kept[4], kept[5], name_of(act), arguments_of(act),
-      windows->kernel_size, windows->stride, windows->padding, windows->dilation, windows->ceil_mode, training, eps,
-      {node.wants(0), node.wants(1), node.wants(2)}});
+  const auto [dx, dw, db] = call(BatchNormActMaxPool2dBackwardOp{grads[0],
+                                                                 kept[0],
+                                                                 weight,
+                                                                 bias,
+                                                                 kept[3],
+                                                                 kept[4],
+                                                                 kept[5],
+                                                                 name_of(act),
+                                                                 arguments_of(act),
+                                                                 windows->kernel_size,
+                                                                 windows->stride,
+                                                                 windows->padding,
+                                                                 windows->dilation,
+                                                                 windows->ceil_mode,
+                                                                 training,
+                                                                 eps,
+                                                                 {node.wants(0), node.wants(1), node.wants(2)}});
   return {dx, dw, db};
 }
 
@@ -283,14 +295,13 @@ PyObject* python_batch_norm_act_max_pool2d(PythonArguments& arguments) {
   const OptionalTensor num_batches_tracked = arguments.optional_tensor();
   if (!arguments.fit()) return nullptr;
   return arguments.released([&] {
-    return std::get<0>(call(BatchNormActMaxPool2dOp{
-        input, running_mean, running_var, num_batches_tracked, weight, bias, name_of(act), arguments_of(act),
-        kernel_size, stride, padding, dilation, ceil_mode, training, momentum, eps}));
+    return std::get<0>(call(BatchNormActMaxPool2dOp{input, running_mean, running_var, num_batches_tracked, weight, bias,
+                                                    name_of(act), arguments_of(act), kernel_size, stride, padding,
+                                                    dilation, ceil_mode, training, momentum, eps}));
   });
 }
 
-const PythonFunction functions[] = {
-    PythonFunction::of<python_batch_norm_act_max_pool2d>("batch_norm_act_max_pool2d")};
+const PythonFunction functions[] = {PythonFunction::of<python_batch_norm_act_max_pool2d>("batch_norm_act_max_pool2d")};
 
 }  // namespace
 }  // namespace fusedtricks

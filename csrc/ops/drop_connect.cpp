@@ -1,9 +1,9 @@
 // DropConnect: a linear layer or a convolution whose weight is dropped. Kept for backward are the input, the weight as
 // it is and two numbers, seed and offset, from which the backward drops the weight again.
 //
-// The operators are compositions: of dropout with its mask, and of ATen's products. What traces them sees those. A linear
-// layer that is mostly weight has an operator of its own, which on the CPU drops the weight block by block, each into a
-// cache, and multiplies it there; its backward drops weight and gradient by the same words, computed once.
+// The operators are compositions: of dropout with its mask, and of ATen's products. What traces them sees those. A
+// linear layer that is mostly weight has an operator of its own, which on the CPU drops the weight block by block, each
+// into a cache, and multiplies it there; its backward drops weight and gradient by the same words, computed once.
 #include "calls/drop_connect.h"
 
 #include <ATen/Parallel.h>
@@ -402,8 +402,7 @@ PyObject* python_drop_connect_linear(PythonArguments& arguments) {
   const double p = arguments.probability();
   const std::optional<int64_t> seed = arguments.seed();
   if (!arguments.fit()) return nullptr;
-  return arguments.released(
-      [&] { return std::get<0>(dispatch(DropConnectLinearOp{input, weight, bias, p, seed})); });
+  return arguments.released([&] { return std::get<0>(dispatch(DropConnectLinearOp{input, weight, bias, p, seed})); });
 }
 
 // drop_connect_convolution(input, weight, bias, stride, padding, dilation, groups, p, seed)

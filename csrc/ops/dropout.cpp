@@ -29,7 +29,8 @@ struct DropoutAttributes {
   DropMode mode;
 };
 
-// grad_output * the same mask. (The schemas say "scaling": torch's functionalisation has a parameter "mode" of its own.)
+// grad_output * the same mask. (The schemas say "scaling": torch's functionalisation has a parameter "mode" of its
+// own.)
 struct DropoutBackwardOp {
   static constexpr const char* schema =
       "dropout_backward(Tensor grad_output, Tensor rng_state, float p, str scaling) -> Tensor";
@@ -74,11 +75,12 @@ Tensor DropoutBackwardOp::record() const {
 }
 
 Tensors DropoutBackwardOp::differentiate(const GradNode<DropoutBackwardOp>& node, const Tensors& grads,
-                                       const Tensors& kept) {
+                                         const Tensors& kept) {
   return gradient_of(node, grads, kept);
 }
 
-// Where kept input [/ (1 - p)], else 0; or alpha dropout. And the two int64 that the mask follows from: seed and offset.
+// Where kept input [/ (1 - p)], else 0; or alpha dropout. And the two int64 that the mask follows from: seed and
+// offset.
 struct DropoutOp {
   static constexpr const char* schema =
       "dropout(Tensor input, float p, str scaling, int? seed) -> (Tensor output, Tensor rng_state)";

@@ -84,7 +84,7 @@ Tensor FeatureDropoutBackwardOp::record() const {
 }
 
 Tensors FeatureDropoutBackwardOp::differentiate(const GradNode<FeatureDropoutBackwardOp>& node, const Tensors& grads,
-                                              const Tensors& kept) {
+                                                const Tensors& kept) {
   return {gradient_of(node, grads, kept)};
 }
 
@@ -123,8 +123,7 @@ struct FeatureDropoutOp {
     gradient.of(output);
     return {output, rng_state};
   }
-  static Tensors differentiate(const GradNode<FeatureDropoutOp>& node, const Tensors& grads,
-                               const Tensors& kept) {
+  static Tensors differentiate(const GradNode<FeatureDropoutOp>& node, const Tensors& grads, const Tensors& kept) {
     return {node.wants(0) ? gradient_of(node, grads, kept) : Tensor(), node.wants(1) ? grads[0] : Tensor()};
   }
   // A residual may come in another dtype than the input: the sum is then of the wider type, as in stock.

@@ -1,6 +1,6 @@
-// The fields of an operator's struct as a tuple. C++17 has no reflection: the number of fields is the number of arguments
-// in the operator's schema, and structured bindings give the fields. A struct that does not fit its schema does not
-// compile.
+// The fields of an operator's struct as a tuple. C++17 has no reflection: the number of fields is the number of
+// arguments in the operator's schema, and structured bindings give the fields. A struct that does not fit its schema
+// does not compile.
 #pragma once
 
 #include <string_view>
@@ -46,47 +46,64 @@ auto fields_of(Op& op) {
   }
   if constexpr (count == 7) {
     auto& [a, b, c, d, e, f, g] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g)>(a, b, c, d, e, f, g);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g)>(
+        a, b, c, d, e, f, g);
   }
   if constexpr (count == 8) {
     auto& [a, b, c, d, e, f, g, h] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h)>(a, b, c, d, e, f, g, h);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h)>(a, b, c, d, e, f, g, h);
   }
   if constexpr (count == 9) {
     auto& [a, b, c, d, e, f, g, h, i] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i)>(a, b, c, d, e, f, g, h, i);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i)>(a, b, c, d, e, f, g, h, i);
   }
   if constexpr (count == 10) {
     auto& [a, b, c, d, e, f, g, h, i, j] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j)>(a, b, c, d, e, f, g, h, i, j);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j)>(a, b, c, d, e, f, g, h, i, j);
   }
   if constexpr (count == 11) {
     auto& [a, b, c, d, e, f, g, h, i, j, k] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j), decltype(k)>(a, b, c, d, e, f, g, h, i, j, k);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j), decltype(k)>(a, b, c, d, e, f, g, h, i, j, k);
   }
   if constexpr (count == 12) {
     auto& [a, b, c, d, e, f, g, h, i, j, k, l] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j), decltype(k), decltype(l)>(a, b, c, d, e, f, g, h, i, j, k, l);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j), decltype(k), decltype(l)>(a, b, c, d, e, f, g, h, i, j, k,
+                                                                                       l);
   }
   if constexpr (count == 13) {
     auto& [a, b, c, d, e, f, g, h, i, j, k, l, m] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m)>(a, b, c, d, e, f, g, h, i, j, k, l, m);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m)>(a, b, c, d, e, f, g,
+                                                                                                    h, i, j, k, l, m);
   }
   if constexpr (count == 14) {
     auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n)>(a, b, c, d, e, f, g, h, i, j, k, l, m, n);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n)>(
+        a, b, c, d, e, f, g, h, i, j, k, l, m, n);
   }
   if constexpr (count == 15) {
     auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n), decltype(o)>(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n),
+                      decltype(o)>(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o);
   }
   if constexpr (count == 16) {
     auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n), decltype(o), decltype(p)>(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n),
+                      decltype(o), decltype(p)>(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p);
   }
   if constexpr (count == 17) {
     auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q] = op;
-    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g), decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n), decltype(o), decltype(p), decltype(q)>(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
+    return std::tuple<decltype(a), decltype(b), decltype(c), decltype(d), decltype(e), decltype(f), decltype(g),
+                      decltype(h), decltype(i), decltype(j), decltype(k), decltype(l), decltype(m), decltype(n),
+                      decltype(o), decltype(p), decltype(q)>(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
   }
 }
 

@@ -263,9 +263,8 @@ PyObject* python_fractional_max_pool(PythonArguments& arguments) {
   if (!arguments.fit()) return nullptr;
   Tensor indices;
   PyObject* output = arguments.released([&] {
-    const auto [y, argmax, rng_state] =
-        call(FractionalMaxPoolOp{input, kernel_size, c10::fromIntArrayRefSlow(output_size), samples, seed,
-                                 name_of(act), arguments_of(act)});
+    const auto [y, argmax, rng_state] = call(FractionalMaxPoolOp{
+        input, kernel_size, c10::fromIntArrayRefSlow(output_size), samples, seed, name_of(act), arguments_of(act)});
     if (return_indices) {
       indices = call(FractionalMaxPoolIndicesOp{argmax, samples, rng_state, input.sym_sizes().slice(2), kernel_size});
     }

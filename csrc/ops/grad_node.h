@@ -27,9 +27,7 @@ using torch::autograd::SavedVariable;
 inline torch::autograd::Edge edge_to(const Tensor& t) {
   return t.defined() ? torch::autograd::impl::gradient_edge(t) : torch::autograd::Edge();
 }
-inline torch::autograd::Edge edge_to(const OptionalTensor& t) {
-  return t ? edge_to(*t) : torch::autograd::Edge();
-}
+inline torch::autograd::Edge edge_to(const OptionalTensor& t) { return t ? edge_to(*t) : torch::autograd::Edge(); }
 
 template <class Op>
 class GradNode final : public torch::autograd::Node {

@@ -16,7 +16,8 @@ void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack)
 }
 
 AnyFunction KernelSlot::missing(c10::DeviceType device) const {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "fusedtricks: ", name_, " has no kernel for device ", c10::DeviceTypeName(device, true),
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "fusedtricks: ", name_, " has no kernel for device ",
+                              c10::DeviceTypeName(device, true),
                               "; `python -m fusedtricks info` lists the backends that were built");
 }
 

@@ -6,14 +6,16 @@
 //     const Tensor& input;            the arguments, in the schema's order and in the dispatcher's C++ types
 //     double p;
 //     ...
-//     Results run() const;            checks the arguments, makes the outputs and calls the kernels. On meta tensors, whose
+//     Results run() const;            checks the arguments, makes the outputs and calls the kernels. On meta tensors,
+//     whose
 //                                     sizes may be symbolic, it ends when the outputs are there
 //     Results record() const;         the same, with the gradient recorded: called where an input requires it
 //     auto differentiable() const;    a tuple of the inputs that record() is for
 //   };
 // and where it applies: Results cast() const, the call under autocast; changed(), a tuple of the arguments that it
 // writes to; and the constants inplace, draws and composite.
-// It is registered by  const Operators<Dropout, DropoutBackward> operators;  and called as  call(Dropout{x, p, ...}). The path of a call:
+// It is registered by  const Operators<Dropout, DropoutBackward> operators;  and called as  call(Dropout{x, p, ...}).
+// The path of a call:
 //   call → [dispatcher → autocast → dispatcher →] record() or run() → [dispatcher →] run() → kernels::dropout(device)
 // The steps in brackets are left out where the dispatcher would do nothing: see is_plain.
 #pragma once
@@ -104,9 +106,9 @@ const Tensor* as_tensor(const T&) {
 
 // Whether a tensor has data on a device of ours and nothing else that the dispatcher would act on.
 inline bool is_plain(const Tensor& t) {
-  constexpr c10::DispatchKeySet plain(
-      {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutogradCUDA,
-       c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
+  constexpr c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCPU,
+                                       c10::DispatchKey::AutogradCUDA, c10::DispatchKey::ADInplaceOrView,
+                                       c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
   return !t.defined() || plain.has_all(t.key_set());
 }
 

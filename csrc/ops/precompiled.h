@@ -1,5 +1,5 @@
-// The headers of PyTorch that the sources of operators share. The build compiles them once, ahead of the sources, and has
-// every one of them include this file first. Nothing depends on that: each source also includes what it uses.
+// The headers of PyTorch that the sources of operators share. The build compiles them once, ahead of the sources, and
+// has every one of them include this file first. Nothing depends on that: each source also includes what it uses.
 #pragma once
 
 #include <ATen/OpMathType.h>

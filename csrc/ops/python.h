@@ -2,8 +2,8 @@
 // time that a generic binding takes.
 //
 // A function answers None for every call that is not an ordinary one: an argument of another type than it takes, a
-// subclass of Tensor, a transform or a forward-mode gradient. The Python function around it then knows what to do or what
-// to say, and nothing has happened yet.
+// subclass of Tensor, a transform or a forward-mode gradient. The Python function around it then knows what to do or
+// what to say, and nothing has happened yet.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -30,9 +30,7 @@ MaskSource draw_mask(const DropRate& rate, std::optional<int64_t> seed, const at
   const auto device = rng_state.device().type();
   MaskSource mask;
   mask.rate = rate;
-  mask.drawn = seed                        ? of_seed(*seed)
-               : device == at::kCPU ? draw_on_cpu()
-                                           : kernels::draw_random_source(device)();
+  mask.drawn = seed ? of_seed(*seed) : device == at::kCPU ? draw_on_cpu() : kernels::draw_random_source(device)();
   mask.record = rng_state.mutable_data_ptr<int64_t>();
   return mask;
 }

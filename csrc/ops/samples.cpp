@@ -150,7 +150,8 @@ struct AddSamplesOp {
 
 // input[index], and input itself; backward adds the gradient of the one to that of the other in one pass.
 struct BranchSamplesOp {
-  static constexpr const char* schema = "branch_samples(Tensor(a) input, Tensor index) -> (Tensor rows, Tensor(a) skip)";
+  static constexpr const char* schema =
+      "branch_samples(Tensor(a) input, Tensor index) -> (Tensor rows, Tensor(a) skip)";
   static constexpr bool composite = true;
   using Results = std::tuple<Tensor, Tensor>;
   const Tensor &input, &index;

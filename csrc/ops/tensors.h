@@ -9,8 +9,8 @@
 #include <optional>
 #include <utility>
 
-#include "core/layout.h"
 #include "core/drop_rate.h"
+#include "core/layout.h"
 
 namespace fusedtricks {
 

@@ -7,7 +7,6 @@ then needs none of our operators.
 """
 
 from ._act_dropout import act_dropout
-from ._arguments import ACTIVATIONS
 from ._activation import (
     activation,
     elu,
@@ -23,6 +22,7 @@ from ._activation import (
     softplus,
     tanh,
 )
+from ._arguments import ACTIVATIONS
 from ._batch_norm_act import batch_norm_act
 from ._batch_norm_act_max_pool2d import batch_norm_act_max_pool2d
 from ._drop_connect import (

@@ -73,9 +73,7 @@ def _check(input: Any, p: Any, training: Any, inplace: Any, seed: Any, mode: Any
     check_types("dropout", {"input": input}, {"p": p})
 
 
-def _undropped(
-    input: Tensor, p: float, training: bool, inplace: bool, seed: int | None, mode: str
-) -> Tensor | None:
+def _undropped(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None, mode: str) -> Tensor | None:
     if p == 0 or (not training and mode == "inverted"):
         return input
     if training:

@@ -256,9 +256,7 @@ _ALPHA_DROPOUT = Route(
 )
 
 
-def _check_drop_path(
-    x: Any, p: Any, residual: Any, mode: Any, training: Any, scale_by_keep: Any, seed: Any
-) -> None:
+def _check_drop_path(x: Any, p: Any, residual: Any, mode: Any, training: Any, scale_by_keep: Any, seed: Any) -> None:
     check_dropout(p)
     signed_seed(seed)
     if mode not in _MASK_DIMS:
@@ -266,7 +264,7 @@ def _check_drop_path(
     check_types("drop_path", {"x": x, "residual": residual}, {})
     if residual is not None and residual.shape != x.shape:
         shapes = tuple(residual.shape), tuple(x.shape)
-        raise RuntimeError(f"drop_path: residual has shape {shapes[0]}, but needs that of x, {shapes[1]}")
+        raise RuntimeError(f"drop_path: residual has shape {shapes[0]}; it needs that of x, {shapes[1]}")
 
 
 def _undropped(x: Tensor, p: float, residual: Tensor | None, training: bool, **others: Any) -> Tensor | None:

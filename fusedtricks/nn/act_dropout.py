@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..functional._arguments import activation_arguments
-from ..functional._arguments import check_dropout
+from ..functional._arguments import activation_arguments, check_dropout
 
 
 class _ActDropoutArguments:

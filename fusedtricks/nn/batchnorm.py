@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F
-from ..functional._arguments import activation_arguments
-from ..functional._arguments import check_dropout
+from ..functional._arguments import activation_arguments, check_dropout
 
 
 def batch_norm_act_of(

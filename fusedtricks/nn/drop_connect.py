@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..functional._arguments import activation_arguments
+from ..functional._arguments import activation_arguments, check_dropout
 from ..functional._drop_connect import check_moments, moments
-from ..functional._arguments import check_dropout
 
 SAMPLES = 64
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..functional._arguments import activation_arguments
-from ..functional._arguments import check_dropout
+from ..functional._arguments import activation_arguments, check_dropout
 from .batchnorm import _BatchNormAct, act_repr
 from .batchnorm_pool import WINDOWS, BatchNormActMaxPool2d
 
