@@ -51,7 +51,8 @@ def chosen_instruction_sets() -> list[str]:
     if chosen == "all":
         return list(INSTRUCTION_SETS)
     if chosen is not None:
-        return ["default", *chosen.split(",")]
+        # Sanitized kernels are not installed for use: only those that were asked for.
+        return chosen.split(",") if SANITIZE else ["default", *chosen.split(",")]
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return ["default", *[isa for isa in INSTRUCTION_SETS if capability.startswith(isa)]]
 
