@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusedtricks import _build_info
+
 FORCE = "ATEN_CPU_CAPABILITY"
 INSTRUCTION_SETS = ["default", "avx2", "avx512"]
 
@@ -41,6 +43,8 @@ def test_instruction_set(name):
     best = best_of_the_machine()
     if name not in INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]:
         pytest.skip(f"this machine's best is {best}")
+    if f"cpu_{name}" not in _build_info.backends:
+        pytest.skip(f"{name} was not built")
     folder = Path(__file__).parent
     # The other tests already use the machine's best: for it, check only that its name is accepted.
     tests = Path(__file__) if name == torch.ops.fusedtricks.cpu_capability() else folder

@@ -20,23 +20,26 @@ inline ChannelValues channel_values(const OptionalTensor& t) { return t ? channe
 // What a forward normalised with: mean and rstd of every channel, float64.
 struct Statistics {
   Tensor mean, rstd;  // where rstd is undefined, its values lie behind those of the mean
+  int64_t channels;   // of one block
 
-  static Statistics empty(const Tensor& input) { return {of_channels(input, 1), of_channels(input, 1)}; }
-  // One allocation, for calls that no operator's results have to be made of.
-  static Statistics empty_block(const Tensor& input) { return {of_channels(input, 2), Tensor()}; }
+  static Statistics in_two(const Tensor& input) {
+    const auto options = input.options().dtype(at::kDouble);
+    const auto channels = input.sym_size(1);
+    return {at::empty_symint({channels}, options), at::empty_symint({channels}, options), 0};
+  }
+  // In one allocation, with room for so many bytes behind: for calls that no operator's results have to be made of.
+  static Statistics in_one(const Tensor& input, int64_t more_bytes) {
+    const int64_t channels = input.size(1), more = (more_bytes + int64_t(sizeof(double)) - 1) / int64_t(sizeof(double));
+    return {at::empty({2 * channels + more}, input.options().dtype(at::kDouble)), Tensor(), channels};
+  }
 
-  int64_t channels() const { return rstd.defined() ? rstd.numel() : mean.numel() / 2; }
   double* mean_data() const { return mean.mutable_data_ptr<double>(); }
-  double* rstd_data() const { return rstd.defined() ? rstd.mutable_data_ptr<double>() : mean_data() + channels(); }
+  double* rstd_data() const { return rstd.defined() ? rstd.mutable_data_ptr<double>() : mean_data() + channels; }
+  void* behind() const { return mean_data() + 2 * channels; }
   // In two tensors.
   Statistics split() const {
     if (rstd.defined()) return *this;
-    return {mean.narrow(0, 0, channels()), mean.narrow(0, channels(), channels())};
-  }
-
- private:
-  static Tensor of_channels(const Tensor& input, int64_t values) {
-    return at::empty_symint({values * input.sym_size(1)}, input.options().dtype(at::kDouble));
+    return {mean.narrow(0, 0, channels), mean.narrow(0, channels, channels), channels};
   }
 };
 

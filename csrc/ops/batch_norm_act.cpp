@@ -194,15 +194,28 @@ struct BatchNormActDropoutBackwardOp {
   }
 };
 
-// The kernels of a forward, for tensors with data; dropout's mask, where there is one.
+// All that a forward makes; rng_state of dropout alone.
+struct ForwardResults {
+  Tensor output;
+  Statistics statistics;
+  Tensor rng_state;
+};
+
+// A workspace up to this size may live as long as the statistics, until the backward; a larger one would be memory
+// lost.
+constexpr int64_t kSmallWorkspace = 16 << 10;
+
+// The kernels of a forward, for tensors with data. mask: dropout's, where there is one. in_one_block: for a caller that
+// wants the output alone, and saves allocations.
 template <class Op>
-Tensor normalize_and_activate(const Op& a, const Statistics& statistics, const MaskSource& mask) {
+ForwardResults normalize_and_activate(const Op& a, const MaskSource& mask, bool in_one_block) {
   const Tensor y = empty_in_kernel_layout(a.input);
   if (!a.input.numel()) {
     count_empty_batch(a);
-    statistics.mean.zero_();
-    if (statistics.rstd.defined()) statistics.rstd.zero_();
-    return y;
+    const Statistics none = Statistics::in_two(a.input);
+    none.mean.zero_();
+    none.rstd.zero_();
+    return {y, none, Tensor()};
   }
   const Tensor x = laid_out_like(a.input, y), r = optional_laid_out_like(a.residual, y);
   BatchNormForward call{
@@ -217,18 +230,23 @@ Tensor normalize_and_activate(const Op& a, const Statistics& statistics, const M
       .running_mean = channel_values(a.running_mean),
       .running_var = channel_values(a.running_var),
       .num_batches_tracked = a.num_batches_tracked ? a.num_batches_tracked->template data_ptr<int64_t>() : nullptr,
-      .mean = statistics.mean_data(),
-      .rstd = statistics.rstd_data(),
+      .mean = nullptr,
+      .rstd = nullptr,
       .training = a.training,
       .momentum = a.momentum.value_or(-1),
       .eps = a.eps,
       .workspace = nullptr,
       .mask = mask};
   const auto device = y.device().type();
-  const Tensor memory = workspace(kernels::batch_norm_forward_workspace(device)(call), y);
-  if (memory.defined()) call.workspace = memory.data_ptr();
+  const int64_t bytes = kernels::batch_norm_forward_workspace(device)(call);
+  const bool shares = in_one_block && bytes <= kSmallWorkspace;
+  const Statistics statistics = in_one_block ? Statistics::in_one(y, shares ? bytes : 0) : Statistics::in_two(y);
+  const Tensor memory = shares ? Tensor() : workspace(bytes, y);
+  call.mean = statistics.mean_data();
+  call.rstd = statistics.rstd_data();
+  if (bytes) call.workspace = shares ? statistics.behind() : memory.data_ptr();
   kernels::batch_norm_forward(device)(call);
-  return y;
+  return {y, statistics, Tensor()};
 }
 
 template <class Op>
@@ -237,13 +255,6 @@ void check_forward(const Op& a) {
   check_batch_norm(a);
   if (a.residual) check_like(*a.residual, a.input, "residual", "input");
 }
-
-// All that a forward makes; rng_state of dropout alone.
-struct ForwardResults {
-  Tensor output;
-  Statistics statistics;
-  Tensor rng_state;
-};
 
 enum Kept { kInput, kWeight, kBias, kResidual, kOutput, kMean, kRstd, kMask, kKeptTensors };
 
@@ -270,14 +281,13 @@ struct BatchNormActOp {
 
   ForwardResults forward(bool in_one_block) const {
     check_forward(*this);
-    const Statistics statistics = in_one_block ? Statistics::empty_block(input) : Statistics::empty(input);
-    if (input.is_meta()) return {empty_in_kernel_layout(input), statistics, Tensor()};
+    if (input.is_meta()) return {empty_in_kernel_layout(input), Statistics::in_two(input), Tensor()};
     const c10::DeviceGuard guard(input.device());
-    return {normalize_and_activate(*this, statistics, {}), statistics, Tensor()};
+    return normalize_and_activate(*this, {}, in_one_block);
   }
   static Results as_results(const ForwardResults& r) { return {r.output, r.statistics.mean, r.statistics.rstd}; }
   static ForwardResults from_results(const Results& r) {
-    return {std::get<0>(r), {std::get<1>(r), std::get<2>(r)}, {}};
+    return {std::get<0>(r), {std::get<1>(r), std::get<2>(r), 0}, {}};
   }
   double drop_probability() const { return 0; }
 
@@ -319,19 +329,20 @@ struct BatchNormActDropoutOp {
   ForwardResults forward(bool in_one_block) const {
     const DropRate rate = check_dropout(p, "inverted");
     check_forward(*this);
-    const Statistics statistics = in_one_block ? Statistics::empty_block(input) : Statistics::empty(input);
     const Tensor rng_state = new_rng_state(input);
-    if (input.is_meta()) return {empty_in_kernel_layout(input), statistics, rng_state};
+    if (input.is_meta()) return {empty_in_kernel_layout(input), Statistics::in_two(input), rng_state};
     const c10::DeviceGuard guard(input.device());
     if (!input.numel()) rng_state.zero_();
     const MaskSource mask = input.numel() ? draw_mask(rate, seed, rng_state) : MaskSource{};
-    return {normalize_and_activate(*this, statistics, mask), statistics, rng_state};
+    ForwardResults results = normalize_and_activate(*this, mask, in_one_block);
+    results.rng_state = rng_state;
+    return results;
   }
   static Results as_results(const ForwardResults& r) {
     return {r.output, r.statistics.mean, r.statistics.rstd, r.rng_state};
   }
   static ForwardResults from_results(const Results& r) {
-    return {std::get<0>(r), {std::get<1>(r), std::get<2>(r)}, std::get<3>(r)};
+    return {std::get<0>(r), {std::get<1>(r), std::get<2>(r), 0}, std::get<3>(r)};
   }
   double drop_probability() const { return p; }
 
@@ -396,7 +407,8 @@ Tensors differentiate_forward(const GradNode<Op>& node, const Tensors& grads, co
                                     a.training, a.eps,        wanted};
     }
   };
-  const Statistics statistics{kept[kMean], kept[kRstd]};
+  const Tensor& rstd = kept[kRstd];
+  const Statistics statistics{kept[kMean], rstd, rstd.defined() ? 0 : kept[kInput].size(1)};
   const auto op = backward(statistics);
   Gradients gradients;
   if (records(op) || !is_plain(op)) {

@@ -202,7 +202,7 @@ BatchNormActMaxPool2dOp::Results BatchNormActMaxPool2dOp::run() const {
                                 pooled_size(input.sym_size(3), windows(), 1)};
   const Tensor y = at::empty_symint(sizes, input.options(), format);
   const Tensor argmax = at::empty_symint(sizes, input.options().dtype(at::kByte), format);
-  const Statistics statistics = Statistics::empty(input);
+  const Statistics statistics = Statistics::in_two(input);
   const Results results{y, argmax, statistics.mean, statistics.rstd};
   if (input.is_meta()) return results;
   if (!input.numel()) {
