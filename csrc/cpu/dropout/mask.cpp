@@ -21,7 +21,9 @@ void KeptBits::fill(int64_t first, int count, int64_t channel_stride, int positi
   for (int c = 0; c < count; c += kCountersAtOnce) {
     Words index[kPhiloxVectors] = {}, kept[kPhiloxVectors] = {};
     for (int v = 0; v < kPhiloxVectors; ++v) {
-      for (int j = 0; j < kWordLanes; ++j) index[v][j] = uint64_t(first + (c + v * kWordLanes + j) * channel_stride);
+      Words of_vector{};
+      for (int j = 0; j < kWordLanes; ++j) of_vector[j] = uint64_t(first + (c + v * kWordLanes + j) * channel_stride);
+      index[v] = of_vector;
     }
     for (int block = 0; block < blocks; ++block) {
       const PhiloxLanes lanes([&](int v) { return (index[v] >> 2) + uint64_t(block); }, mask.seed, mask.offset);
