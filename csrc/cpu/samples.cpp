@@ -23,7 +23,7 @@ void fill_table(const SamplesCall& call, int64_t* table) {
   for (int64_t j = 0; j < call.rows; ++j) {
     const int64_t i = call.index[j];
     TORCH_CHECK_INDEX(0 <= i && i < call.samples, "index[", j, "] is ", i, "; expected 0 to ", call.samples - 1);
-    TORCH_CHECK_VALUE(table[i] == kAbsent, "index contains ", i, " twice; expected distinct samples");
+    TORCH_CHECK_VALUE(table[i] == kAbsent, "index names sample ", i, " twice; its numbers have to be different");
     table[i] = j;
   }
 }
