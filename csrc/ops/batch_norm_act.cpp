@@ -24,7 +24,7 @@ struct BatchNormAttributes {
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// The kernels of a backward, for tensors with data. after: dropout's mask, where there is one.
+// Runs the kernels of a backward. mask: that of dropout, or none.
 template <class Op>
 Gradients input_gradients(const Op& a, const double* mean, const double* rstd, const MaskSource& mask) {
   const Activation act = check_activation(a.act, a.act_args);
@@ -76,8 +76,7 @@ Gradients empty_gradients(const Op& a) {
           a.output_mask[3] ? empty_in_kernel_layout(a.input) : Tensor()};
 }
 
-// What the gradients of a backward depend on. Its own backward is written in differentiable operations, and
-// differentiated.
+// What a backward keeps for its own backward, which differentiates a composition of differentiable operations.
 enum KeptOfBackward { kGradOutput, kX, kWeightOfX, kBiasOfX, kResidualOfX, kOutputOfX, kMeanOfX, kRstdOfX, kRngState };
 
 template <class Op>
@@ -205,8 +204,8 @@ struct ForwardResults {
 // lost.
 constexpr int64_t kSmallWorkspace = 16 << 10;
 
-// The kernels of a forward, for tensors with data. mask: dropout's, where there is one. in_one_block: for a caller that
-// wants the output alone, and saves allocations.
+// Runs the kernels of a forward. mask: that of dropout, or none. in_one_block: saves allocations, for callers that need
+// only the output.
 template <class Op>
 ForwardResults normalize_and_activate(const Op& a, const MaskSource& mask, bool in_one_block) {
   const Tensor y = empty_in_kernel_layout(a.input);
@@ -356,7 +355,7 @@ struct BatchNormActDropoutOp {
   }
 };
 
-// A forward below autograd. in_one_block: for a caller that wants the output alone, and saves an allocation.
+// A forward below autograd. in_one_block: as in normalize_and_activate.
 template <class Op>
 ForwardResults forward_below(const Op& a, bool in_one_block) {
   if (!in_one_block || !is_plain(a)) return Op::from_results(call_below(a));

@@ -1,15 +1,16 @@
-// The nodes of autograd's graph. They are PyTorch's own kind, as its generated ones are, not torch::autograd::Function,
-// whose bookkeeping costs more than a small kernel does.
+// Nodes of the autograd graph. They derive from torch::autograd::Node, as PyTorch's generated ones do, because the
+// bookkeeping of torch::autograd::Function takes longer than a small kernel.
 //
 // An operator's record() makes one:
-//   const Gradient<Dropout> gradient(*this);        with edges to differentiable()
-//   ... results = call_below(*this) ...
-//   gradient.keep(rng_state).attributes = {...};    what the backward needs
-//   gradient.of(output);                            the output's gradient comes from this node
-// and names in its struct what the node keeps and does:
-//   struct Attributes { ... };
-//   static constexpr int kKept = 1;
-//   static Tensors differentiate(const GradNode<Dropout>& node, const Tensors& grads, const Tensors& kept);
+//   const Gradient<DropoutOp> gradient(*this);  // connected to differentiable()
+//   gradient->attributes = {p, ...};
+//   const auto [output, rng_state] = call_below(*this);
+//   gradient.keep(0, rng_state);
+//   gradient.of(output);  // output's gradient comes from this node
+// The operator's struct says what the node keeps and does:
+//   using Attributes = ...;
+//   static constexpr int kKept = 1;  // tensors
+//   static Tensors differentiate(const GradNode<DropoutOp>& node, const Tensors& grads, const Tensors& kept);
 #pragma once
 
 #include <torch/csrc/autograd/autograd.h>
@@ -45,7 +46,7 @@ class GradNode final : public torch::autograd::Node {
     for (auto& saved : kept) saved.reset_data();
   }
 
-  // Whether the gradient of that input of differentiable() is asked for.
+  // Whether the gradient of an input is needed, by its number in differentiable().
   bool wants(size_t input) const { return task_should_compute_output(input); }
 
   Tensors apply(Tensors&& grads) override {
@@ -60,7 +61,7 @@ class GradNode final : public torch::autograd::Node {
   }
 };
 
-// A node that is being made: torch's pointer to nodes became an intrusive one in 2.12.
+// A node under construction. (Since torch 2.12 pointers to nodes are intrusive.)
 template <class Op>
 class Gradient {
  public:
@@ -72,14 +73,14 @@ class Gradient {
 
   GradNode<Op>* operator->() const { return node_; }
 
-  // Keeps an input of the call, or what has no gradient.
+  // Keeps an input of the call, or a tensor without a gradient.
   void keep(size_t place, const Tensor& t) const { node_->kept[place] = SavedVariable(t, /*is_output=*/false); }
-  // Keeps a result of the call, once it has its gradient.
+  // Keeps a result of the call; only after of(result).
   void keep_result(size_t place, const Tensor& t, bool is_view = false) const {
     node_->kept[place] = SavedVariable(t, /*is_output=*/true, is_view);
   }
   void of(const Tensor& result) const { torch::autograd::set_history(result, owner_); }
-  // The same for an input that was written over.
+  // The same for an input that was overwritten.
   void of_changed(const Tensor& input) const { torch::autograd::rebase_history(input, owner_); }
 
  private:

@@ -1,23 +1,24 @@
-// What turns a struct of arguments into an operator of PyTorch. An operator is written once, as
+// Turns a struct of arguments into an operator of PyTorch. An operator is written once:
 //
-//   struct Dropout {
+//   struct DropoutOp {
 //     static constexpr const char* schema = "dropout(Tensor input, float p, ...) -> (Tensor output, Tensor rng_state)";
 //     using Results = std::tuple<Tensor, Tensor>;
-//     const Tensor& input;            the arguments, in the schema's order and in the dispatcher's C++ types
+//     const Tensor& input;  // the arguments, in the schema's order and in the dispatcher's C++ types
 //     double p;
-//     ...
-//     Results run() const;            checks the arguments, makes the outputs and calls the kernels. On meta tensors,
-//     whose
-//                                     sizes may be symbolic, it ends when the outputs are there
-//     Results record() const;         the same, with the gradient recorded: called where an input requires it
-//     auto differentiable() const;    a tuple of the inputs that record() is for
+//     Results run() const;
+//     Results record() const;
+//     auto differentiable() const;
 //   };
-// and where it applies: Results cast() const, the call under autocast; changed(), a tuple of the arguments that it
-// writes to; and the constants inplace, draws and composite.
-// It is registered by  const Operators<Dropout, DropoutBackward> operators;  and called as  call(Dropout{x, p, ...}).
-// The path of a call:
-//   call → [dispatcher → autocast → dispatcher →] record() or run() → [dispatcher →] run() → kernels::dropout(device)
-// The steps in brackets are left out where the dispatcher would do nothing: see is_plain.
+//   const Operators<DropoutOp, DropoutBackwardOp> operators;
+//
+// run() checks the arguments, makes the outputs and calls the kernels. For meta tensors, whose sizes may be symbolic,
+// it returns once the outputs exist. record() does the same and records the gradient; it is called if one of
+// differentiable(), a tuple of inputs, requires grad. Optional members: cast(), the call under autocast; changed(), a
+// tuple of the arguments that the operator writes to; the constants inplace, draws and composite (see below).
+//
+// call(DropoutOp{x, p, ...}) calls it:
+//   call -> [dispatcher -> autocast -> dispatcher ->] record() or run() -> [dispatcher ->] run() -> kernels::dropout
+// The steps in brackets are skipped if the dispatcher would do nothing there; see is_plain.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -39,7 +40,7 @@ namespace fusedtricks {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// What an operator's struct says besides its arguments.
+// Optional members of an operator's struct.
 template <class Op, class = void>
 constexpr bool has_record = false;
 template <class Op>
@@ -65,7 +66,7 @@ constexpr bool is_inplace = false;  // static constexpr bool inplace: it writes 
 template <class Op>
 constexpr bool is_inplace<Op, std::void_t<decltype(Op::inplace)>> = true;
 
-// The function type of an operator's single arguments, and functions of that type that call one of the struct.
+// For an operator with arguments F...: the type of a function of these arguments, and such functions.
 template <class Op, class Fields = FieldsOf<Op>>
 struct Unpacked;
 
@@ -104,7 +105,7 @@ const Tensor* as_tensor(const T&) {
   return nullptr;
 }
 
-// Whether a tensor has data on a device of ours and nothing else that the dispatcher would act on.
+// Whether the dispatcher would only look at the tensor's device, one that we have kernels for.
 inline bool is_plain(const Tensor& t) {
   constexpr c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCPU,
                                        c10::DispatchKey::AutogradCUDA, c10::DispatchKey::ADInplaceOrView,
@@ -112,14 +113,14 @@ inline bool is_plain(const Tensor& t) {
   return !t.defined() || plain.has_all(t.key_set());
 }
 
-// Whether no mode is on that the dispatcher would act on: autocast, inference, a transform, a tracer, a profiler.
+// Whether no mode is active that the dispatcher acts on: autocast, inference mode, a transform, a tracer, a profiler.
 inline bool is_plain_thread() {
   const auto keys = c10::impl::tls_local_dispatch_key_set();
   return keys.included_ == c10::default_included_set && keys.excluded_ == c10::default_excluded_set &&
          !at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION);
 }
 
-// Whether the dispatcher would go straight through autograd to the kernels: then so can the caller.
+// Whether the dispatcher would go straight through autograd to the kernels. Then the caller can do so without it.
 template <class Op>
 bool is_plain(const Op& op) {
   const auto all_are = [](const auto&... field) {
@@ -138,7 +139,7 @@ bool records(const Op& op) {
   return std::apply([](const auto&... input) { return (requires_grad(input) || ...); }, op.differentiable());
 }
 
-// For a tensor that a kernel has written to: whoever kept it for a backward must notice.
+// For a tensor that a kernel has written to. Autograd then notices if the old value was kept for a backward.
 inline void bump_version(const Tensor& t) {
   if (t.defined() && !t.is_inference()) torch::autograd::impl::bump_version(t);
 }
@@ -151,7 +152,7 @@ void bump_versions(const std::tuple<T...>& changed) {
   std::apply([](const auto&... t) { (bump_version(t), ...); }, changed);
 }
 
-// Below autograd: the outputs have no gradient. Arguments that the operator writes to have a new version afterwards.
+// Calls run() below autograd, so that nothing is recorded, and bumps the version of the arguments that it changes.
 template <class Op>
 typename Op::Results call_below(const Op& op) {
   const bool plain = is_plain(op);
@@ -198,7 +199,6 @@ typename Op::Results run(const Op& op) {
 
 template <class Op>
 typename Op::Results cast(const Op& op) {
-  // The call it makes is one below autocast.
   const c10::impl::ExcludeDispatchKeyGuard without_autocast(
       c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}));
   return op.cast();
