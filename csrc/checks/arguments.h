@@ -10,6 +10,7 @@
 
 #include "core/activation_functions.h"
 #include "core/drop_rate.h"
+#include "core/dtypes.h"
 
 namespace fusedtricks {
 
@@ -37,12 +38,29 @@ inline at::ArrayRef<double> arguments_of(const Activation& act) {
   return {act.parameters, size_t(act.info().parameter_count())};
 }
 
-// NotImplementedError unless float, double, bfloat16 or half.
+// "float32, float64, bfloat16 or float16"
+inline std::string supported_dtypes() {
+  std::string names;
+  for (size_t i = 0; i < std::size(kDtypes); ++i) {
+    const char* separator = i == 0 ? "" : i + 1 < std::size(kDtypes) ? ", " : " or ";
+    names += separator + std::string(c10::getDtypeNames(kDtypes[i]).first);
+  }
+  return names;
+}
+
+// NotImplementedError unless there are kernels for the dtype.
 inline void check_floating(const at::Tensor& t, const char* op, const char* name) {
   const auto type = t.scalar_type();
-  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf,
-                              op, ": ", name, " of dtype ", type,
-                              " is not supported; it takes float32, float64, bfloat16 or float16");
+  TORCH_CHECK_NOT_IMPLEMENTED(is_supported(type), op, ": ", name, " of dtype ", type, " is not supported; it takes ",
+                              supported_dtypes());
+}
+
+// RuntimeError unless a parameter has the input's dtype, or float where the input has a smaller one.
+inline void check_parameter_dtype(const at::Tensor& t, const at::Tensor& input, const char* name) {
+  const auto type = input.scalar_type();
+  const bool small = c10::elementSize(type) < sizeof(float);
+  TORCH_CHECK(t.scalar_type() == type || (small && t.scalar_type() == at::kFloat), name, " has dtype ", t.scalar_type(),
+              "; with input of dtype ", type, " it takes ", type, small ? " or Float" : "");
 }
 
 inline void check_device(const at::Tensor& t, const at::Tensor& input, const char* name) {
@@ -65,10 +83,7 @@ inline void check_per_channel(const OptionalTensor& t, const at::Tensor& input, 
   check_device(*t, input, name);
   TORCH_CHECK(t->dim() == 1 && t->sym_size(0) == input.sym_size(1), name, " should contain ", input.sym_size(1),
               " elements, one per channel of input; got shape ", t->sym_sizes());
-  const auto type = input.scalar_type();
-  const bool reduced = type == at::kBFloat16 || type == at::kHalf;
-  TORCH_CHECK(t->scalar_type() == type || (reduced && t->scalar_type() == at::kFloat), name, " has dtype ",
-              t->scalar_type(), "; with input of dtype ", type, " it takes ", type, reduced ? " or Float" : "");
+  check_parameter_dtype(*t, input, name);
 }
 
 // ValueError unless 0 <= p <= 1.

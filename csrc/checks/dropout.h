@@ -29,10 +29,7 @@ inline void check_bias(const OptionalTensor& bias, const at::Tensor& input) {
   TORCH_CHECK(of_last || of_channels, "bias has shape ", bias->sym_sizes(), "; with input of shape ", input.sym_sizes(),
               " it takes (", input.dim() ? input.sym_size(-1) : c10::SymInt(1), ",) for the last dimension",
               input.dim() > 2 ? " or (C, 1, ...) for the channels" : "");
-  const auto type = input.scalar_type();
-  const bool reduced = type == at::kBFloat16 || type == at::kHalf;
-  TORCH_CHECK(bias->scalar_type() == type || (reduced && bias->scalar_type() == at::kFloat), "bias has dtype ",
-              bias->scalar_type(), "; with input of dtype ", type, " it takes ", type, reduced ? " or Float" : "");
+  check_parameter_dtype(*bias, input, "bias");
 }
 
 inline DropRate check_act_dropout(const at::Tensor& input, const OptionalTensor& bias, const OptionalTensor& residual,

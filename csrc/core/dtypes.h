@@ -16,6 +16,17 @@
 
 namespace fusedtricks {
 
+#define FT_DTYPE(name, T) c10::ScalarType::name,
+constexpr c10::ScalarType kDtypes[] = {FT_FOR_EACH_DTYPE(FT_DTYPE)};
+#undef FT_DTYPE
+
+constexpr bool is_supported(c10::ScalarType dtype) {
+  for (const c10::ScalarType known : kDtypes) {
+    if (known == dtype) return true;
+  }
+  return false;
+}
+
 template <class T>
 struct Type {
   using type = T;
