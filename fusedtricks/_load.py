@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -9,20 +10,29 @@ from types import ModuleType
 
 import torch
 
-INSTRUCTION_SETS = ("default", "avx2", "avx512")
 _FOLDER = Path(__file__).parent
 
 
-def choose_instruction_set(capability: str, built: Sequence[str]) -> str:
+def choose_instruction_set(capability: str, known: Sequence[str], built: Sequence[str]) -> str:
     """The best built instruction set that is no better than the one torch uses.
 
     Args:
-        capability: the value of `torch.backends.cpu.get_cpu_capability()`; `ATEN_CPU_CAPABILITY` sets it.
-        built: names from `INSTRUCTION_SETS`, always including "default".
+        capability: the value of `cpu_capability()`.
+        known: the names of all instruction sets in ascending order, as `setup.py` lists them.
+        built: those of them that were built, always including "default".
     """
     name = capability.lower()
-    level = max((i for i, known in enumerate(INSTRUCTION_SETS) if name.startswith(known)), default=0)
-    return max((i for i in INSTRUCTION_SETS[: level + 1] if i in built), key=INSTRUCTION_SETS.index)
+    level = max((i for i, isa in enumerate(known) if name.startswith(isa)), default=0)
+    return max((isa for isa in known[: level + 1] if isa in built), key=known.index)
+
+
+def cpu_capability(known: Sequence[str]) -> str:
+    """The instruction set that `ATEN_CPU_CAPABILITY` names, else the one torch uses.
+
+    torch ignores names that it does not know, but they may be known here.
+    """
+    forced = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    return forced if forced in known else torch.backends.cpu.get_cpu_capability()
 
 
 def torch_key(version: str, cuda: str | None) -> tuple[str, str | None]:
@@ -74,6 +84,7 @@ def load_libraries() -> None:
     except ModuleNotFoundError as error:
         raise _missing() from error
     built = [name.removeprefix("cpu_") for name in build_info.backends if name.startswith("cpu_")]
-    _load_kernels(core, "cpu", f"cpu_{choose_instruction_set(torch.backends.cpu.get_cpu_capability(), built)}")
+    known = build_info.instruction_sets
+    _load_kernels(core, "cpu", f"cpu_{choose_instruction_set(cpu_capability(known), known, built)}")
     if "cuda" in build_info.backends:
         _load_kernels(core, "cuda", "cuda")

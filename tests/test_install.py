@@ -47,13 +47,14 @@ def last_line(process):
     ],
 )
 def test_choose_instruction_set(capability, built, chosen):
-    assert _load.choose_instruction_set(capability, built) == chosen
+    assert _load.choose_instruction_set(capability, ["default", "avx2", "avx512"], built) == chosen
 
 
-@pytest.mark.parametrize("isa", [isa for isa in _load.INSTRUCTION_SETS if isa in BUILT])
+@pytest.mark.parametrize("isa", BUILT)
 def test_forced_instruction_set_answers_alone(isa, tmp_path):
-    best = _load.choose_instruction_set(torch.backends.cpu.get_cpu_capability(), BUILT)
-    if _load.INSTRUCTION_SETS.index(isa) > _load.INSTRUCTION_SETS.index(best):
+    known = _build_info.instruction_sets
+    best = _load.choose_instruction_set(_load.cpu_capability(known), known, BUILT)
+    if known.index(isa) > known.index(best):
         pytest.skip(f"this machine, or ATEN_CPU_CAPABILITY, goes no further than {best}")
     code = (
         "import fusedtricks, re, torch\n"

@@ -14,7 +14,7 @@ import torch
 from fusedtricks import _build_info
 
 FORCE = "ATEN_CPU_CAPABILITY"
-INSTRUCTION_SETS = ["default", "avx2", "avx512"]
+INSTRUCTION_SETS = _build_info.instruction_sets
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
