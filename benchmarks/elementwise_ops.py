@@ -14,10 +14,11 @@ from .op import Op, Pair, Shape
 
 
 def activation(name: str, inplace: bool = False) -> Op:
-    """The activation as the function of that name in `torch.nn.functional`, and in ours."""
+    """The activation as the function of that name in `torch.nn.functional` and in ours, where there is one."""
 
     def make(shape: Shape) -> Pair:
-        stock, fused = _function(F, name), _function(fused_functional, name)
+        stock = _function(F, name) or eager.FORMULAS[name]
+        fused = _function(fused_functional, name) or partial(fused_functional.activation, act=name)
         return (partial(stock, inplace=True), partial(fused, inplace=True)) if inplace else (stock, fused)
 
     return Op(f"{name}_inplace" if inplace else name, make, activation_reference(name), inplace=inplace)
@@ -32,5 +33,5 @@ def activation_reference(name: str) -> Reference:
     return reference
 
 
-def _function(module: Any, name: str) -> Function:
-    return partial(module.gelu, approximate="tanh") if name == "gelu_tanh" else getattr(module, name)
+def _function(module: Any, name: str) -> Function | None:
+    return partial(module.gelu, approximate="tanh") if name == "gelu_tanh" else getattr(module, name, None)

@@ -16,6 +16,7 @@ import fusedtricks
 from fusedtricks import eager
 from fusedtricks import functional as fused_functional
 from fusedtricks import nn as fused_nn
+from fusedtricks.stock import activation_layer
 
 from .batch_norm_ops import norm_reference
 from .case import Case
@@ -27,23 +28,7 @@ from .workload import Workload
 OP = "overhead"
 SHAPE = (2, 8, 2, 2)
 MIN_ROUNDS, MAX_ROUNDS = 25, 201
-
-MODULES: dict[str, tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = {
-    "relu": (nn.ReLU, fused_nn.ReLU, {}),
-    "relu6": (nn.ReLU6, fused_nn.ReLU6, {}),
-    "leaky_relu": (nn.LeakyReLU, fused_nn.LeakyReLU, {}),
-    "elu": (nn.ELU, fused_nn.ELU, {}),
-    "selu": (nn.SELU, fused_nn.SELU, {}),
-    "gelu": (nn.GELU, fused_nn.GELU, {}),
-    "gelu_tanh": (nn.GELU, fused_nn.GELU, {"approximate": "tanh"}),
-    "sigmoid": (nn.Sigmoid, fused_nn.Sigmoid, {}),
-    "tanh": (nn.Tanh, fused_nn.Tanh, {}),
-    "silu": (nn.SiLU, fused_nn.SiLU, {}),
-    "mish": (nn.Mish, fused_nn.Mish, {}),
-    "hardswish": (nn.Hardswish, fused_nn.Hardswish, {}),
-    "softplus": (nn.Softplus, fused_nn.Softplus, {}),
-}
-"""The module of each activation, stock's and ours, and their settings."""
+ACTIVATIONS = [name for name in fused_functional.ACTIVATIONS if name != "identity"]
 
 
 class StockBatchNormReLU(nn.Module):
@@ -110,8 +95,10 @@ def _fused_chain() -> Op:
 
 def _activation(name: str) -> Op:
     def make(shape: Shape) -> Pair:
-        stock, fused, settings = MODULES[name]
-        return stock(**settings), fused(**settings)
+        stock = activation_layer(name)
+        ours = getattr(fused_nn, type(stock).__name__, None)
+        settings = {"approximate": "tanh"} if name == "gelu_tanh" else {}
+        return stock, ours(**settings) if ours else partial(fused_functional.activation, act=name)
 
     return Op(name, make, activation_reference(name))
 
@@ -141,7 +128,7 @@ OPS = [
     _module_norm("batch_norm_add_relu", StockBatchNormAddReLU, inputs=2),
     _functional_norm(),
     _fused_chain(),
-    *(_activation(name) for name in MODULES),
+    *(_activation(name) for name in ACTIVATIONS),
     _dropout(),
     _act_dropout(),
 ]

@@ -10,7 +10,7 @@ from rich.table import Table
 from .case import Case
 from .cases import CASES
 from .networks import NETWORKS
-from .overhead import MODULES, OP
+from .overhead import ACTIVATIONS, OP
 from .report import Row, geometric_mean
 from .shapes import LARGE_SHAPES, LARGEST_SHAPES, RESNET50_SHAPES, STEM_SHAPES, TRANSFORMER_SHAPES
 
@@ -61,7 +61,7 @@ RESNET50 = tuple(RESNET50_SHAPES)
 OVERHEAD_SHARES: dict[str, tuple[float, float]] = {
     "batch_norm_relu": (0.45, 0.6),
     "batch_norm_add_relu": (0.45, 0.6),
-    **dict.fromkeys(MODULES, (1.1, 1.1)),
+    **dict.fromkeys(ACTIVATIONS, (1.1, 1.1)),
     "dropout": (0.5, 0.5),
     "act_dropout": (0.45, 0.45),
 }

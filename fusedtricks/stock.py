@@ -4,30 +4,53 @@ A network is written once in terms of `Layers`, then built from `STOCK` and from
 measures how much memory each keeps.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import _C, eager
 from . import nn as fused_nn
+from .functional import ACTIVATIONS as ACTIVATION_PARAMETERS
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": lambda: nn.ReLU6(inplace=True),
-    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
-    "elu": lambda: nn.ELU(inplace=True),
-    "selu": lambda: nn.SELU(inplace=True),
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
-    "hardswish": nn.Hardswish,
-    "softplus": nn.Softplus,
+_LAYERS: dict[str, type[nn.Module]] = {
+    name.lower(): layer for name, layer in vars(nn).items() if isinstance(layer, type) and issubclass(layer, nn.Module)
 }
+
+
+class Formula(nn.Module):
+    """An activation that torch has no layer of, as its formula."""
+
+    def __init__(self, act: str, **parameters: float) -> None:
+        super().__init__()
+        self.act = act
+        self.parameters_of_act = parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        return eager.activation(x, self.act, **self.parameters_of_act)
+
+
+def activation_layer(act: str, **settings: Any) -> nn.Module:
+    """torch's layer of an activation: the class of that name, whatever its capitals, or `Formula` if there is none."""
+    if act == "gelu_tanh":
+        return nn.GELU(approximate="tanh")
+    layer = _LAYERS.get(act.replace("_", ""))
+    return layer(**settings) if layer else Formula(act, **settings)
+
+
+def _after_batch_norm(act: str) -> Callable[[], nn.Module]:
+    layer = type(activation_layer(act))
+    in_place = "inplace" in inspect.signature(layer).parameters
+    keeps_result = _C.activation_facts(act, list(ACTIVATION_PARAMETERS[act].values()))["keeps_result"]
+    return partial(activation_layer, act, **({"inplace": True} if in_place and keeps_result else {}))
+
+
+ACTIVATIONS = {act: _after_batch_norm(act) for act in ACTIVATION_PARAMETERS if act != "identity"}
 """Creates the stock layer of each activation as used after BatchNorm: in place if the gradient allows it."""
 
 

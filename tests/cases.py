@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fusedtricks import _C, eager
 from fusedtricks.functional import ACTIVATIONS
+from fusedtricks.stock import activation_layer
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -110,45 +112,40 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 DENSE_LAYOUTS = ["contiguous", "channels_last", "reversed", "misaligned", "misaligned_channels_last"]
 
 
-_KINKS = {
-    "relu": [0.0],
-    "relu6": [0.0, 6.0],
-    "leaky_relu": [0.0],
-    "elu": [0.0],
-    "selu": [0.0],
-    "hardswish": [-3.0, 3.0],
-}
+def derivative(x: Tensor, act: str, parameters: dict[str, float]) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(eager.activation(x, act, **parameters).sum(), x)[0]
+
+
+@cache
+def _kinks(act: str, parameters: tuple[tuple[str, float], ...]) -> list[float]:
+    found = []
+    x = torch.linspace(-20, 20, 40_001, dtype=torch.float64)
+    slopes = derivative(x, act, dict(parameters))
+    # Between neighbouring points, 0.001 apart, a derivative that does not jump changes by less.
+    for i in (slopes.diff().abs() > 0.01).nonzero().flatten().tolist():
+        ends = x[i : i + 2]
+        while ends[1] - ends[0] > 1e-9:
+            ends = torch.stack([ends[0], ends.mean(), ends[1]])
+            larger = int(derivative(ends, act, dict(parameters)).diff().abs().argmax())
+            ends = ends[larger : larger + 2]
+        found.append(round(ends[0].item(), 6) + 0.0)
+    return found
 
 
 def kinks(act: str, act_kwargs: dict[str, Any]) -> list[float]:
     """Where the derivative jumps (for softplus also the value), so that rounding decides which side is used."""
     parameters = {**ACTIVATIONS[act], **act_kwargs}
-    if act == "softplus":
-        return [parameters["threshold"] / parameters["beta"]]
-    return _KINKS.get(act, [])
+    return _kinks(act, tuple(parameters.items()))
 
 
 def distance_to_kinks(x: Tensor, act: str, act_kwargs: dict[str, Any]) -> float:
     return min(((x.double() - kink).abs().min().item() for kink in kinks(act, act_kwargs)), default=math.inf)
 
 
-_STOCK_MODULES: dict[str, Callable[..., torch.nn.Module]] = {
-    "identity": torch.nn.Identity,
-    "relu": torch.nn.ReLU,
-    "relu6": torch.nn.ReLU6,
-    "leaky_relu": torch.nn.LeakyReLU,
-    "elu": torch.nn.ELU,
-    "selu": torch.nn.SELU,
-    "gelu": torch.nn.GELU,
-    "gelu_tanh": partial(torch.nn.GELU, approximate="tanh"),
-    "sigmoid": torch.nn.Sigmoid,
-    "tanh": torch.nn.Tanh,
-    "silu": torch.nn.SiLU,
-    "mish": torch.nn.Mish,
-    "hardswish": torch.nn.Hardswish,
-    "softplus": torch.nn.Softplus,
-}
-
-
 def stock_module(act: str, act_kwargs: dict[str, Any]) -> torch.nn.Module:
-    return _STOCK_MODULES[act](**act_kwargs)
+    return activation_layer(act, **act_kwargs)
+
+
+def never_decreases(act: str, act_kwargs: dict[str, Any]) -> bool:
+    return _C.activation_facts(act, list((ACTIVATIONS[act] | act_kwargs).values()))["never_decreases"]
