@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,6 +215,18 @@ OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "branch_samples": [lambda: (leaf(4, 3, 5), torch.tensor([3, 1]))],
 }
 NO_TENSORS = {"cpu_capability"}
+
+
+def opchecks_of_test_modules() -> dict[str, list[Callable[[], tuple[Any, ...]]]]:
+    """An op's own test module can have its cases, too, under the name `OPCHECKS`."""
+    found = {}
+    for path in Path(__file__).parent.glob("test_*.py"):
+        if path != Path(__file__) and "\nOPCHECKS" in path.read_text():
+            found |= import_module(path.stem).OPCHECKS
+    return found
+
+
+OPCHECKS |= opchecks_of_test_modules()
 
 
 @pytest.mark.parametrize(
