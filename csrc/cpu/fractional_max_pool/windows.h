@@ -1,6 +1,7 @@
 // The windows of fractional max-pooling.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "calls/fractional_max_pool.h"
