@@ -70,7 +70,7 @@ void check_batch_norm_backward(const Op& a) {
 
 // ValueError where a result behind dropout was kept that does not tell the activation's derivative.
 inline void check_kept_behind_dropout(const Activation& act, const OptionalTensor& output) {
-  TORCH_CHECK_VALUE(!output || act.is_relu(), "output: after dropout that of ", act.info().name,
+  TORCH_CHECK_VALUE(!output || act.result_shows_mask(), "output: after dropout that of ", act.info().name,
                     " does not tell its derivative; it takes none, and the residual");
 }
 

@@ -344,7 +344,6 @@ struct Activation {
   }
 
   bool is_identity() const { return index == 0; }
-  bool is_relu() const { return result_shows_mask(); }  // the old name
 
  private:
   template <class Question>
