@@ -27,6 +27,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "silu": F.silu,
     "mish": F.mish,
     "hardswish": F.hardswish,
+    "hardsigmoid": lambda x: F.relu6(x + 3) / 6,
     "softplus": F.softplus,
 }
 """Every activation by name; parameters are keyword arguments."""

@@ -269,6 +269,23 @@ struct Hardswish : KeepsInput {
   }
 };
 
+// relu6(x + 3) / 6. Howard et al., "Searching for MobileNetV3", 2019. A result near 1 may be rounded to 1, where the
+// derivative is 0, so the backward needs x.
+template <class V>
+struct Hardsigmoid : KeepsInput {
+  static constexpr ActivationInfo info{"hardsigmoid"};
+  FT_INLINE explicit Hardsigmoid(const double*) {}
+  FT_INLINE V forward(V x) const {
+    const V positive = x + V(3) < V(0) ? V(0) : x + V(3);
+    return (positive > V(6) ? V(6) : positive) / V(6);
+  }
+  FT_INLINE V grad(V x, V) const {
+    const V below = x >= V(3) ? V(0) : V(1.0 / 6.0);
+    return x <= V(-3) ? V(0) : below;
+  }
+  FT_INLINE V grad_grad(V, V) const { return V(0); }
+};
+
 // log(1 + e^(beta x)) / beta, and x itself where beta x > threshold. dy/dx = 1 - e^(-beta y), which cannot be read off
 // the result where a low threshold leaves a step: there two x have one y.
 template <class V>
@@ -315,7 +332,7 @@ struct ActivationList {
 
 template <class V>
 using Activations = ActivationList<Identity<V>, ReLU<V>, ReLU6<V>, LeakyReLU<V>, ELU<V>, SELU<V>, GELU<V>, GELUTanh<V>,
-                                   Sigmoid<V>, Tanh<V>, SiLU<V>, Mish<V>, Hardswish<V>, Softplus<V>>;
+                                   Sigmoid<V>, Tanh<V>, SiLU<V>, Mish<V>, Hardswish<V>, Hardsigmoid<V>, Softplus<V>>;
 
 // An activation with its parameters, as the operators hand it to the kernels.
 struct Activation {
