@@ -28,7 +28,7 @@ from fusedtricks.functional import ACTIVATIONS, activation
 
 # The derivative is computed from the result, as in stock, so the input is not needed.
 KEEP_RESULT = ["relu", "leaky_relu", "elu", "selu", "sigmoid", "tanh"]
-STOCK_INPLACE = ["relu", "relu6", "leaky_relu", "elu", "selu", "silu", "mish", "hardswish"]
+STOCK_INPLACE = ["relu", "relu6", "leaky_relu", "elu", "selu", "silu", "mish", "hardswish", "hardsigmoid"]
 INF, NAN = float("inf"), float("nan")
 SPECIAL = [0.0, -0.0, INF, -INF, 1e-45, -1e-45, 1e-30, -1e-30, 88, -88, 104, -104, 1e4, -1e4, 1e37, -1e37]
 Function = Callable[[Tensor], Tensor]
@@ -292,6 +292,7 @@ STOCK_CALLS = {
     "silu": lambda F, x: F.silu(x),
     "mish": lambda F, x: F.mish(x),
     "hardswish": lambda F, x: F.hardswish(x),
+    "hardsigmoid": lambda F, x: F.hardsigmoid(x),
     "softplus": lambda F, x: F.softplus(x, 2, 3),
 }
 

@@ -61,7 +61,7 @@ def test_models_that_drop_with_the_masks_of_stock(name, compiled):
 
 ACTS = [
     *(nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.2), nn.ELU(0.5), nn.SELU(), nn.GELU(), nn.GELU("tanh")),
-    *(nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Softplus(2.0)),
+    *(nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Hardsigmoid(), nn.Softplus(2.0)),
 ]
 
 
@@ -97,7 +97,9 @@ def test_tails_drop_what_their_seed_says(act, linear, residual, kernels):
     mask = FF.dropout(torch.ones(3, 2, 6, dtype=torch.float64), P)
     assert 0 < mask.count_nonzero() < mask.numel()
     stock.drop.register_forward_hook(lambda m, x, y: x[0] * mask)
-    torch.testing.assert_close(actual, gradients(stock(x, r), *inputs, *stock.parameters()), rtol=1e-9, atol=1e-9)
+    expected = gradients(stock(x, r), *inputs, *stock.parameters())
+    # In float64 too, stock's gradient of hardsigmoid multiplies by a 1/6 in float32.
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("residual", [False, True])

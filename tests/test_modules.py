@@ -23,6 +23,7 @@ ACTIVATION_MODULES = {
     "SiLU": [{}, {"inplace": True}],
     "Mish": [{}, {"inplace": True}],
     "Hardswish": [{}, {"inplace": True}],
+    "Hardsigmoid": [{}, {"inplace": True}],
     "Softplus": [{}, {"beta": 2.0, "threshold": 3.0}],
 }
 ACTIVATION_CALLS = [(name, kwargs) for name, calls in ACTIVATION_MODULES.items() for kwargs in calls]

@@ -148,6 +148,12 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     return activation(input, "hardswish", inplace=inplace) if y is None else y
 
 
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """Equivalent to `F.hardsigmoid(input, inplace)`: relu6(x + 3) / 6. See `activation`."""
+    y = None if is_dynamo_compiling() else _C.activation(input, "hardsigmoid", inplace)
+    return activation(input, "hardsigmoid", inplace=inplace) if y is None else y
+
+
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """Equivalent to `F.softplus(input, beta, threshold)`: log(1 + e^(beta x)) / beta. See `activation`."""
     y = None if is_dynamo_compiling() else _C.activation(input, "softplus", False, beta, threshold)

@@ -39,6 +39,7 @@ _MODULES: dict[str, Callable[[Any], Activation | None]] = {
     "SiLU": lambda m: Activation("silu", {}),
     "Mish": lambda m: Activation("mish", {}),
     "Hardswish": lambda m: Activation("hardswish", {}),
+    "Hardsigmoid": lambda m: Activation("hardsigmoid", {}),
     "Softplus": lambda m: Activation("softplus", {"beta": m.beta, "threshold": m.threshold}),
 }
 _STOCK_KEEPS_RESULT = ("identity", "relu", "sigmoid", "tanh")
@@ -108,6 +109,7 @@ _NAMES = [
     "silu",
     "mish",
     "hardswish",
+    "hardsigmoid",
     "softplus",
     "hardtanh",
 ]

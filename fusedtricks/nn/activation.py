@@ -84,6 +84,13 @@ class Hardswish(nn.Hardswish):
         return F.hardswish(input, self.inplace)
 
 
+class Hardsigmoid(nn.Hardsigmoid):
+    """Equivalent to `torch.nn.Hardsigmoid(inplace)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardsigmoid(input, self.inplace)
+
+
 class Softplus(nn.Softplus):
     """Equivalent to `torch.nn.Softplus(beta, threshold)`."""
 
