@@ -27,15 +27,14 @@ struct Statistics {
     const auto channels = input.sym_size(1);
     return {at::empty_symint({channels}, options), at::empty_symint({channels}, options), 0};
   }
-  // In one allocation, with room for so many bytes behind: for calls that no operator's results have to be made of.
-  static Statistics in_one(const Tensor& input, int64_t more_bytes) {
-    const int64_t channels = input.size(1), more = (more_bytes + int64_t(sizeof(double)) - 1) / int64_t(sizeof(double));
-    return {at::empty({2 * channels + more}, input.options().dtype(at::kDouble)), Tensor(), channels};
+  // In one allocation, for calls whose results are not those of an operator.
+  static Statistics in_one(const Tensor& input) {
+    const int64_t channels = input.size(1);
+    return {at::empty({2 * channels}, input.options().dtype(at::kDouble)), Tensor(), channels};
   }
 
   double* mean_data() const { return mean.mutable_data_ptr<double>(); }
   double* rstd_data() const { return rstd.defined() ? rstd.mutable_data_ptr<double>() : mean_data() + channels; }
-  void* behind() const { return mean_data() + 2 * channels; }
   // In two tensors.
   Statistics split() const {
     if (rstd.defined()) return *this;

@@ -200,10 +200,6 @@ struct ForwardResults {
   Tensor rng_state;
 };
 
-// A workspace up to this size may live as long as the statistics, until the backward; a larger one would be memory
-// lost.
-constexpr int64_t kSmallWorkspace = 16 << 10;
-
 // Runs the kernels of a forward. mask: that of dropout, or none. in_one_block: saves allocations, for callers that need
 // only the output.
 template <class Op>
@@ -237,13 +233,12 @@ ForwardResults normalize_and_activate(const Op& a, const MaskSource& mask, bool 
       .workspace = nullptr,
       .mask = mask};
   const auto device = y.device().type();
-  const int64_t bytes = kernels::batch_norm_forward_workspace(device)(call);
-  const bool shares = in_one_block && bytes <= kSmallWorkspace;
-  const Statistics statistics = in_one_block ? Statistics::in_one(y, shares ? bytes : 0) : Statistics::in_two(y);
-  const Tensor memory = shares ? Tensor() : workspace(bytes, y);
+  // The workspace is apart from the statistics: with them it would be kept until the backward.
+  const Tensor memory = workspace(kernels::batch_norm_forward_workspace(device)(call), y);
+  if (memory.defined()) call.workspace = memory.data_ptr();
+  const Statistics statistics = in_one_block ? Statistics::in_one(y) : Statistics::in_two(y);
   call.mean = statistics.mean_data();
   call.rstd = statistics.rstd_data();
-  if (bytes) call.workspace = shares ? statistics.behind() : memory.data_ptr();
   kernels::batch_norm_forward(device)(call);
   return {y, statistics, Tensor()};
 }
