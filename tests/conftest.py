@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait sleep instead of keeping a core busy: on a shared machine, spinning ones take hours. Read when torch
+# is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Iterator
 from typing import Any
 
