@@ -286,6 +286,17 @@ class Helper(Base):
         return self.relu(self.bn1(self.conv1(pad(x, 4))))
 
 
+@case(1)
+class Checks(Base):
+    """Looks at shapes, and raises errors itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 4, "needs images"
+        if x.shape[1] != 4:
+            raise ValueError(f"needs 4 channels, not {x.shape[1]}")
+        return self.relu(self.bn1(self.conv1(x)))
+
+
 @case(2)
 class ListOrTensor(Base):
     """Like torchvision's DenseNet, whose forward takes either."""

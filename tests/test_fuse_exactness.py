@@ -115,11 +115,6 @@ class Text(Chain):
         return y + 1 if f"{x.device}" == "cpu" else y
 
 
-class Ordered(Chain):
-    def beside(self, y: Tensor, x: Tensor) -> Any:
-        return collections.OrderedDict(out=y)
-
-
 class Temporarily(Chain):
     def beside(self, y: Tensor, x: Tensor) -> Tensor:
         self.bn2.eval()
@@ -152,7 +147,7 @@ class CallsOfItsOwn(Chain):
 
 LEFT = [
     *(MovingAverage, ValueOfParameter, Remembers, RemembersElsewhere, FullPrecision, AsksForGradients, Reversed),
-    *(Counts, Draws, Catches, Text, Ordered, Temporarily, Hooks, CallsOfItsOwn),
+    *(Counts, Draws, Catches, Text, Temporarily, Hooks, CallsOfItsOwn),
 ]
 
 

@@ -60,7 +60,11 @@ def test_copies_with_a_configuration_stay_fused(copied, calls):
     assert_same_training(fused, stock)
     assert calls.count("+ relu") == STEPS + 2
     calls.clear()
-    stock.config = fused.config = Configuration()
+    stock.config, fused.config = Configuration(), Configuration()
+    assert_same_training(fused, stock)
+    assert calls.count("+ relu") == STEPS + 2
+    calls.clear()
+    stock.config.scale = fused.config.scale = 3.0
     assert_same_training(fused, stock)
     assert not calls.count("+ relu")
 

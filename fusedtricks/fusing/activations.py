@@ -13,6 +13,7 @@ from torch.fx import Node
 from .. import _C
 from .. import nn as ftnn
 from ..functional._arguments import activation_arguments
+from .classes import is_unchanged, remember
 
 
 class Activation(NamedTuple):
@@ -51,6 +52,8 @@ _READERS: dict[type[nn.Module], Callable[[Any], Activation | None]] = {
     getattr(library, name): read for name, read in _MODULES.items() for library in (nn, ftnn)
 }
 
+for _kind in _READERS:
+    remember(_kind)
 
 _FACTS: dict[tuple[Any, ...], dict[str, bool]] = {}
 
@@ -82,12 +85,14 @@ def recognise(module_type: type[nn.Module], as_type: type[nn.Module]) -> None:
     """Registers `module_type` as an activation that is read like `as_type`."""
     if as_type in _READERS:
         _READERS[module_type] = _READERS[as_type]
+        remember(module_type, as_type)
 
 
 def of_module(module: nn.Module) -> Activation | None:
-    """The activation that a module currently computes; None unless its type is exactly a known one."""
-    read = _READERS.get(type(module))
-    return read(module) if read else None
+    """The activation that a module currently computes; None unless its type is a known one that is as it was."""
+    kind = type(module)
+    read = _READERS.get(kind)
+    return read(module) if read and is_unchanged(kind) else None
 
 
 # Parameters in positional order. A hardtanh counts as ReLU6 if its limits are 0 and 6.

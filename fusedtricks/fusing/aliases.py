@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from . import activations
+from . import activations, run_checks
 
 Modules = Mapping[str, nn.Module]
 
@@ -20,7 +20,8 @@ IN_PLACE_OPERATORS = {
     name: getattr(operator, name)
     for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
 }
-_WRITES = {*IN_PLACE_OPERATORS.values(), operator.setitem, operator.delitem}
+_WRITES = {*IN_PLACE_OPERATORS.values(), operator.setitem, operator.delitem, setattr}
+_READS = {run_checks.expect, run_checks.unpack, run_checks.text}
 _FRESH_MODULES = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -92,6 +93,8 @@ def _function_may_write(node: Node) -> bool:
     target: Any = node.target
     if target in _WRITES or "out" in node.kwargs:
         return True
+    if target in _READS:
+        return False
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.is_mutable
     library = (getattr(target, "__module__", None) or "torch").split(".")[0]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.fx import Node
 
@@ -83,7 +84,7 @@ def obstacle(chain: Chain, modules: Modules) -> str:
         return "it works in place on a tensor that others may see"
     if chain.node(FRACTIONAL_POOL) and not activations.never_decreases(*_activation(chain, modules)):
         return "its activation may change which value is the maximum"
-    if any(_switches_mode(node) for node in between):
+    if any(_may_switch_mode(node) for node in between):
         return "gradients or autocast are switched on or off before the chain ends"
     if why := _state_is_used(chain, between, modules):
         return why
@@ -122,10 +123,24 @@ def _writes_to_its_source(chain: Chain, modules: Modules) -> bool:
     return False
 
 
-def _switches_mode(node: Node) -> bool:
-    """Whether a node switches a mode; in Dynamo's graphs `with torch.no_grad()` is two nodes."""
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and name.startswith(("_enter_", "_exit_", "_set_grad", "set_grad", "_saved"))
+def _may_switch_mode(node: Node) -> bool:
+    """Whether a node may switch gradients, autocast or anything else that all operators obey.
+
+    Modules do so only for themselves. Of methods, those of tensors are known; of functions, those of libraries that
+    take a tensor.
+    """
+    if node.op == "call_method":
+        return not hasattr(torch.Tensor, str(node.target)) or not node.all_input_nodes
+    if node.op != "call_function":
+        return False
+    target: Any = node.target
+    name, library = getattr(target, "__name__", ""), getattr(target, "__module__", None) or "torch"
+    is_known = library.split(".")[0] in ("torch", "fusedtricks", "_operator", "builtins", "math")
+    is_known = is_known and not isinstance(target, type) and not library.startswith("torch.utils.")
+    return not is_known or not node.all_input_nodes or name.startswith(_SWITCHES)
+
+
+_SWITCHES = ("_enter_", "_exit_", "_set", "set_", "_saved", "use_", "enable_", "disable_")
 
 
 def _state_is_used(chain: Chain, between: list[Node], modules: Modules) -> str:
@@ -164,9 +179,10 @@ def _may_draw(node: Node, modules: Modules) -> bool:
         return any(_module_may_draw(module) for module in modules[str(node.target)].modules())
     if node.op not in ("call_function", "call_method"):
         return False
-    library = (getattr(node.target, "__module__", None) or "torch").split(".")[0]
+    library = getattr(node.target, "__module__", None) or "torch"
     name = str(getattr(node.target, "__name__", node.target)).lower()
-    return library not in ("torch", "_operator", "builtins", "math") or any(word in name for word in _RANDOM_NAMES)
+    is_known = library.split(".")[0] in ("torch", "_operator", "builtins", "math")
+    return not is_known or library.startswith("torch.utils.") or any(word in name for word in _RANDOM_NAMES)
 
 
 def _module_may_draw(module: nn.Module) -> bool:

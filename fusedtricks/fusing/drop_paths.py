@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import nn as ftnn
+from .classes import is_unchanged, remember
 
 
 class DropPath(NamedTuple):
@@ -27,17 +28,19 @@ _OF_PACKAGES: dict[str, _Reader] = {
 }
 """Keyed by the qualified name of the class."""
 
-_READERS: dict[type, _Reader | None] = {ftnn.DropPath: lambda m: DropPath(m.drop_prob, "row", m.scale_by_keep)}
-"""Keyed by class; None for classes that are not stochastic depth."""
+_READERS: dict[type, _Reader] = {ftnn.DropPath: lambda m: DropPath(m.drop_prob, "row", m.scale_by_keep)}
+"""Keyed by class."""
+remember(ftnn.DropPath)
 
 
 def of_module(module: nn.Module) -> DropPath | None:
     """What a module of exactly a known type drops in training, or None. Also None for p = 1, left to the module."""
     kind = type(module)
-    if kind not in _READERS and not torch.compiler.is_dynamo_compiling():
-        _READERS[kind] = _reader(kind)
+    if kind not in _READERS and not torch.compiler.is_dynamo_compiling() and (reader := _reader(kind)):
+        _READERS[kind] = reader
+        remember(kind)
     read = _READERS.get(kind)
-    if read is None:
+    if read is None or not is_unchanged(kind):
         return None
     found = read(module)
     is_known = isinstance(found.p, (int, float)) and 0 <= found.p < 1 and found.mode in ("row", "batch")

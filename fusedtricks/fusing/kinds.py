@@ -61,13 +61,13 @@ def _kind_of_module(module: nn.Module) -> str:
         return NORM
     if activations.of_module(module):
         return ACTIVATION
-    if type(module) is nn.Linear:
+    if members.is_linear(module):
         return LINEAR if module.bias is not None else ""
     if members.is_dropout(module):
         return DROPOUT
     if drop_paths.of_module(module):
         return DROP_PATH
-    if type(module) is nn.MaxPool2d and not module.return_indices:
+    if members.is_max_pool(module) and not module.return_indices:
         return MAX_POOL
     if members.is_fractional_pool(module) and not module.return_indices:
         return FRACTIONAL_POOL

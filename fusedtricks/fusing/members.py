@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .. import _build_info, eager
 from .. import nn as ftnn
 from . import activations
+from .classes import is_changed, is_unchanged, remember
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DEVICES = {"cpu", "meta", *(name for name in _build_info.backends if name == "cuda")}
@@ -28,14 +29,19 @@ _GLOBAL_HOOKS = (
     torch_module._global_backward_pre_hooks,
 )
 
+for _kind in (*_DROPOUTS, *_FRACTIONAL_POOLS, nn.MaxPool2d, nn.Linear):
+    remember(_kind)
+
 
 def recognise(twin: type[nn.Module], stock: type[nn.Module]) -> None:
     """Registers `twin` as a class whose modules are treated like those of `stock`."""
     for known in (_DROPOUTS, _FRACTIONAL_POOLS):
         if stock in known:
             known.add(twin)
+            remember(twin, stock)
     if issubclass(stock, _BatchNorm):
         _BATCH_NORM_FORWARDS.add(twin.forward)
+        remember(twin, stock)
     activations.recognise(twin, stock)
 
 
@@ -43,16 +49,25 @@ def is_batch_norm(module: nn.Module) -> bool:
     """Whether a module computes the same as stock BatchNorm, whatever its class is called."""
     kind = type(module)
     is_stock = isinstance(module, _BatchNorm) and kind.forward in _BATCH_NORM_FORWARDS and not is_patched(module)
-    return is_stock and kind.__call__ is nn.Module.__call__
+    return is_stock and kind.__call__ is nn.Module.__call__ and not is_changed(kind)
 
 
 def is_dropout(module: nn.Module) -> bool:
     """Whether a module is element-wise dropout that does nothing in evaluation."""
-    return type(module) in _DROPOUTS and getattr(module, "mode", "inverted") == "inverted"
+    kind = type(module)
+    return kind in _DROPOUTS and is_unchanged(kind) and getattr(module, "mode", "inverted") == "inverted"
 
 
 def is_fractional_pool(module: nn.Module) -> bool:
-    return type(module) in _FRACTIONAL_POOLS
+    return type(module) in _FRACTIONAL_POOLS and is_unchanged(type(module))
+
+
+def is_max_pool(module: nn.Module) -> bool:
+    return type(module) is nn.MaxPool2d and is_unchanged(nn.MaxPool2d)
+
+
+def is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and is_unchanged(nn.Linear)
 
 
 def is_patched(module: nn.Module) -> bool:

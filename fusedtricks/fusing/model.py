@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from . import swaps
 from .activations import keeps_result_unlike_stock, of_module
-from .blocks import Plan, is_fused, prepare, remove_plans, set_plans
+from .blocks import Plan, Plans, is_fused, prepare, remove_plans, set_plans
+from .classes import stock_class
 from .members import is_batch_norm
-from .planning import has_own_forward, make_plans
+from .planning import Session, is_block, make_plans, new_plans, why_not_read
 from .report import Entry, Report
 from .rewrite import Singles
 from .verify import verify
@@ -24,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 class _Work(NamedTuple):
     """The planned changes to a model."""
 
-    plans: dict[str, dict[bool, Plan]]
+    plans: dict[str, Plans]
     swaps: list[str]
     report: Report
 
@@ -43,18 +46,26 @@ def fuse(
     max-pooling; a linear layer's bias, an activation, dropout and an addition; stochastic depth and an addition; an
     activation and fractional max-pooling. `chains.AFTER` is the full list.
 
-    `fuse` finds chains by tracing the forward of each module with `torch.fx`, so it follows the data through functions,
-    operators and modules, also across module boundaries. Whatever cannot be traced, or might not be exactly the same,
-    stays stock; `report` says why. Standalone BatchNorms, activations, dropout and fractional pooling are replaced one
-    for one.
+    `fuse` reads the source of each module's forward, and of the functions that it calls, as an interpreter would, but
+    runs none of it: decisions by attributes and loops over modules are followed, everything else becomes part of a
+    graph. So it follows the data through functions, operators and modules, also across module boundaries. A forward
+    whose source is not at hand, or that decides by the values of tensors, sets attributes, has `with` or `try`
+    statements, or does anything else that a graph does not do, stays stock; `report` says why. Standalone BatchNorms,
+    activations, dropout and fractional pooling are replaced one for one.
 
     The model keeps its classes, attributes, modules, parameters, hooks and `state_dict`; only the forwards of modules
-    that contain chains change. They fall back on the user's forward if the module has changed since (hooks on members
-    of a chain, replaced or converted members) or is called with other than default values of optional arguments. Values
-    that a forward reads from elsewhere, such as a configuration object, are fixed now: after changing them, `unfuse`
-    and fuse again.
+    that contain chains change. At each call they check what their graph was made for, and run the user's forward if
+    it no longer holds: values that decisions depended on, functions and methods that were followed, the members of
+    containers, arguments with other than their default values.
 
-    No other thread may run a module during this call.
+    Guaranteed: the same operations on the same tensors in the same order, but for the chains; calls that are not
+    followed, such as `torch.manual_seed`, `print` or a function of another library, are made at each call, in their
+    place. Not guaranteed: that a module, called between two layers of a chain, which switches gradients or autocast
+    on or off for its caller, does so before the first of the two; that replaced code of a function (`__code__`) or of
+    a library's class that is not a layer is noticed.
+
+    Nothing of the program is run, patched or stopped by this, and other threads may run the model meanwhile, if it is
+    not changed in place.
 
     Args:
         model: any module.
@@ -70,11 +81,17 @@ def fuse(
 
     Raises:
         TypeError: `model` is not a module.
+        ValueError: `model` would have to be copied and has lazy modules that have not run yet.
         RuntimeError: with `example_inputs`, a result or gradient differs by more than rounding. `model` is unchanged.
     """
     _check(model, "fuse")
     if _REPORT in vars(model):
         return model
+    if (not inplace or example_inputs is not None) and any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "fuse(): argument 'model' has lazy modules, which cannot be copied: call the model once before, or pass "
+            "inplace=True and no example_inputs"
+        )
     fused = model if inplace else copy.deepcopy(model)
     work = _plan(fused, Singles(activations, dropout))
     if example_inputs is not None:
@@ -129,7 +146,7 @@ def _check(model: Any, function: str) -> None:
 
 def _plan(model: nn.Module, singles: Singles) -> _Work:
     planner = _Planner(singles)
-    for name, module in model.named_modules():
+    for name, module in _with_progress(list(model.named_modules())):
         planner.plan_block(name, module)
     for name, module in model.named_modules():
         planner.plan_swap(name, module)
@@ -141,25 +158,25 @@ class _Planner:
 
     def __init__(self, singles: Singles) -> None:
         self.work = _Work({}, [], Report())
-        self._singles = singles
+        self._singles, self._session = singles, Session(singles)
         self._members: set[nn.Module] = set()  # members of chains
         self._parts: set[nn.Module] = set()  # inlined into other modules' plans
         self._only_read: set[nn.Module] = set()  # activations whose result is never changed
         self._changed: set[nn.Module] = set()  # activations whose result may be changed
 
     def plan_block(self, name: str, module: nn.Module) -> None:
-        if module in self._parts or not has_own_forward(module):
+        if module in self._parts or is_fused(module) or not is_block(module):
             return
-        obstacle = prepare(type(module))
-        plans, reasons = ({}, [obstacle]) if obstacle else make_plans(module, self._singles)
+        obstacle = why_not_read(module) or prepare(stock_class(type(module)))
+        plans, parts, reasons = ({}, {}, [obstacle]) if obstacle else make_plans(module, self._session)
         if reasons:  # unknown what the forward does with its members' results
             self._changed.update(_own_members(module))
-        for plan in plans.values():
+        for training, plan in plans.items():
             self._only_read.update(map(module.get_submodule, plan.done.only_read))
             self._changed.update(map(module.get_submodule, plan.done.changed))
             if plan.has_work():
-                self.work.plans[name] = plans
-                self._parts.update(module.get_submodule(guard.path) for guard in plan.guards if guard.is_part)
+                self.work.plans[name] = new_plans(self._singles).set(plans)
+                self._parts.update(map(module.get_submodule, parts[training]))
                 self._members.update(map(module.get_submodule, plan.done.members))
         _note(self.work.report, name, plans, reasons if _has_something_to_fuse(module) else [])
 
@@ -191,7 +208,7 @@ class _Planner:
 
 def _own_members(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that a forward is likely to call: its children, including those in lists."""
-    for child in module.children():
+    for child in module.children() if not isinstance(module, torch.jit.ScriptModule) else ():
         if type(child).forward is nn.Module.forward:
             yield from _own_members(child)
         else:
@@ -218,8 +235,30 @@ def _note(report: Report, name: str, plans: dict[bool, Plan], reasons: list[str]
 
 
 def _apply(model: nn.Module, work: _Work) -> None:
-    for name in work.swaps:
-        swaps.swap(model.get_submodule(name))
-    for name, plans in work.plans.items():
-        set_plans(model.get_submodule(name), plans)
-    vars(model)[_REPORT] = work.report
+    """Makes the changes; all or none of them, also if it is interrupted."""
+    swapped: list[nn.Module] = []
+    planned: list[nn.Module] = []
+    try:
+        for name in work.swaps:
+            swapped.append(model.get_submodule(name))
+            swaps.swap(swapped[-1])
+        for name, plans in work.plans.items():
+            planned.append(model.get_submodule(name))
+            set_plans(planned[-1], plans)
+        vars(model)[_REPORT] = work.report
+    except BaseException:
+        vars(model).pop(_REPORT, None)
+        for module in planned:
+            remove_plans(module)
+        for module in swapped:
+            swaps.swap_back(module)
+        raise
+
+
+def _with_progress(modules: list[tuple[str, nn.Module]]) -> Iterable[tuple[str, nn.Module]]:
+    """Shows a bar on a terminal if it takes longer than a second and tqdm is there."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return modules
+    return tqdm(modules, "fuse", delay=1, leave=False, disable=None)

@@ -1,4 +1,4 @@
-"""Makes the plans of a block: traces its forward, inlines the modules that a chain enters or leaves, and rewrites.
+"""Makes the plans of a block: reads its forward, inlines the modules that a chain enters or leaves, and rewrites.
 
 A chain may cross a module's boundary, for example if a block ends in a BatchNorm and its caller adds and activates.
 Such modules, and no others, are inlined into their caller's graph.
@@ -6,107 +6,134 @@ Such modules, and no others, are inlined into their caller's graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from . import drop_paths, tracing
+from . import drop_paths
 from .aliases import Modules
-from .blocks import Guard, Plan, is_fused
+from .blocks import Plan, Plans, is_fused
 from .chains import START, WHOLE, follows
+from .classes import stock_class
 from .kinds import ADDITION, IDENTITY, NORM, kind_of, operands
 from .members import has_hooks, is_batch_norm, is_patched
+from .reading.assumptions import Assumptions
+from .reading.errors import NotReadable
+from .reading.source import Sources
+from .reading.statements import read
 from .rewrite import Singles, rewrite
-from .tracing import Trace
-from .watching import NotTraceable
 
 
-def make_plans(block: nn.Module, singles: Singles) -> tuple[dict[bool, Plan], list[str]]:
-    """The plans of a block for training and evaluation, and the reasons if one is missing. Plans may have no work.
+class Session:
+    """What the plans of one model share: the sources of functions, and the graphs of modules on their own."""
 
-    `block` has the user's own class.
+    def __init__(self, singles: Singles) -> None:
+        self.singles, self.sources = singles, Sources()
+        self._graphs: dict[tuple[nn.Module, bool], Graph | None] = {}
+
+    def graph(self, module: nn.Module, training: bool) -> Graph | None:
+        """The graph of a module's forward, to look at; None if it cannot be read."""
+        key = (module, training)
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = read(module, training, (), self.sources)[0]
+            except NotReadable:
+                self._graphs[key] = None
+        return self._graphs[key]
+
+
+def make_plans(block: nn.Module, session: Session) -> tuple[dict[bool, Plan], dict[bool, list[str]], list[str]]:
+    """The plans of a block for training and evaluation, which may have no work.
+
+    Returns:
+        The plans, the names of the modules that each contains, and the reasons if a plan is missing.
     """
     plans: dict[bool, Plan] = {}
+    parts: dict[bool, list[str]] = {}
     reasons: list[str] = []
     for training in (True, False):
-        with _mode(block, training):
-            try:
-                plans[training] = _make_plan(block, singles)
-            except NotTraceable as error:
-                reasons.append(str(error))
-    return plans, list(dict.fromkeys(reasons))
+        try:
+            plans[training], parts[training] = _make_plan(block, training, session)
+        except NotReadable as error:
+            reasons.append(str(error))
+    return plans, parts, list(dict.fromkeys(reasons))
+
+
+def new_plans(singles: Singles) -> Plans:
+    return Plans(_plans_of, singles)
+
+
+def _plans_of(block: nn.Module, singles: Singles) -> dict[bool, Plan]:
+    return make_plans(block, Session(singles))[0]
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a module's forward is user code or nn.Sequential's, so that it may be traced."""
-    kind = type(module)
-    if isinstance(module, torch.jit.ScriptModule) or is_fused(module) or is_patched(module):
+    """Whether a module's forward may be read."""
+    return is_block(module) and not is_fused(module) and not why_not_read(module)
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module's forward is user code or nn.Sequential's."""
+    kind = stock_class(type(module))
+    if kind is nn.Sequential or isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return True
+    if kind.forward is nn.Module.forward or kind.__module__.split(".")[0] in ("torch", "fusedtricks"):
         return False
-    if kind.forward is nn.Module.forward:
-        return False
-    is_library = kind.__module__.split(".")[0] in ("torch", "fusedtricks")
-    is_layer = is_library or is_batch_norm(module) or drop_paths.of_module(module) is not None
-    return kind is nn.Sequential or not is_layer
+    return not is_batch_norm(module) and drop_paths.of_module(module) is None
 
 
-@contextmanager
-def _mode(block: nn.Module, training: bool) -> Iterator[None]:
-    """Context manager: sets `training` of all modules, without calling `train()`, which may do more."""
-    before = [(module, module.training) for module in block.modules()]
-    try:
-        for module, _ in before:
-            module.training = training
-        yield
-    finally:
-        for module, value in before:
-            module.training = value
+def why_not_read(module: nn.Module) -> str:
+    """Why a block's forward is not read, else ""."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "torch.jit has compiled it: fuse the model before that"
+    if isinstance(module, torch.fx.GraphModule):
+        return "torch.fx has traced it: fuse the model before that"
+    return "its forward was replaced on the instance" if is_patched(module) else ""
 
 
-def _make_plan(block: nn.Module, singles: Singles) -> Plan:
+def _make_plan(block: nn.Module, training: bool, session: Session) -> tuple[Plan, list[str]]:
     try:
         modules = _members(block)
     except RecursionError:
-        raise NotTraceable("its modules contain each other") from None
-    traced, inlined = _Borders(modules, singles.dropout).trace(block)
-    done = rewrite(traced.graph, modules, singles)
-    guards = [
-        Guard(
-            name,
-            modules[name],
-            traced.reads.get(name, {}),
-            is_part=name in inlined or name in done.passed,
-            has_members=name == "" or name in inlined or name in traced.lists,
-        )
-        for name in dict.fromkeys(["", *inlined, *done.passed, *traced.lists, *traced.reads])
-    ]
+        raise NotReadable("its modules contain each other") from None
+    found = _Borders(modules, training, session).read(block)
+    done = rewrite(found.graph, modules, session.singles)
+    for name in done.passed:
+        found.assumed.has_no_hooks(name)
+    kind = stock_class(type(block))
     try:
-        return Plan(traced.graph, type(block).forward, guards, done)
+        return Plan(found.graph, kind.forward, found.assumed.build(done.members), done), [*found.inlined, *done.passed]
     except SyntaxError as error:  # a member's name is a Python keyword
-        raise NotTraceable(f"its graph cannot be written as code: {error}") from error
+        raise NotReadable(f"its graph cannot be written as code: {error}") from error
+
+
+class _Read(NamedTuple):
+    graph: Graph
+    assumed: Assumptions
+    inlined: list[str]  # names of modules
 
 
 class _Borders:
     """Decides which modules to inline into a graph: those that a chain enters or leaves."""
 
-    def __init__(self, modules: Modules, dropout: bool) -> None:
-        self._modules, self._dropout = modules, dropout
-        self._graphs: dict[nn.Module, Graph | None] = {}
+    def __init__(self, modules: Modules, training: bool, session: Session) -> None:
+        self._modules, self._training, self._session = modules, training, session
+        self._dropout = session.singles.dropout
 
-    def trace(self, block: nn.Module) -> tuple[Trace, list[str]]:
-        """The trace of a block, and the names of the inlined modules."""
+    def read(self, block: nn.Module) -> _Read:
+        """The graph of a block, with modules inlined."""
         inlined: list[str] = []
         refused: set[str] = set()
-        traced = tracing.trace(block)
-        while name := self._next(traced.graph, refused):
+        found = read(block, self._training, (), self._session.sources)
+        while name := self._next(found[0], refused):
             try:
-                traced = tracing.trace(block, [*inlined, name])
+                found = read(block, self._training, [*inlined, name], self._session.sources)
                 inlined.append(name)
-            except NotTraceable:
+            except NotReadable:
                 refused.add(name)
-        return traced, inlined
+        return _Read(*found, inlined)
 
     def _next(self, graph: Graph, refused: set[str]) -> str:
         for node in graph.nodes:
@@ -179,12 +206,7 @@ class _Borders:
         return False
 
     def _graph(self, module: nn.Module) -> Graph | None:
-        if module not in self._graphs:
-            try:
-                self._graphs[module] = tracing.trace(module).graph
-            except NotTraceable:
-                self._graphs[module] = None
-        return self._graphs[module]
+        return self._session.graph(module, self._training)
 
 
 def _only_user(node: Node, modules: Modules) -> Node | None:

@@ -30,7 +30,8 @@ class Report:
     left: list[Entry] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.chains)} chains fused, {len(self.singles)} layers replaced, {len(self.left)} left"]
+        chains, layers = _count(self.chains, "chain"), _count(self.singles, "layer")
+        lines = [f"{chains} fused, {layers} replaced, {len(self.left)} left"]
         for title, entries in (("fused", self.chains), ("replaced", self.singles), ("left", self.left)):
             width = max((len(entry.where) for entry in entries), default=0)
             for where, what, reason in entries:
@@ -38,3 +39,7 @@ class Report:
                     f"  {title:<8}  {where:<{width}}  {what}{': ' if what and reason else ''}{reason}".rstrip()
                 )
         return "\n".join(lines)
+
+
+def _count(entries: list[Entry], what: str) -> str:
+    return f"{len(entries)} {what}{'' if len(entries) == 1 else 's'}"

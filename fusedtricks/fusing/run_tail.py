@@ -30,6 +30,7 @@ from .members import (
     has_hooks,
     has_kernels,
     is_fractional_pool,
+    is_linear,
     is_ours_alone,
 )
 
@@ -105,7 +106,7 @@ def _is_tail(linear: Linear, input: Tensor, act: Act, drops: Drop, owns_input: b
         return False
     if linear is None:
         return owns_input or not (act.in_place or drops.in_place)
-    if isinstance(linear, nn.Module) and (type(linear) is not nn.Linear or has_hooks(linear)):
+    if isinstance(linear, nn.Module) and (not is_linear(linear) or has_hooks(linear)):
         return False
     weight, bias = _parameters(linear)
     return has_kernels(weight) and has_kernels(bias) and weight.dtype == bias.dtype and bias.dim() == 1

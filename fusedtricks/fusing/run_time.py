@@ -85,7 +85,7 @@ def _windows(pool: Pool) -> dict[str, Any] | None:
     """The arguments of max-pooling; None for a module that is not plain max-pooling or has hooks."""
     if not isinstance(pool, nn.Module):
         return dict(zip(_WINDOWS, pool, strict=False))  # the last, return_indices, is left out
-    if type(pool) is not nn.MaxPool2d or pool.return_indices or members.has_hooks(pool):
+    if not members.is_max_pool(pool) or pool.return_indices or members.has_hooks(pool):
         return None
     return {name: getattr(pool, name) for name in _WINDOWS}
 

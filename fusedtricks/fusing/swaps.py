@@ -78,8 +78,11 @@ _TWINS: dict[type[nn.Module], type[nn.Module]] = {}
 def _define(name: str, forward: Callable[..., Any]) -> None:
     """Defines a subclass of the stock class; pickle finds it by name in this file."""
     stock = getattr(nn, name)
+    own = stock.forward
 
     def traceable(self: nn.Module, input: Tensor) -> Any:
+        if stock.forward is not own:  # replaced since
+            return stock.forward(self, input)
         if isinstance(input, Proxy):  # in a user's torch.fx trace, where stock modules are leaves
             return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
         return forward(self, input)
@@ -100,6 +103,17 @@ for _name, _forward in _RANDOM_FORWARDS.items():
 def twin(module: nn.Module) -> type[nn.Module] | None:
     """The class that can replace a module's stock class; None for any other class, including derived ones."""
     return None if members.is_patched(module) else _TWINS.get(type(module))
+
+
+def classes_of(kind: type[nn.Module]) -> tuple[type[nn.Module], ...]:
+    """The classes that a layer of a class may have when a plan runs: its own, and the one that replaces it."""
+    return (kind, _TWINS[kind]) if kind in _TWINS else (kind,)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch's or ours, of which it is known what it does to its input."""
+    kind = type(module)
+    return kind.__module__.startswith(("torch.nn.modules.", "fusedtricks.")) and kind is not nn.Sequential
 
 
 def is_swapped(module: nn.Module) -> bool:

@@ -1,0 +1,113 @@
+"""What a graph takes for granted about the program, as a function that checks it at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import cache
+from keyword import iskeyword
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
+from typing import Any
+
+import torch
+
+from .values import SETTINGS
+
+
+class Assumptions:
+    """Collects checks as lines of a function `holds(self)`, where `self` is the block.
+
+    The checks look at the block through names and hold no modules, so copies of the block share them.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[str, None] = {}  # in order, each once
+        self._constants: dict[str, Any] = {}
+        self._names: dict[int, str] = {}
+        self._modules: dict[str, str] = {"": "self"}
+        self._layers: dict[str, tuple[type, ...]] = {}
+
+    def constant(self, value: Any) -> str:
+        """A name for an object of the program."""
+        if id(value) not in self._names:
+            self._names[id(value)] = f"k{len(self._names)}"
+            self._constants[self._names[id(value)]] = value
+        return self._names[id(value)]
+
+    def module(self, path: str) -> str:
+        """A variable that holds the module of that name; without it, the check fails."""
+        if path not in self._modules:
+            owner, _, name = path.rpartition(".")
+            variable = f"m{len(self._modules)}"
+            self._lines[f"{variable} = {self.module(owner)}._modules[{name!r}]"] = None
+            self._modules[path] = variable
+        return self._modules[path]
+
+    def require(self, condition: str) -> None:
+        self._lines[f"if not ({condition}): return False"] = None
+
+    def is_layer(self, path: str, classes: tuple[type, ...]) -> None:
+        """The module has one of these classes, and they still have the forwards that they have now.
+
+        Not checked for members of chains, which are looked at when the chain runs.
+        """
+        self._layers[path] = classes
+
+    def is_of_class(self, path: str, kind: type) -> None:
+        self.require(f"{self.module(path)}.__class__ is {self.constant(kind)}")
+        self.has_attribute(kind, "forward")
+
+    def has_attribute(self, kind: type, name: str) -> None:
+        """A class still has the function that it has now."""
+        self.require(f"{dotted(self.constant(kind), name)} is {self.constant(getattr(kind, name))}")
+
+    def has_no_hooks(self, path: str) -> None:
+        module = self.module(path)
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        self.require("not (" + " or ".join(f"{module}.{name}" for name in hooks) + ")")
+        self.require(f"'forward' not in {module}.__dict__")
+
+    def has_members(self, path: str, members: list[str]) -> None:
+        self.require(f"[*{self.module(path)}._modules] == {members!r}")
+
+    def is_value(self, expression: str, value: Any) -> None:
+        """An expression still gives the same: an equal setting, or the same function or class."""
+        if value is None or isinstance(value, bool):
+            self.require(f"{expression} is {value}")
+        elif isinstance(value, SETTINGS):
+            # The class too, as 1 == True, but unequal settings of one class are told apart by their value alone.
+            name = self.constant(value)
+            self.require(f"{expression} == {name} and {expression}.__class__ is {name}.__class__")
+        else:
+            self.require(f"{expression} is {self.constant(value)}")
+
+    def build(self, members: Collection[str]) -> Callable[[Any], bool]:
+        """The function that checks everything; `members` are the names of modules in chains."""
+        for path, classes in self._layers.items():
+            if path not in members:
+                found = f"{self.module(path)}.__class__"
+                self.require(" or ".join(f"{found} is {self.constant(kind)}" for kind in classes))
+                for kind in classes:
+                    self.has_attribute(kind, "forward")
+        body = "\n".join(f"        {line}" for line in self._lines) or "        pass"
+        missing = "(KeyError, AttributeError, TypeError, IndexError, ValueError, RuntimeError)"
+        source = f"def holds(self):\n    try:\n{body}\n    except {missing}:\n        return False\n    return True\n"
+        namespace = dict(self._constants)
+        exec(compile(source, "<fusedtricks.fuse: assumptions>", "exec"), namespace)
+        return namespace["holds"]
+
+
+def dotted(expression: str, name: str) -> str:
+    """An expression for an attribute."""
+    is_name = name.isidentifier() and not iskeyword(name)
+    return f"{expression}.{name}" if is_name else f"getattr({expression}, {name!r})"
+
+
+def is_of_the_program(value: Any) -> bool:
+    """Whether a value is part of the program's text: a function, class or module of Python."""
+    return type(value) in _PROGRAM or issubclass(type(value), type)
+
+
+_PROGRAM = (
+    *(FunctionType, BuiltinFunctionType, ModuleType, MethodDescriptorType, WrapperDescriptorType),
+    *(type(cache(is_of_the_program)), type(torch.ops.aten.relu)),
+)

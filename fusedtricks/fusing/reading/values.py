@@ -1,0 +1,124 @@
+"""What a value can be while a forward is read, besides a node of the graph and a simple value of Python."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+SETTINGS = (
+    *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis)),
+    *(torch.dtype, torch.device, torch.memory_format, torch.layout, torch.Size),
+)
+"""Types that are compared by value and that a forward's decisions may depend on."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module of the block, by its name within the block."""
+
+    module: nn.Module
+    path: str
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Any other object that the forward reaches, such as a configuration, and an expression that reaches it."""
+
+    value: Any
+    expression: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A function bound to the object it was looked up on."""
+
+    function: FunctionType
+    owner: Any
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A built-in method of a value: of a node (its name), a collection or a setting."""
+
+    owner: Any
+    name: str
+
+
+@dataclass(eq=False)
+class Collection:
+    """A list, tuple, set or dictionary of values. `own` if the forward created it, so that nobody else sees it."""
+
+    values: Any
+    own: bool = True
+
+    @property
+    def kind(self) -> type:
+        return type(self.values)
+
+    def items(self) -> list[Any]:
+        """What iteration gives."""
+        return list(self.values)
+
+
+def is_setting(value: Any) -> bool:
+    return type(value) in SETTINGS
+
+
+def is_known(value: Any) -> bool:
+    """Whether a value is the same at every call, and simple: a setting or a collection of settings."""
+    if isinstance(value, Collection):
+        inside = [*value.values, *value.values.values()] if isinstance(value.values, dict) else list(value.values)
+        return all(is_known(item) for item in inside)
+    if isinstance(value, slice):
+        return all(is_known(part) for part in (value.start, value.stop, value.step))
+    return is_setting(value)
+
+
+def plain(value: Any) -> Any:
+    """A known value as Python has it."""
+    if isinstance(value, Collection):
+        if isinstance(value.values, dict):
+            return {key: plain(item) for key, item in value.values.items()}
+        return type(value.values)(plain(item) for item in value.values)
+    return value
+
+
+def wrapped(value: Any) -> Any:
+    """The reverse of `plain`."""
+    if type(value) is dict:
+        return Collection({key: wrapped(item) for key, item in value.items()})
+    if type(value) in (list, tuple, set):
+        return Collection(type(value)(wrapped(item) for item in value))
+    return value
+
+
+PURE = {
+    getattr,
+    *(operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+    *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg),
+    *(operator.and_, operator.or_, operator.xor, operator.not_),
+}
+PURE_METHODS = {
+    "dim",
+    "size",
+    "numel",
+    "ndimension",
+    "nelement",
+    "stride",
+    "is_floating_point",
+    "is_complex",
+    "get_device",
+}
+
+
+def only_looks(node: Node) -> bool:
+    """Whether a node of a graph's beginning looks at a value and does nothing else."""
+    if node.op == "call_function":
+        return node.target in PURE
+    return node.op in ("placeholder", "get_attr") or (node.op == "call_method" and node.target in PURE_METHODS)
