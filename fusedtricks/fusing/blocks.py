@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph
 
 from .classes import STOCK, fused_class_of, stock_class
-from .members import any_global_hooks
+from .code import Otherwise
 from .rewrite import Rewritten, Singles
 from .run_checks import Unexpected
 
@@ -27,12 +27,11 @@ _PLANS = "_fusedtricks_plans"
 class Plan:
     """A rewritten forward for one value of `training`. It holds no modules, so copies of a module share it."""
 
-    def __init__(self, graph: Graph, forward: Any, holds: Callable[[nn.Module], bool], done: Rewritten) -> None:
+    def __init__(self, graph: Graph, forward: Any, function: Callable[..., Any], done: Rewritten) -> None:
         self._signature = inspect.signature(forward)
         self._is_wrapper = hasattr(forward, "__wrapped__")
         self.inputs = len([node for node in graph.nodes if node.op == "placeholder"])
-        self.holds, self.done = holds, done
-        self.forward = _compiled(graph)
+        self.forward, self.done = function, done
 
     def has_work(self) -> bool:
         """Whether the plan differs from the user's forward."""
@@ -55,15 +54,6 @@ class Plan:
             elif given.get(parameter.name, parameter.default) is not parameter.default:
                 return None
         return tuple(inputs)
-
-
-def _compiled(graph: Graph) -> Callable[..., Any]:
-    code = graph.python_code("self")
-    # Skip code before the function: it may contain calls that change how torch.fx traces from then on.
-    source = code.src[code.src.index("def forward(") :]
-    namespace = dict(code.globals)
-    exec(compile(source, "<fusedtricks.fuse>", "exec"), namespace)
-    return namespace["forward"]
 
 
 class Plans:
@@ -144,17 +134,18 @@ def _derive(stock: Any) -> Any:
     def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         plans = self.__dict__.get(_PLANS)
         plan = plans.of(self).get(self.training) if plans is not None else None
-        if plan is None:
-            return stock.forward(self, *arguments, **keywords)
-        inputs: tuple[Any, ...] | None = arguments
-        if keywords or len(arguments) != plan.inputs:
-            inputs = plan.bind(arguments, keywords)
-        if inputs is None or not _are_plain(inputs) or not plan.holds(self):
-            return stock.forward(self, *arguments, **keywords)
-        try:
-            return plan.forward(self, *inputs)
-        except Unexpected:
-            return stock.forward(self, *arguments, **keywords)
+        if plan is not None:
+            inputs: tuple[Any, ...] | None = arguments
+            if keywords or len(arguments) != plan.inputs:
+                inputs = plan.bind(arguments, keywords)
+            if inputs is not None:
+                try:
+                    result = plan.forward(self, *inputs)
+                except Unexpected:
+                    result = Otherwise
+                if result is not Otherwise:
+                    return result
+        return stock.forward(self, *arguments, **keywords)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         result = stock.__reduce_ex__(self, protocol)
@@ -177,14 +168,6 @@ def _derive(stock: Any) -> Any:
     }
     fused: Any = type(stock)(stock.__name__, (stock,), namespace)
     return fused
-
-
-def _are_plain(inputs: tuple[Any, ...]) -> bool:
-    """Whether a graph may run: plain tensors, and nobody who listens to or traces the modules that it leaves out."""
-    for value in inputs:
-        if type(value) is not Tensor:
-            return False
-    return not any_global_hooks() and not torch.jit.is_tracing()
 
 
 def _new(stock: Any, *arguments: Any) -> Any:

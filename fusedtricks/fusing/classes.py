@@ -37,3 +37,21 @@ def is_unchanged(kind: Any) -> bool:
     """Whether a layer's class has been remembered and still has its forward."""
     known = _FORWARDS.get(kind)
     return known is not None and kind.forward is known[0] and known[1].forward is known[2]
+
+
+_REPLACEMENTS: dict[Any, tuple[Any, ...]] = {}
+
+
+def replaces(twin: type, stock: type) -> None:
+    """Notes the class that replaces a stock one, for `classes_of`."""
+    _REPLACEMENTS[stock] = _REPLACEMENTS[twin] = (stock, twin)
+
+
+def classes_of(kind: Any) -> tuple[Any, ...]:
+    """The classes that a layer of a class may have when a graph runs: its own, and the one that replaces it."""
+    return _REPLACEMENTS.get(kind, (kind,))
+
+
+def is_layer(kind: Any) -> bool:
+    """Whether a class is that of a layer of torch's or ours, of which it is known what it does to its input."""
+    return kind.__module__.startswith(("torch.nn.modules.", "fusedtricks.")) and kind.__name__ != "Sequential"

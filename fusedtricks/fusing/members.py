@@ -17,7 +17,7 @@ from .. import nn as ftnn
 from . import activations
 from .classes import is_changed, is_unchanged, remember
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DEVICES = {"cpu", "meta", *(name for name in _build_info.backends if name == "cuda")}
 _BATCH_NORM_FORWARDS = {_BatchNorm.forward}
 _DROPOUTS: set[type[nn.Module]] = {nn.Dropout, ftnn.Dropout}
@@ -89,11 +89,16 @@ def any_global_hooks() -> bool:
 
 def has_kernels(input: Any) -> bool:
     """Whether there are kernels for a tensor. False during export, because exported models use stock operators."""
-    if not isinstance(input, Tensor) or input.dtype not in _DTYPES or input.device.type not in _DEVICES:
+    if not isinstance(input, Tensor) or input.dtype not in DTYPES or input.device.type not in _DEVICES:
         return False
     if input.layout is not torch.strided or input.is_nested or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     return type(input) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(input)
+
+
+def runs_on(input: Tensor) -> bool:
+    """Whether there is a backend for a tensor's device."""
+    return input.device.type in _DEVICES
 
 
 def is_ours_alone(input: Any) -> bool:

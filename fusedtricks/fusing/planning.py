@@ -17,6 +17,7 @@ from .aliases import Modules
 from .blocks import Plan, Plans, is_fused
 from .chains import START, WHOLE, follows
 from .classes import stock_class
+from .code import function_of
 from .kinds import ADDITION, IDENTITY, NORM, kind_of, operands
 from .members import has_hooks, is_batch_norm, is_patched
 from .reading.assumptions import Assumptions
@@ -102,11 +103,9 @@ def _make_plan(block: nn.Module, training: bool, session: Session) -> tuple[Plan
     done = rewrite(found.graph, modules, session.singles)
     for name in done.passed:
         found.assumed.has_no_hooks(name)
-    kind = stock_class(type(block))
-    try:
-        return Plan(found.graph, kind.forward, found.assumed.build(done.members), done), [*found.inlined, *done.passed]
-    except SyntaxError as error:  # a member's name is a Python keyword
-        raise NotReadable(f"its graph cannot be written as code: {error}") from error
+    found.assumed.note_layers(done.members)
+    function = function_of(found.graph, found.assumed, modules)
+    return Plan(found.graph, stock_class(type(block)).forward, function, done), [*found.inlined, *done.passed]
 
 
 class _Read(NamedTuple):

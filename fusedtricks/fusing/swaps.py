@@ -13,6 +13,7 @@ from torch.fx import Proxy
 
 from ..nn.batchnorm import batch_norm_act_of
 from . import activations, masks, members, run_time
+from .classes import replaces
 
 
 def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
@@ -89,6 +90,7 @@ def _define(name: str, forward: Callable[..., Any]) -> None:
 
     twin = type(name, (stock,), {"__module__": __name__, "__doc__": f"`torch.nn.{name}`, fused.", "forward": traceable})
     globals()[name] = _TWINS[stock] = twin
+    replaces(twin, stock)
     members.recognise(twin, stock)
 
 
@@ -103,17 +105,6 @@ for _name, _forward in _RANDOM_FORWARDS.items():
 def twin(module: nn.Module) -> type[nn.Module] | None:
     """The class that can replace a module's stock class; None for any other class, including derived ones."""
     return None if members.is_patched(module) else _TWINS.get(type(module))
-
-
-def classes_of(kind: type[nn.Module]) -> tuple[type[nn.Module], ...]:
-    """The classes that a layer of a class may have when a plan runs: its own, and the one that replaces it."""
-    return (kind, _TWINS[kind]) if kind in _TWINS else (kind,)
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a layer of torch's or ours, of which it is known what it does to its input."""
-    kind = type(module)
-    return kind.__module__.startswith(("torch.nn.modules.", "fusedtricks.")) and kind is not nn.Sequential
 
 
 def is_swapped(module: nn.Module) -> bool:

@@ -1,8 +1,8 @@
-"""What a graph takes for granted about the program, as a function that checks it at each call."""
+"""What a graph takes for granted about the program, as conditions that are checked at each call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import cache
 from keyword import iskeyword
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
@@ -14,14 +14,14 @@ from .values import SETTINGS
 
 
 class Assumptions:
-    """Collects checks as lines of a function `holds(self)`, where `self` is the block.
+    """Collects the checks of a graph as conditions of Python, in which `self` is the block.
 
     The checks look at the block through names and hold no modules, so copies of the block share them.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[str, None] = {}  # in order, each once
-        self._constants: dict[str, Any] = {}
+        self._lines: dict[str, bool] = {}  # in order, each once: finds a module, or is a condition
+        self.constants: dict[str, Any] = {}
         self._names: dict[int, str] = {}
         self._modules: dict[str, str] = {"": "self"}
         self._layers: dict[str, tuple[type, ...]] = {}
@@ -30,7 +30,7 @@ class Assumptions:
         """A name for an object of the program."""
         if id(value) not in self._names:
             self._names[id(value)] = f"k{len(self._names)}"
-            self._constants[self._names[id(value)]] = value
+            self.constants[self._names[id(value)]] = value
         return self._names[id(value)]
 
     def module(self, path: str) -> str:
@@ -38,12 +38,12 @@ class Assumptions:
         if path not in self._modules:
             owner, _, name = path.rpartition(".")
             variable = f"m{len(self._modules)}"
-            self._lines[f"{variable} = {self.module(owner)}._modules[{name!r}]"] = None
+            self._lines[f"{variable} = {self.module(owner)}._modules[{name!r}]"] = True
             self._modules[path] = variable
         return self._modules[path]
 
     def require(self, condition: str) -> None:
-        self._lines[f"if not ({condition}): return False"] = None
+        self._lines.setdefault(condition, False)
 
     def is_layer(self, path: str, classes: tuple[type, ...]) -> None:
         """The module has one of these classes, and they still have the forwards that they have now.
@@ -73,27 +73,25 @@ class Assumptions:
         """An expression still gives the same: an equal setting, or the same function or class."""
         if value is None or isinstance(value, bool):
             self.require(f"{expression} is {value}")
-        elif isinstance(value, SETTINGS):
+        elif type(value) in SETTINGS:
             # The class too, as 1 == True, but unequal settings of one class are told apart by their value alone.
             name = self.constant(value)
             self.require(f"{expression} == {name} and {expression}.__class__ is {name}.__class__")
         else:
             self.require(f"{expression} is {self.constant(value)}")
 
-    def build(self, members: Collection[str]) -> Callable[[Any], bool]:
-        """The function that checks everything; `members` are the names of modules in chains."""
+    def note_layers(self, members: Collection[str]) -> None:
+        """Adds the conditions on layers, but for `members`, those in chains."""
         for path, classes in self._layers.items():
             if path not in members:
                 found = f"{self.module(path)}.__class__"
                 self.require(" or ".join(f"{found} is {self.constant(kind)}" for kind in classes))
                 for kind in classes:
                     self.has_attribute(kind, "forward")
-        body = "\n".join(f"        {line}" for line in self._lines) or "        pass"
-        missing = "(KeyError, AttributeError, TypeError, IndexError, ValueError, RuntimeError)"
-        source = f"def holds(self):\n    try:\n{body}\n    except {missing}:\n        return False\n    return True\n"
-        namespace = dict(self._constants)
-        exec(compile(source, "<fusedtricks.fuse: assumptions>", "exec"), namespace)
-        return namespace["holds"]
+
+    def lines(self, otherwise: str) -> list[str]:
+        """The statements that find the modules and check everything; `otherwise` is the statement for a failure."""
+        return [line if is_module else f"if not ({line}): {otherwise}" for line, is_module in self._lines.items()]
 
 
 def dotted(expression: str, name: str) -> str:

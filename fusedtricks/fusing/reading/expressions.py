@@ -18,7 +18,7 @@ from .frame import Frame
 from .state import State
 from .values import Bound, Collection, Layer, Method, Outside, is_known, is_setting, plain, wrapped
 
-_BINARY: dict[type, Callable[..., Any]] = {
+BINARY: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -260,7 +260,7 @@ class Expressions:
 
     def _BinOp(self, node: ast.BinOp, frame: Frame) -> Any:
         left, right = self.evaluate(node.left, frame), self.evaluate(node.right, frame)
-        return self.operate(_BINARY[type(node.op)], left, right)
+        return self.operate(BINARY[type(node.op)], left, right)
 
     def operate(self, function: Callable[..., Any], *values: Any) -> Any:
         if any(isinstance(value, Node) for value in values):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -18,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from ..swaps import classes_of, is_layer
+from ..classes import classes_of, is_layer
 from .assumptions import Assumptions, dotted, is_of_the_program
 from .errors import Absent, NotReadable
 from .values import Bound, Collection, Layer, Method, Outside, is_setting
@@ -69,7 +70,7 @@ class State:
         return self.layer(module, path)
 
     def layer(self, module: nn.Module, path: str) -> Layer:
-        if is_layer(module):
+        if is_layer(type(module)):
             self.assumed.is_layer(path, classes_of(type(module)))
         return Layer(module, path)
 
@@ -140,8 +141,10 @@ class State:
                 raise Absent(name)
             return Bound(owner, name)
         if is_setting(owner):
-            if not hasattr(owner, name):
+            if not hasattr(type(owner) if isinstance(owner, Enum) else owner, name):
                 raise Absent(name)
+            if isinstance(owner, Enum) and name not in ("name", "value"):
+                raise NotReadable(f"its forward reads {name} of a {type(owner).__name__}")
             found = getattr(owner, name)
             return Bound(owner, name) if callable(found) else found
         raise NotReadable(f"its forward reads {name} of a {type(owner).__name__}")

@@ -18,7 +18,7 @@ from ..run_checks import expect, unpack
 from .assumptions import Assumptions
 from .calls import Calls
 from .errors import NotReadable
-from .expressions import IN_PLACE
+from .expressions import BINARY, IN_PLACE
 from .frame import Frame
 from .source import Sources
 from .state import State
@@ -155,18 +155,18 @@ class Reader(Calls):
 
     def _do_AugAssign(self, statement: ast.AugAssign, frame: Frame) -> None:
         target = statement.target
-        function = IN_PLACE[type(statement.op)]
         if isinstance(target, ast.Name):
             left = self.evaluate(ast.Name(target.id, ast.Load()), frame)
-            frame.set(target.id, self._in_place(function, left, self.evaluate(statement.value, frame), frame))
+            frame.set(target.id, self._in_place(statement.op, left, self.evaluate(statement.value, frame), frame))
         elif isinstance(target, ast.Subscript):
             owner, index = self.evaluate(target.value, frame), self.evaluate(target.slice, frame)
             right = self.evaluate(statement.value, frame)
-            self._set_item(owner, index, self._in_place(function, self.item(owner, index), right, frame), frame)
+            self._set_item(owner, index, self._in_place(statement.op, self.item(owner, index), right, frame), frame)
         else:
             raise NotReadable(f"its forward sets an attribute (in {frame.name})")
 
-    def _in_place(self, function: Callable[..., Any], left: Any, right: Any, frame: Frame) -> Any:
+    def _in_place(self, operation: ast.operator, left: Any, right: Any, frame: Frame) -> Any:
+        function = IN_PLACE[type(operation)]
         if isinstance(left, Collection) and left.kind is list:
             if not left.own or function is not operator.iadd:
                 raise NotReadable(f"its forward changes a list (in {frame.name})")
@@ -176,6 +176,8 @@ class Reader(Calls):
             raise NotReadable(f"its forward changes a {left.kind.__name__} (in {frame.name})")
         if isinstance(left, Outside):
             raise NotReadable(f"its forward changes an object (in {frame.name})")
+        if is_setting(left):  # what cannot be changed is replaced
+            function = BINARY[type(operation)]
         return self.operate(function, left, right)
 
     # --- Decisions ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from enum import Enum
 from types import FunctionType
 from typing import Any
 
@@ -67,7 +68,13 @@ class Collection:
 
 
 def is_setting(value: Any) -> bool:
-    return type(value) in SETTINGS
+    kind = type(value)
+    return kind in SETTINGS or is_enumeration(kind)
+
+
+def is_enumeration(kind: type) -> bool:
+    """Whether a class is an Enum whose members compare by code of Python's own."""
+    return issubclass(kind, Enum) and getattr(kind.__eq__, "__objclass__", None) in (object, str, int)
 
 
 def is_known(value: Any) -> bool:
