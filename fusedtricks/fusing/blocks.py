@@ -64,18 +64,17 @@ class Plans:
 
     def __init__(self, make: Callable[[nn.Module, Singles], dict[bool, Plan]], singles: Singles) -> None:
         self._make, self._singles = make, singles
-        self._plans: dict[bool, Plan] | None = None
+        self.by_mode: Mapping[bool, Plan] | None = None
 
     def set(self, plans: Mapping[bool, Plan]) -> Plans:
-        self._plans = {training: plan for training, plan in plans.items() if plan.has_work()}
+        self.by_mode = {training: plan for training, plan in plans.items() if plan.has_work()}
         return self
 
-    def of(self, block: nn.Module) -> Mapping[bool, Plan]:
-        if self._plans is None:
-            if torch.compiler.is_compiling():
-                return {}
-            self.set(self._make(block, self._singles))
-        return self._plans or {}
+    def read(self, block: nn.Module) -> Mapping[bool, Plan]:
+        """Makes the plans, except while torch.compile follows the block's forward."""
+        if torch.compiler.is_compiling():
+            return {}
+        return self.set(self._make(block, self._singles)).by_mode or {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plans:
         return self
@@ -132,19 +131,22 @@ def _fused_class(stock: Any) -> Any:
 def _derive(stock: Any) -> Any:
     @functools.wraps(stock.forward)
     def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
-        plans = self.__dict__.get(_PLANS)
-        plan = plans.of(self).get(self.training) if plans is not None else None
-        if plan is not None:
-            inputs: tuple[Any, ...] | None = arguments
-            if keywords or len(arguments) != plan.inputs:
-                inputs = plan.bind(arguments, keywords)
-            if inputs is not None:
-                try:
-                    result = plan.forward(self, *inputs)
-                except Unexpected:
-                    result = Otherwise
-                if result is not Otherwise:
-                    return result
+        own = self.__dict__
+        plans = own.get(_PLANS)
+        if plans is not None:
+            by_mode = plans.by_mode
+            plan = (plans.read(self) if by_mode is None else by_mode).get(own["training"])
+            if plan is not None:
+                inputs: tuple[Any, ...] | None = arguments
+                if keywords or len(arguments) != plan.inputs:
+                    inputs = plan.bind(arguments, keywords)
+                if inputs is not None:
+                    try:
+                        result = plan.forward(self, *inputs)
+                    except Unexpected:
+                        result = Otherwise
+                    if result is not Otherwise:
+                        return result
         return stock.forward(self, *arguments, **keywords)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:

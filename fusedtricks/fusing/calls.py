@@ -59,11 +59,10 @@ def _at_once(chain: Chain, modules: Modules, given: tuple[Any, ...]) -> tuple[An
     if not norm or norm.op != "call_module" or chain.node(MAX_POOL) or (dropout and dropout.op != "call_module"):
         return None
     found = activation_of(act, modules) if act else activations.Activation("identity", {})
-    if act and act.op == "call_module" and found.parameters:  # may change
-        return None
-    layer, source, residual, *_, (residual_first, _), drop = given
+    layer, source, residual, act_layer, act_kwargs, (residual_first, _), drop = given
+    may_change = bool(found.parameters) and not isinstance(act_layer, str)
     members = [str(node.target) for node in (norm, act, dropout) if node and node.op == "call_module"]
-    arguments = (layer, source, residual, found.name, found.parameters or None, residual_first, drop)
+    arguments = (layer, source, residual, act_layer if may_change else found.name, act_kwargs, residual_first, drop)
     return run_time.norm_act_at_once, arguments, members
 
 

@@ -20,6 +20,7 @@ _GLOBAL_HOOKS = (
     torch_module._global_backward_hooks,
     torch_module._global_backward_pre_hooks,
 )
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MISSING = "(KeyError, AttributeError, TypeError, IndexError, ValueError, RuntimeError)"
 _SYMBOLS = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/"}
 
@@ -37,13 +38,14 @@ class _Writer:
     def __init__(self, graph: Graph, assumed: Assumptions, modules: Any) -> None:
         self._graph, self._assumed, self._modules = graph, assumed, modules
         self._last_uses = _last_uses(graph)
+        self._inputs = [_name(node) for node in graph.nodes if node.op == "placeholder"]
+        self._classes: dict[Any, None] = {}  # of the members of chains that may run at once
 
     def function(self) -> Callable[..., Any]:
-        inputs = [_name(node) for node in self._graph.nodes if node.op == "placeholder"]
         body = [line for node in self._graph.nodes for line in self._lines(node)]  # adds to what is assumed
         unchanged = self._unchanged_classes()
         lines = [
-            f"def forward({', '.join(['self', *inputs])}):",
+            f"def forward({', '.join(['self', *self._inputs])}):",
             "    try:",
             *(f"        {line}" for line in self._checks()),
             f"    except {_MISSING}:",
@@ -56,11 +58,11 @@ class _Writer:
         return names["forward"]
 
     def _checks(self) -> Iterator[str]:
-        hooks = [self._assumed.constant(hooks) for hooks in _GLOBAL_HOOKS]
+        tracing = self._assumed.constant(torch._C._get_tracing_state)
         tensor = self._assumed.constant(Tensor)
-        inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
-        hooks += [f"type({_name(node)}) is not {tensor}" for node in inputs]
-        yield f"if {' or '.join(hooks)} or {self._assumed.constant(torch.jit.is_tracing)}(): return Otherwise"
+        conditions = [self._assumed.constant(hooks) for hooks in _GLOBAL_HOOKS]
+        conditions += [f"type({name}) is not {tensor}" for name in self._inputs]
+        yield f"if {' or '.join([*conditions, f'{tracing}() is not None'])}: return Otherwise"
         yield from self._assumed.lines("return Otherwise")
 
     # --- Nodes ---
@@ -121,25 +123,21 @@ class _Writer:
 
     def _are_plain(self, members: list[str]) -> str:
         """Whether the members of a chain are what they were and have no hooks."""
-        self._checked = [*getattr(self, "_checked", []), *(type(self._modules[path]) for path in members)]
+        self._classes.update(dict.fromkeys(classes_of(type(self._modules[path]))[0] for path in members))
         conditions = ["unchanged"]
         for path in members:
             module = self._assumed.module(path)
             kinds = [self._assumed.constant(kind) for kind in classes_of(type(self._modules[path]))]
             is_kind = " or ".join(f"{module}.__class__ is {kind}" for kind in reversed(kinds))
-            hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+            hooks = " or ".join(f"d[{name!r}]" for name in _HOOKS)
             conditions.append(f"({is_kind})")
-            conditions.append(
-                f"not ({' or '.join(f'{module}.{name}' for name in hooks)} or 'forward' in {module}.__dict__)"
-            )
+            conditions.append(f"not ('forward' in (d := {module}.__dict__) or {hooks})")
         return " and ".join(conditions)
 
     def _unchanged_classes(self) -> str:
         """Whether the classes of all chains' members still have their forwards."""
-        kinds = dict.fromkeys(kind for found in getattr(self, "_checked", []) for kind in classes_of(found))
-        return " and ".join(
-            f"{self._assumed.constant(kind)}.forward is {self._assumed.constant(kind.forward)}" for kind in kinds
-        )
+        classes = [(self._assumed.constant(kind), self._assumed.constant(kind.forward)) for kind in self._classes]
+        return " and ".join(f"{kind}.forward is {forward}" for kind, forward in classes)
 
 
 def _name(node: Node) -> str:

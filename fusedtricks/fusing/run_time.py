@@ -16,7 +16,7 @@ from .. import eager
 from .. import functional as F
 from ..functional._route import is_dynamo_compiling
 from ..nn.batchnorm import batch_norm_act_of, norm_state
-from . import masks, members
+from . import activations, masks, members
 from .members import PLAIN, Activation, Addition, Dropout, act_of, activate, add, drop_of, fits, has_kernels
 
 stock = torch.nn.functional
@@ -52,23 +52,27 @@ def norm_act_at_once(
     norm: Any,
     input: Tensor,
     residual: Tensor | None,
-    act: str,
+    act: Any,
     act_kwargs: Mapping[str, float] | None,
     residual_first: bool,
     dropout: Any,
 ) -> Tensor | None:
-    """`norm_act` of members that are known to be plain: with less to ask, None if that does not suffice."""
-    if is_dynamo_compiling() or input.dtype not in members.DTYPES or not (input.is_cpu or members.runs_on(input)):
+    """`norm_act` of members that are known to be plain: asks less, and answers None if that does not suffice."""
+    if is_dynamo_compiling() or not (input.is_cpu or members.runs_on(input)):
         return None
     if residual is not None and not _is_alike(input, residual, residual_first):
         return None
-    p = dropout.p if dropout is not None and dropout.training else 0.0
-    count, momentum = norm._buffers.get("num_batches_tracked"), norm.momentum
-    if count is None or count.dtype is not torch.int64 or not (momentum is None or 0 <= momentum <= 1):
+    if act.__class__ is not str:
+        act, act_kwargs = activations.of_module(act) or ("", None)
+    p = 0.0
+    if dropout is not None and dropout.training and dropout.p:
+        p = dropout.p
+        if not (0 <= p <= 1 and norm.training and masks.are_ours()):
+            return None
+    try:
+        return batch_norm_act_of(norm, input, residual, act, act_kwargs, p)
+    except Exception:  # nothing has happened yet; `norm_act` knows whether stock takes it, and what it says
         return None
-    if p and not (0 <= p <= 1 and norm.training and masks.are_ours()):
-        return None
-    return batch_norm_act_of(norm, input, residual, act, act_kwargs, p)
 
 
 def _is_alike(input: Tensor, residual: Tensor, residual_first: bool) -> bool:

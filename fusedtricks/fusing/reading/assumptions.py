@@ -67,7 +67,7 @@ class Assumptions:
         self.require(f"'forward' not in {module}.__dict__")
 
     def has_members(self, path: str, members: list[str]) -> None:
-        self.require(f"[*{self.module(path)}._modules] == {members!r}")
+        self.require(f"list({self.module(path)}._modules) == {self.constant(members)}")
 
     def is_value(self, expression: str, value: Any) -> None:
         """An expression still gives the same: an equal setting, or the same function or class."""
