@@ -58,7 +58,7 @@ def make_plans(block: nn.Module, session: Session) -> tuple[dict[bool, Plan], di
         try:
             plans[training], parts[training] = _make_plan(block, training, session)
         except NotReadable as error:
-            reasons.append(str(error))
+            reasons.append(f"{error} [{error.where}]" if error.where else str(error))
     return plans, parts, list(dict.fromkeys(reasons))
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class NotReadable(Exception):
-    """A forward cannot be written as a graph that does the same; the message says why."""
+    """A forward cannot be written as a graph that does the same; the message says why.
+
+    Attributes:
+        where: file and line of the statement, "" if unknown.
+    """
+
+    where = ""
 
 
 class Absent(Exception):

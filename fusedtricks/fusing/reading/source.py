@@ -43,7 +43,8 @@ class Sources:
 def _tree(code: CodeType) -> ast.FunctionDef:
     name = code.co_name
     try:
-        source = "".join(inspect.getsourcelines(code)[0])
+        lines, first = inspect.getsourcelines(code)
+        source = "".join(lines)
         # Not dedented, which would change strings of several lines.
         parsed = ast.parse(f"if True:\n{source}" if source[0].isspace() else source).body[0]
         tree = parsed.body[0] if isinstance(parsed, ast.If) else parsed
@@ -51,6 +52,7 @@ def _tree(code: CodeType) -> ast.FunctionDef:
         raise NotReadable(f"the source of {name} is not at hand") from None
     if not isinstance(tree, ast.FunctionDef):
         raise NotReadable(f"{name} is not an ordinary function")
+    ast.increment_lineno(tree, first - (2 if source[0].isspace() else 1))
     tree.decorator_list = []  # the function at hand is what they returned
     if not any(_is_same(found, code) for found in _compiled(tree, code)):
         raise NotReadable(f"the source of {name} has changed since it was imported")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import operator
+import os
 from collections.abc import Callable
 from collections.abc import Collection as Names
 from types import FunctionType
@@ -38,6 +39,11 @@ _REFUSED = {
 }
 
 
+def _refused(statement: ast.stmt, frame: Frame) -> None:
+    kind = type(statement)
+    raise NotReadable(f"its forward {_REFUSED.get(kind, f'has a {kind.__name__}')} (in {frame.name})")
+
+
 class _Return(Exception):
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -59,9 +65,8 @@ class Reader(Calls):
         self._sources = sources
 
     def run(self, function: FunctionType, frame: Frame) -> Any:
-        tree = self._sources.tree(function)
         try:
-            self._block(tree.body, frame)
+            self._block(self._sources.tree(function).body, frame)
         except _Return as result:
             return result.value
         return None
@@ -69,10 +74,13 @@ class Reader(Calls):
     def _block(self, statements: list[ast.stmt], frame: Frame) -> None:
         for statement in statements:
             kind = type(statement)
-            method: Callable[[Any, Frame], None] | None = getattr(self, f"_do_{kind.__name__}", None)
-            if method is None:
-                raise NotReadable(f"its forward {_REFUSED.get(kind, f'has a {kind.__name__}')} (in {frame.name})")
-            method(statement, frame)
+            method: Callable[[Any, Frame], None] = getattr(self, f"_do_{kind.__name__}", _refused)
+            try:
+                method(statement, frame)
+            except NotReadable as error:
+                file = os.path.basename(frame.function.__code__.co_filename)
+                error.where = error.where or f"{file}:{statement.lineno}"
+                raise
 
     # --- Simple statements ---
 
