@@ -247,6 +247,20 @@ def test_checks_raise_what_they_did():
     assert stock.bn1.num_batches_tracked == fused.bn1.num_batches_tracked == 0
 
 
+def test_late_checks_do_not_run_layers_twice():
+    class Late(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.chain(x)
+            if y.shape[0] == 3:
+                raise ValueError("not three")
+            return y
+
+    fused = fusedtricks.fuse(Late().double())
+    with pytest.raises(ValueError, match="not three"):
+        fused(image())
+    assert fused.bn1.num_batches_tracked == 1
+
+
 class Inherits(Chain):
     """Through super(), a property, static and class methods, and a mixin."""
 

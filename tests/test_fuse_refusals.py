@@ -272,7 +272,7 @@ def test_example_inputs(inputs, p):
     assert all(p.grad is None for p in fused.parameters()) and fused.training
 
 
-@pytest.mark.parametrize("wrong", ["result", "gradient", "statistics"])
+@pytest.mark.parametrize("wrong", ["result", "gradient", "statistics", "dtype", "no gradient"])
 def test_example_inputs_show_a_difference(wrong, monkeypatch):
     correct = run_time.F.batch_norm_act
 
@@ -280,7 +280,8 @@ def test_example_inputs_show_a_difference(wrong, monkeypatch):
         y = correct(x, running_mean, *args, **kwargs)
         if wrong == "statistics" and running_mean is not None:
             running_mean += 1e-3
-        return {"result": y * (1 + 1e-6), "gradient": y.detach() + (y - y.detach()) * 1.001}.get(wrong, y)
+        results = {"result": y * (1 + 1e-6), "gradient": y.detach() + (y - y.detach()) * 1.001}
+        return (results | {"dtype": y.double(), "no gradient": y.detach()}).get(wrong, y)
 
     monkeypatch.setattr(run_time.F, "batch_norm_act", broken)
     stock = ResNet()

@@ -186,7 +186,7 @@ class OnHelper(Net):
         return F.relu(self.bn(in_bfloat16(self.fc, x)))
 
 
-class Outer(nn.Module):
+class Outer(Net):
     def __init__(self) -> None:
         super().__init__()
         self.inner = OnForward()
@@ -212,6 +212,16 @@ class HalfWay(Net):
         context = torch.autocast(**BF16)
         context.__enter__()
         y = self.fc(F.relu(y))
+        context.__exit__(None, None, None)
+        return y
+
+
+class HalfWayInATail(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        context = torch.autocast(**BF16)
+        context.__enter__()
+        y = self.drop(F.relu(y))
         context.__exit__(None, None, None)
         return y
 
@@ -244,13 +254,27 @@ class Inside(Net):
         return torch.autocast(**BF16)(self.body)(x)
 
 
-WAYS = [OnForward, SwitchedOff, OnMethod, OnHelper, Outer, ByHand, HalfWay, Stack, With, BySetting, Inside]
+WAYS = [
+    OnForward,
+    SwitchedOff,
+    OnMethod,
+    OnHelper,
+    Outer,
+    ByHand,
+    HalfWay,
+    HalfWayInATail,
+    Stack,
+    With,
+    BySetting,
+    Inside,
+]
 
 
 @pytest.mark.parametrize("model", WAYS, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("outside", [False, True])
 def test_autocast_that_a_forward_enters(model, outside):
     stock = model()
+    stock.drop.p = 0.0
     fused = fusedtricks.fuse(stock, example_inputs=torch.randn(4, 8))
     x = torch.randn(4, 8)
     with torch.autocast(**BF16, enabled=outside):
@@ -278,6 +302,16 @@ class FrozenHalf(Net):
         return y
 
 
+class FrozenFirst(Net):
+    """Gradients are switched on between a chain's members."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        y = self.bn(self.fc(x))
+        torch.set_grad_enabled(True)
+        return F.relu(y)
+
+
 class Inference(Net):
     def forward(self, x: Tensor) -> Tensor:
         mode = torch.inference_mode()
@@ -293,7 +327,7 @@ class NoGradient(Net):
         return self.body(x)
 
 
-@pytest.mark.parametrize("model", [Frozen, FrozenHalf, Inference, NoGradient])
+@pytest.mark.parametrize("model", [Frozen, FrozenHalf, FrozenFirst, Inference, NoGradient])
 def test_gradients_that_a_forward_switches(model):
     stock = model()
     fused = fusedtricks.fuse(stock)

@@ -57,10 +57,14 @@ def _is_floating_point(x: Any) -> bool:
 def _compare_models(stock: nn.Module, fused: nn.Module, example_inputs: Any, values: bool) -> None:
     leaves = _takes_leaves(stock, example_inputs)
     for training in (True, False):
+        mode = "training" if training else "evaluation"
         expected = _results(stock.train(training), example_inputs, leaves)
-        actual = _results(fused.train(training), example_inputs, leaves)
+        try:
+            actual = _results(fused.train(training), example_inputs, leaves)
+        except Exception as error:
+            raise RuntimeError(f"the fused model differs from the stock one: in {mode}, it raises {error}") from error
         for kind, tensors in expected.items():
-            where = f"{kind}, in {'training' if training else 'evaluation'}"
+            where = f"{kind}, in {mode}"
             _compare_kinds(where, actual[kind], tensors)
             if values:
                 _compare(where, actual[kind], tensors)
