@@ -246,6 +246,38 @@ class AddedInPlaceToNothingElse(Base):
         return self.relu(r)
 
 
+@case(3)
+class Sums(Base):
+    """Branches added up in place, as in MobileOne; only the additions see the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn3, self.bn4, self.same = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 0
+        for norm in (self.bn1, self.bn2, self.bn3):
+            y += norm(self.conv1(x))
+        y = self.same(y)
+        y += self.bn4(x)
+        return self.relu(y)
+
+
+@case(0, "in place to another tensor")
+class SumThatIsSeen(Base):
+    """What is added to has another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.conv2(x)
+        y = self.same(a)
+        y += self.bn1(self.conv1(x))
+        return torch.cat([y, a])
+
+
 @case(1)
 class Broadcast(Base):
     """An addition of another shape: found as a chain, but its members run separately."""

@@ -70,7 +70,23 @@ def _up_to(value: Node) -> Iterator[Node]:
 
 def is_used_once(value: Node, modules: Modules) -> bool:
     """Whether `value` has only one user and nothing else can see its memory."""
-    return len(value.users) == 1 and _is_fresh(value, modules)
+    if len(value.users) != 1:
+        return False
+    if _is_fresh(value, modules):
+        return True
+    same = _gives_back(value, modules)
+    return same is not None and is_used_once(same, modules)
+
+
+def _gives_back(node: Node, modules: Modules) -> Node | None:
+    """The value that a node gives back, as it is or changed in place, if its result shares memory with nothing else."""
+    if activation := activations.of_node(node):
+        return activation[1]
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    is_known = type(module) is nn.Identity or (module is not None and activations.of_module(module) is not None)
+    if is_known or node.target in IN_PLACE_OPERATORS.values() or node.target == "add_":
+        return node.args[0] if isinstance(node.args[0], Node) else None
+    return None
 
 
 def _may_write(node: Node, modules: Modules) -> bool:
