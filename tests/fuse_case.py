@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fusedtricks
-from fusedtricks.fusing.masks import stock_dropout
+from fusedtricks.fusing.running.masks import stock_dropout
 
 STEPS = 3
 

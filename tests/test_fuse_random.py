@@ -18,7 +18,7 @@ import fusedtricks
 import fusedtricks.functional as FF
 import fusedtricks.nn as ftnn
 from fusedtricks.fusing import dynamo
-from fusedtricks.fusing.masks import stock_dropout
+from fusedtricks.fusing.running.masks import stock_dropout
 
 SEED = 5
 P = 0.375  # 1 / (1 - p) is not a power of two

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_function
 
 import fusedtricks
-from fusedtricks.fusing import run_time
+from fusedtricks.fusing.running import norms
 
 CALLS = 0
 
@@ -274,7 +274,7 @@ def test_example_inputs(inputs, p):
 
 @pytest.mark.parametrize("wrong", ["result", "gradient", "statistics", "dtype", "no gradient"])
 def test_example_inputs_show_a_difference(wrong, monkeypatch):
-    correct = run_time.F.batch_norm_act
+    correct = norms.F.batch_norm_act
 
     def broken(x: Tensor, running_mean: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         y = correct(x, running_mean, *args, **kwargs)
@@ -283,7 +283,7 @@ def test_example_inputs_show_a_difference(wrong, monkeypatch):
         results = {"result": y * (1 + 1e-6), "gradient": y.detach() + (y - y.detach()) * 1.001}
         return (results | {"dtype": y.double(), "no gradient": y.detach()}).get(wrong, y)
 
-    monkeypatch.setattr(run_time.F, "batch_norm_act", broken)
+    monkeypatch.setattr(norms.F, "batch_norm_act", broken)
     stock = ResNet()
     with pytest.raises(RuntimeError, match="the fused model differs from the stock one"):
         fusedtricks.fuse(stock, inplace=True, example_inputs=torch.randn(3, 4, 8, 8))

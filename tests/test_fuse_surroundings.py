@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fusedtricks
 from fusedtricks.fusing import model as fusing_model
-from fusedtricks.fusing import swaps
+from fusedtricks.fusing.install import swaps
 
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 

@@ -2,10 +2,8 @@
 
 How it works: `model` walks through a model's modules. For each of them, `planning` decides which inner modules to
 inline, and `reading` turns its forward into a graph, with the assumptions that the graph rests on; it interprets the
-source and runs none of it. `rewrite` replaces the chains: `kinds` says which layer a node is, `chains` which layers
-follow each other, and `certainty`, with `aliases`, whether fusing them is safe; `calls` creates the calls. `blocks`
-runs the graph instead of the user's forward while its assumptions hold. The graphs call `run_time`, `run_tail` and
-`masks`, which look up the layers' current state in `members`. `swaps` holds the layers that are replaced one for one.
+source and runs none of it. `graph` finds the chains and rewrites them where that is legal. `install` writes graph and
+assumptions as one function and puts it into the module. The graphs call what is in `running`; `layers` knows layers.
 """
 
 from .model import fuse, report, unfuse

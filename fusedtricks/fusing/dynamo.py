@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from .rewrite import Singles, rewrite
+from .graph.rewrite import Singles, rewrite
 
 
 def backend(graph_module: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from . import swaps
-from .activations import keeps_result_unlike_stock, of_module
-from .blocks import Plan, Plans, is_fused, prepare, remove_plans, set_plans
-from .classes import stock_class
-from .members import is_batch_norm
+from .graph.rewrite import Singles
+from .install import swaps
+from .install.blocks import Plan, Plans, is_fused, prepare, remove_plans, set_plans
+from .layers.activations import keeps_result_unlike_stock, of_module
+from .layers.classes import stock_class
+from .layers.members import is_batch_norm
 from .planning import Session, is_block, make_plans, new_plans, why_not_read
 from .report import Entry, Report
-from .rewrite import Singles
 from .verify import verify
 
 _REPORT = "_fusedtricks_report"

@@ -12,19 +12,19 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from . import drop_paths
-from .aliases import Modules
-from .blocks import Plan, Plans, is_fused
-from .chains import START, WHOLE, follows
-from .classes import stock_class
-from .code import function_of
-from .kinds import ADDITION, IDENTITY, NORM, kind_of, operands
-from .members import has_hooks, is_batch_norm, is_patched
+from .graph.aliases import Modules
+from .graph.chains import START, WHOLE, follows
+from .graph.kinds import ADDITION, IDENTITY, NORM, kind_of, operands
+from .graph.rewrite import Singles, rewrite
+from .install.blocks import Plan, Plans, is_fused
+from .install.code import function_of
+from .layers import drop_paths
+from .layers.classes import stock_class
+from .layers.members import has_hooks, is_batch_norm, is_patched
 from .reading.assumptions import Assumptions
 from .reading.errors import NotReadable
 from .reading.source import Sources
 from .reading.statements import read
-from .rewrite import Singles, rewrite
 
 
 class Session:

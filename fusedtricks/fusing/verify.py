@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .masks import stock_dropout
+from .running.masks import stock_dropout
 
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 _COARSE = 5e-2  # for 16-bit types

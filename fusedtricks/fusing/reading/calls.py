@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from ..classes import stock_class
+from ..layers.classes import stock_class
 from .errors import Absent, NotReadable
 from .expressions import Expressions
 from .frame import Frame

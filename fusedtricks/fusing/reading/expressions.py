@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from ..run_checks import text
+from ..running.statements import text
 from .errors import Absent, NotReadable
 from .frame import Frame
 from .state import State

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from ..classes import classes_of, is_layer
+from ..layers.classes import classes_of, is_layer
 from .assumptions import Assumptions, dotted, is_of_the_program
 from .errors import Absent, NotReadable
 from .values import Bound, Collection, Layer, Method, Outside, is_setting

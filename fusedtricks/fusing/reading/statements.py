@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, Node
 
-from ..classes import stock_class
-from ..run_checks import expect, unpack
+from ..layers.classes import stock_class
+from ..running.statements import expect, unpack
 from .assumptions import Assumptions
 from .calls import Calls
 from .errors import NotReadable

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional as F
-from . import members
+from ... import functional as F
+from ..layers import members
 
 _stock_masks: ContextVar[bool] = ContextVar("stock_masks", default=False)
 stock = torch.nn.functional

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import eager
-from .. import functional as F
-from ..functional._route import is_dynamo_compiling
-from ..nn.batchnorm import batch_norm_act_of, norm_state
-from . import activations, masks, members
-from .members import PLAIN, Activation, Addition, Dropout, act_of, activate, add, drop_of, fits, has_kernels
+from ... import eager
+from ... import functional as F
+from ...functional._route import is_dynamo_compiling
+from ...nn.batchnorm import batch_norm_act_of, norm_state
+from ..layers import activations, members
+from ..layers.members import PLAIN, Activation, Addition, Dropout, act_of, activate, add, drop_of, fits, has_kernels
+from . import masks
 
 stock = torch.nn.functional
 Norm = nn.Module | Mapping[str, Any]

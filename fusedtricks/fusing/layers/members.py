@@ -12,8 +12,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .. import _build_info, eager
-from .. import nn as ftnn
+from ... import _build_info, eager
+from ... import nn as ftnn
 from . import activations
 from .classes import is_changed, is_unchanged, remember
 

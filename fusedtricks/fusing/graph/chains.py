@@ -1,17 +1,17 @@
 """Finds chains in a graph: layers that become one call, each used only by the next.
 
-`AFTER` says which layers may follow each other; `certainty` says whether fusing a chain is safe.
+`AFTER` says which layers may follow each other; `legality` says whether fusing a chain is safe.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch.fx import Graph, Node
 
-from . import certainty
+from . import legality
 from .aliases import Modules, is_used_once
+from .chain import Chain, Step
 from .kinds import (
     ACTIVATION,
     ADDITION,
@@ -25,7 +25,6 @@ from .kinds import (
     RANDOM,
     kind_of,
     operands,
-    source_of,
     writes,
 )
 
@@ -51,58 +50,6 @@ WHOLE = {"norm add", "norm act", "norm add act", "tail", "path", END}
 
 _HEADS = ((NORM,), (LINEAR,), (ACTIVATION,), (DROPOUT, DROP_PATH))
 """Layers that a chain can start with, in order of priority if two chains could claim the same layer."""
-
-
-class Step(NamedTuple):
-    """A layer of a chain."""
-
-    kind: str
-    node: Node
-    side: int = 0  # for an addition: index of the operand that is the residual
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Layers to fuse, in order, including identities between them."""
-
-    steps: tuple[Step, ...]
-
-    def step(self, kind: str) -> Step | None:
-        return next((step for step in self.steps if step.kind == kind), None)
-
-    def node(self, kind: str) -> Node | None:
-        step = self.step(kind)
-        return step.node if step else None
-
-    @property
-    def nodes(self) -> list[Node]:
-        return [step.node for step in self.steps]
-
-    @property
-    def head(self) -> Node:
-        return self.steps[0].node
-
-    @property
-    def end(self) -> Node:
-        return self.steps[-1].node
-
-    @property
-    def source(self) -> Node:
-        """The chain's current input, which changes if the chain that computes it is rewritten."""
-        return source_of(self.head)
-
-    @property
-    def residual(self) -> Node | None:
-        """The current residual, or None."""
-        addition = self.step(ADDITION)
-        added = operands(addition.node) if addition else None
-        return added[addition.side] if addition and added else None
-
-    @property
-    def how_it_adds(self) -> tuple[bool, bool]:
-        """The fields of `members.Addition` as a plain tuple, which a graph can hold."""
-        addition = self.step(ADDITION)
-        return (addition.side == 0, writes(addition.node, {})) if addition else (False, False)
 
 
 @dataclass
@@ -191,8 +138,8 @@ def _certain(candidates: list[Chain], modules: Modules) -> tuple[Chain | None, s
     """The longest chain that certainly gives the same as its members, or the reason why there is none."""
     reason = ""
     for chain in candidates:
-        kept = certainty.what_is_kept_may_change(chain, modules)
-        obstacle = kept or certainty.obstacle(chain, modules)
+        kept = legality.what_is_kept_may_change(chain, modules)
+        obstacle = kept or legality.obstacle(chain, modules)
         if not obstacle:
             return chain, ""
         reason = reason or obstacle

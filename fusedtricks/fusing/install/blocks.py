@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.fx import Graph
 
-from .classes import STOCK, fused_class_of, stock_class
+from ..graph.rewrite import Rewritten, Singles
+from ..layers.classes import STOCK, fused_class_of, stock_class
+from ..running.statements import Unexpected
 from .code import Otherwise
-from .rewrite import Rewritten, Singles
-from .run_checks import Unexpected
 
 _PLANS = "_fusedtricks_plans"
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from torch.fx import Graph, Node
 
-from . import activations
+from ..layers import activations
 from .aliases import Modules, is_only_read
 from .calls import call_of_chain, call_of_single
-from .certainty import owns_source
-from .chains import Chain, Left, find_chains
+from .chain import Chain
+from .chains import Left, find_chains
 from .kinds import ACTIVATION, ADDITION, IDENTITY, NORM, activation_of
+from .legality import owns_source
 
 
 class Singles(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .. import nn as ftnn
+from ... import nn as ftnn
 from .classes import is_unchanged, remember
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..nn.batchnorm import batch_norm_act_of
-from . import activations, masks, members, run_time
-from .classes import replaces
+from ...nn.batchnorm import batch_norm_act_of
+from ..layers import activations, members
+from ..layers.classes import replaces
+from ..running import masks, norms
 
 
 def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
@@ -21,15 +22,13 @@ def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
         activation = activations.of_module(self)
         if activation is None or not members.is_ours_alone(input):
             return stock.forward(self, input)
-        return run_time.activation(
-            input, activation.name, bool(getattr(self, "inplace", False)), **activation.parameters
-        )
+        return norms.activation(input, activation.name, bool(getattr(self, "inplace", False)), **activation.parameters)
 
     return forward
 
 
 def _norm_forward(self: Any, input: Tensor) -> Tensor:
-    if not members.has_kernels(input) or not run_time.has_usual_state(self):
+    if not members.has_kernels(input) or not norms.has_usual_state(self):
         return nn.modules.batchnorm._BatchNorm.forward(self, input)
     return batch_norm_act_of(self, input, None, "identity", None)
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from . import activations, run_checks
+from ..layers import activations
+from ..running import statements
 
 Modules = Mapping[str, nn.Module]
 
@@ -21,7 +22,7 @@ IN_PLACE_OPERATORS = {
     for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
 }
 _WRITES = {*IN_PLACE_OPERATORS.values(), operator.setitem, operator.delitem, setattr}
-_READS = {run_checks.expect, run_checks.unpack, run_checks.text}
+_READS = {statements.expect, statements.unpack, statements.text}
 _FRESH_MODULES = (
     nn.modules.conv._ConvNd,
     nn.Linear,

@@ -1,6 +1,6 @@
 """What the rewritten graphs call for chains without a BatchNorm: ends of layers, stochastic depth, random pooling.
 
-As in `run_time`, a chain runs as one kernel if that gives the same as its members, else member by member. If other code
+As in `norms`, a chain runs as one kernel if that gives the same as its members, else member by member. If other code
 may see a chain's input, members that have since become in-place run themselves.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional as F
-from . import activations, drop_paths, masks
-from .members import (
+from ... import functional as F
+from ..layers import activations, drop_paths
+from ..layers.members import (
     PLAIN,
     Act,
     Activation,
@@ -33,6 +33,7 @@ from .members import (
     is_linear,
     is_ours_alone,
 )
+from . import masks
 
 Linear = nn.Module | tuple[Tensor, Tensor] | None
 Pool = nn.Module | tuple[Any, ...]

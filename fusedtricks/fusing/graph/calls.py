@@ -1,4 +1,4 @@
-"""Creates the nodes that replace chains and single layers: calls to `run_time`, `run_tail` and `masks`."""
+"""Creates the nodes that replace chains and single layers: calls to `norms`, `tails` and `masks`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
-from . import activations, masks, run_tail, run_time
+from ..layers import activations
+from ..running import masks, norms, tails
 from .aliases import Modules
-from .chains import Chain
+from .chain import Chain
 from .kinds import (
     ACTIVATION,
     DROP_PATH,
@@ -27,7 +28,7 @@ from .kinds import (
 
 
 def call_of_chain(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> Node:
-    """Inserts one call for a chain at the chain's end; `owns` is `certainty.owns_source`."""
+    """Inserts one call for a chain at the chain's end; `owns` is `legality.owns_source`."""
     with graph.inserting_before(chain.end):
         function, given = _call(graph, chain, modules, owns)
         node = graph.call_function(function, given)
@@ -42,15 +43,15 @@ def _call(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> tuple[Any
     act = _activation(graph, node(ACTIVATION))
     dropout = _member(graph, node(DROPOUT))
     if path := node(DROP_PATH):
-        return run_tail.drop_path, (_member(graph, path), source, chain.residual, adds)
+        return tails.drop_path, (_member(graph, path), source, chain.residual, adds)
     if norm := node(NORM):
         layer = _norm(graph, norm)
         if pool := node(MAX_POOL):
-            return run_time.norm_act_pool, (layer, source, *act, _member(graph, pool))
-        return run_time.norm_act, (layer, source, chain.residual, *act, adds, dropout)
+            return norms.norm_act_pool, (layer, source, *act, _member(graph, pool))
+        return norms.norm_act, (layer, source, chain.residual, *act, adds, dropout)
     if pool := node(FRACTIONAL_POOL):
-        return run_tail.act_pool, (source, *act, _member(graph, pool), _name_of_pool(pool, modules), owns)
-    return run_tail.tail, (_linear(graph, node(LINEAR)), source, *act, dropout, chain.residual, adds, owns)
+        return tails.act_pool, (source, *act, _member(graph, pool), _name_of_pool(pool, modules), owns)
+    return tails.tail, (_linear(graph, node(LINEAR)), source, *act, dropout, chain.residual, adds, owns)
 
 
 def _at_once(chain: Chain, modules: Modules, given: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], list[str]] | None:
@@ -63,7 +64,7 @@ def _at_once(chain: Chain, modules: Modules, given: tuple[Any, ...]) -> tuple[An
     may_change = bool(found.parameters) and not isinstance(act_layer, str)
     members = [str(node.target) for node in (norm, act, dropout) if node and node.op == "call_module"]
     arguments = (layer, source, residual, act_layer if may_change else found.name, act_kwargs, residual_first, drop)
-    return run_time.norm_act_at_once, arguments, members
+    return norms.norm_act_at_once, arguments, members
 
 
 def _module(graph: Graph, node: Node) -> Node:
@@ -121,12 +122,12 @@ def call_of_single(graph: Graph, node: Node, is_activation: bool, is_random: boo
         activation, source = found
         if activations.keeps_result_unlike_stock(*activation) and not is_only_read:
             return None
-        function = run_time.activation
+        function = norms.activation
         given = {"input": source, "act": activation.name, "inplace": writes(node, {}), **activation.parameters}
     elif node.op == "call_function" and node.target in masks.OURS and is_random:
         function, values, given = masks.OURS[node.target], node.args, dict(node.kwargs)
     elif node.op == "call_function" and node.target is F.batch_norm:
-        function, values = run_time.norm_act, (_norm(graph, node), arguments(node)["input"])
+        function, values = norms.norm_act, (_norm(graph, node), arguments(node)["input"])
     else:
         return None
     with graph.inserting_before(node):

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn.modules import module as torch_module
 
-from .classes import classes_of
-from .reading.assumptions import Assumptions, dotted
+from ..layers.classes import classes_of
+from ..reading.assumptions import Assumptions, dotted
 
 _GLOBAL_HOOKS = (
     torch_module._global_forward_hooks,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
-from . import activations, drop_paths, members
-from .activations import Activation
+from ..layers import activations, drop_paths, members
+from ..layers.activations import Activation
 from .aliases import Modules, is_in_place
 
 NORM, LINEAR, ACTIVATION, ADDITION, DROPOUT, DROP_PATH, MAX_POOL, FRACTIONAL_POOL, IDENTITY = (

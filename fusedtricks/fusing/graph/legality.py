@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Node
 
-from . import activations, drop_paths
-from .activations import Activation
+from ..layers import activations, drop_paths
+from ..layers.activations import Activation
 from .aliases import Modules, is_only_read, is_used_once, may_change, may_share_memory
+from .chain import Chain
 from .kinds import (
     ACTIVATION,
     ADDITION,
@@ -24,9 +25,6 @@ from .kinds import (
     activation_of,
     writes,
 )
-
-if TYPE_CHECKING:
-    from .chains import Chain
 
 _RANDOM_NAMES = ("dropout", "rand", "bernoulli", "attention", "fractional", "rrelu", "normal", "multinomial", "gumbel")
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
-from .. import _C
-from .. import nn as ftnn
-from ..functional._arguments import activation_arguments
+from ... import _C
+from ... import nn as ftnn
+from ...functional._arguments import activation_arguments
 from .classes import is_unchanged, remember
 
 

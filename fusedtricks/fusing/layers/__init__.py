@@ -1,0 +1,1 @@
+"""What is known of layers: activations, stochastic depth, hooks, their current state, their classes."""
