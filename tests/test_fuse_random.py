@@ -113,7 +113,7 @@ def test_batch_norm_drops_what_its_seed_says(act, residual, calls):
 
         def forward(self, x: Tensor, r: Tensor) -> Tensor:
             z = self.norm(x)
-            return self.conv(self.drop(self.act(z + r if residual else z)))
+            return self.conv(self.drop(self.act(z + r if residual else z))) + r.mul(r)
 
     stock = Norm().double()
     fused = fusedtricks.fuse(stock)

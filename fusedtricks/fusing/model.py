@@ -16,6 +16,7 @@ from .install.blocks import Plan, Plans, is_fused, prepare, remove_plans, set_pl
 from .layers.activations import keeps_result_unlike_stock, of_module
 from .layers.classes import stock_class
 from .layers.members import is_batch_norm
+from .layers.walk import module_at, modules, named_modules
 from .planning import Session, is_block, make_plans, new_plans, why_not_read
 from .report import Entry, Report
 from .verify import verify
@@ -115,11 +116,11 @@ def unfuse(model: Model, *, inplace: bool = False) -> Model:
         TypeError: `model` is not a module.
     """
     _check(model, "unfuse")
-    if not any(is_fused(module) or swaps.is_swapped(module) for module in model.modules()):
+    if not any(is_fused(module) or swaps.is_swapped(module) for module in modules(model)):
         vars(model).pop(_REPORT, None)
         return model
     stock = model if inplace else copy.deepcopy(model)
-    for module in stock.modules():
+    for module in modules(stock):
         remove_plans(module)
         swaps.swap_back(module)
         vars(module).pop(_REPORT, None)
@@ -146,9 +147,9 @@ def _check(model: Any, function: str) -> None:
 
 def _plan(model: nn.Module, singles: Singles) -> _Work:
     planner = _Planner(singles)
-    for name, module in _with_progress(list(model.named_modules())):
+    for name, module in _with_progress(list(named_modules(model))):
         planner.plan_block(name, module)
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         planner.plan_swap(name, module)
     return planner.work
 
@@ -172,12 +173,12 @@ class _Planner:
         if reasons:  # unknown what the forward does with its members' results
             self._changed.update(_own_members(module))
         for training, plan in plans.items():
-            self._only_read.update(map(module.get_submodule, plan.done.only_read))
-            self._changed.update(map(module.get_submodule, plan.done.changed))
+            self._only_read.update(module_at(module, path) for path in plan.done.only_read)
+            self._changed.update(module_at(module, path) for path in plan.done.changed)
             if plan.has_work():
                 self.work.plans[name] = new_plans(self._singles).set(plans)
-                self._parts.update(map(module.get_submodule, parts[training]))
-                self._members.update(map(module.get_submodule, plan.done.members))
+                self._parts.update(module_at(module, path) for path in parts[training])
+                self._members.update(module_at(module, path) for path in plan.done.members)
         _note(self.work.report, name, plans, reasons if _has_something_to_fuse(module) else [])
 
     def plan_swap(self, name: str, module: nn.Module) -> None:
@@ -208,7 +209,9 @@ class _Planner:
 
 def _own_members(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that a forward is likely to call: its children, including those in lists."""
-    for child in module.children() if not isinstance(module, torch.jit.ScriptModule) else ():
+    for child in module.__dict__["_modules"].values() if not isinstance(module, torch.jit.ScriptModule) else ():
+        if child is None:
+            continue
         if type(child).forward is nn.Module.forward:
             yield from _own_members(child)
         else:
@@ -217,7 +220,8 @@ def _own_members(module: nn.Module) -> Iterator[nn.Module]:
 
 def _has_something_to_fuse(module: nn.Module) -> bool:
     """Whether a module's own forward may contain a chain, so that failing to trace it is worth reporting."""
-    return bool(module._parameters) or any(is_batch_norm(child) or of_module(child) for child in module.children())
+    children = [child for child in module.__dict__["_modules"].values() if child is not None]
+    return bool(module._parameters) or any(is_batch_norm(child) or of_module(child) for child in children)
 
 
 def _note(report: Report, name: str, plans: dict[bool, Plan], reasons: list[str]) -> None:
@@ -240,10 +244,10 @@ def _apply(model: nn.Module, work: _Work) -> None:
     planned: list[nn.Module] = []
     try:
         for name in work.swaps:
-            swapped.append(model.get_submodule(name))
+            swapped.append(module_at(model, name))
             swaps.swap(swapped[-1])
         for name, plans in work.plans.items():
-            planned.append(model.get_submodule(name))
+            planned.append(module_at(model, name))
             set_plans(planned[-1], plans)
         vars(model)[_REPORT] = work.report
     except BaseException:

@@ -21,6 +21,7 @@ from .install.code import function_of
 from .layers import drop_paths
 from .layers.classes import stock_class
 from .layers.members import has_hooks, is_batch_norm, is_patched
+from .layers.walk import named_modules
 from .reading.assumptions import Assumptions
 from .reading.errors import NotReadable
 from .reading.source import Sources
@@ -33,6 +34,7 @@ class Session:
     def __init__(self, singles: Singles) -> None:
         self.singles, self.sources = singles, Sources()
         self._graphs: dict[tuple[nn.Module, bool], Graph | None] = {}
+        self.begins: dict[tuple[nn.Module, str, bool], bool] = {}  # see _Borders._begins_with_more
 
     def graph(self, module: nn.Module, training: bool) -> Graph | None:
         """The graph of a module's forward, to look at; None if it cannot be read."""
@@ -40,7 +42,7 @@ class Session:
         if key not in self._graphs:
             try:
                 self._graphs[key] = read(module, training, (), self.sources)[0]
-            except NotReadable:
+            except Exception:  # it will be said when the module itself is planned
                 self._graphs[key] = None
         return self._graphs[key]
 
@@ -59,6 +61,8 @@ def make_plans(block: nn.Module, session: Session) -> tuple[dict[bool, Plan], di
             plans[training], parts[training] = _make_plan(block, training, session)
         except NotReadable as error:
             reasons.append(f"{error} [{error.where}]" if error.where else str(error))
+        except Exception as error:  # a forward, class or value of a kind that nobody has thought of
+            reasons.append(f"its forward cannot be read: {type(error).__name__}: {error}")
     return plans, parts, list(dict.fromkeys(reasons))
 
 
@@ -103,7 +107,7 @@ def _make_plan(block: nn.Module, training: bool, session: Session) -> tuple[Plan
     done = rewrite(found.graph, modules, session.singles)
     for name in done.passed:
         found.assumed.has_no_hooks(name)
-    found.assumed.note_layers(done.members)
+    found.assumed.note_layers({*done.members} - {*done.passed})
     function = function_of(found.graph, found.assumed, modules)
     return Plan(found.graph, stock_class(type(block)).forward, function, done), [*found.inlined, *done.passed]
 
@@ -126,21 +130,32 @@ class _Borders:
         inlined: list[str] = []
         refused: set[str] = set()
         found = read(block, self._training, (), self._session.sources)
-        while name := self._next(found[0], refused):
-            try:
-                found = read(block, self._training, [*inlined, name], self._session.sources)
-                inlined.append(name)
-            except NotReadable:
-                refused.add(name)
+        while names := self._next(found[0], refused):
+            for tried in (names, *([[name] for name in names] if len(names) > 1 else [])):
+                try:
+                    found = read(block, self._training, [*inlined, *tried], self._session.sources)
+                    inlined += tried
+                    break
+                except NotReadable:
+                    if len(tried) == 1:
+                        refused.update(tried)
         return _Read(*found, inlined)
 
-    def _next(self, graph: Graph, refused: set[str]) -> str:
-        for node in graph.nodes:
-            if node.op != "call_module" or node.target in refused or not self._may_be_opened(node, self._modules):
-                continue
-            if self._end_continues(node) or self._beginning_continues(node):
-                return str(node.target)
-        return ""
+    def _next(self, graph: Graph, refused: set[str]) -> list[str]:
+        """The modules that a chain enters or leaves: all at once, but for those that end in an operand of an addition.
+
+        Which of the two operands continues into the addition depends on what is inlined by then.
+        """
+        found = [node for node in graph.nodes if self._is_entered_or_left(node, refused)]
+        at_once = [
+            node for node in found if kind_of(_only_user(node, self._modules) or node, self._modules) != ADDITION
+        ]
+        return list(dict.fromkeys(str(node.target) for node in at_once or found[:1]))
+
+    def _is_entered_or_left(self, node: Node, refused: set[str]) -> bool:
+        if node.op != "call_module" or node.target in refused or not self._may_be_opened(node, self._modules):
+            return False
+        return self._end_continues(node) or self._beginning_continues(node)
 
     def _may_be_opened(self, node: Node, modules: Modules) -> bool:
         module = modules[str(node.target)] if node.op == "call_module" else None
@@ -194,6 +209,13 @@ class _Borders:
         if not self._may_be_opened(node, modules):
             return False
         inside = modules[str(node.target)]
+        key = (inside, state, self._training)
+        if key not in self._session.begins:
+            self._session.begins[key] = False  # if modules contain each other
+            self._session.begins[key] = self._module_begins_with_more(inside, state)
+        return self._session.begins[key]
+
+    def _module_begins_with_more(self, inside: nn.Module, state: str) -> bool:
         graph = self._graph(inside)
         members = _members(inside)
         for value in graph.nodes if graph else ():
@@ -217,4 +239,4 @@ def _only_user(node: Node, modules: Modules) -> Node | None:
 
 
 def _members(module: nn.Module) -> Modules:
-    return dict(module.named_modules(remove_duplicate=False))
+    return dict(named_modules(module, every_name=True))

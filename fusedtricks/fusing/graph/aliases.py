@@ -13,6 +13,8 @@ from torch import nn
 from torch.fx import Node
 
 from ..layers import activations
+from ..layers.classes import is_layer
+from ..layers.libraries import library_of
 from ..running import statements
 
 Modules = Mapping[str, nn.Module]
@@ -95,7 +97,8 @@ def _may_write(node: Node, modules: Modules) -> bool:
     if node.op == "call_module":
         return _module_may_write(modules[str(node.target)])
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        name = str(node.target)
+        return name.startswith(("__i", "__set", "__del")) if name.startswith("__") else name.endswith("_")
     return node.op == "call_function" and _function_may_write(node)
 
 
@@ -114,7 +117,7 @@ def _function_may_write(node: Node) -> bool:
         return False
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.is_mutable
-    library = (getattr(target, "__module__", None) or "torch").split(".")[0]
+    library = library_of(target).split(".")[0]
     name = getattr(target, "__name__", "_")
     return library not in ("torch", "_operator", "builtins", "math") or name.endswith("_") or is_in_place(node)
 
@@ -135,6 +138,15 @@ def _position_of_inplace(function: Any) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
+def keeps_input(node: Node, modules: Modules) -> bool:
+    """Whether stock keeps the input of a node for backward; of a user's module, this is taken for granted."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return isinstance(module, _FRESH_MODULES) or not is_layer(type(module))
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.startswith("conv") or name in ("linear", "batch_norm", "matmul", "mul")
+
+
 def _is_fresh(node: Node, modules: Modules) -> bool:
     """Whether a node's result certainly shares no memory with its inputs."""
     if node.op == "call_module":
@@ -147,12 +159,37 @@ def _is_fresh(node: Node, modules: Modules) -> bool:
     return not _function_may_write(node)
 
 
+def _other_names(node: Node, modules: Modules) -> list[Node]:
+    """Other nodes that read the same memory: any input for an input, the same storage for a parameter or buffer."""
+    same_kind = [other for other in node.graph.nodes if other.op == node.op and other is not node]
+    if node.op == "placeholder":
+        return [other for other in same_kind if INPUT in node.meta]
+    storage = _storage(node, modules) if node.op == "get_attr" else None
+    return [other for other in same_kind if _storage(other, modules) == storage] if storage else []
+
+
+INPUT = "fusedtricks_input"
+"""Marks an input that the caller gives; Dynamo's inputs are parameters, too."""
+
+
+def _storage(node: Node, modules: Modules) -> Any:
+    owner, _, name = str(node.target).rpartition(".")
+    tensor = getattr(modules.get(owner), name, None)
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    try:
+        return tensor.untyped_storage().data_ptr() or str(node.target)
+    except (RuntimeError, NotImplementedError):  # without memory of its own
+        return str(node.target)
+
+
 def may_share_memory(value: Node, modules: Modules, is_new: bool = False) -> set[Node]:
     """All nodes whose result may share memory with `value`. If `is_new`, `value` shares none with its own inputs."""
     found, todo = {value}, [value]
     while todo:
         node = todo.pop()
-        neighbours = [user for user in node.users if user.op != "output" and not _is_fresh(user, modules)]
+        neighbours = _other_names(node, modules)
+        neighbours += [user for user in node.users if user.op != "output" and not _is_fresh(user, modules)]
         if not (_is_fresh(node, modules) or (is_new and node is value)):
             neighbours += node.all_input_nodes
         new = [n for n in neighbours if n not in found]

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from ..layers import activations, drop_paths
+from ..layers import activations, drop_paths, walk
 from ..layers.activations import Activation
-from .aliases import Modules, is_only_read, is_used_once, may_change, may_share_memory
+from ..layers.libraries import library_of
+from .aliases import INPUT, Modules, is_only_read, is_used_once, keeps_input, may_change, may_share_memory
 from .chain import Chain
 from .kinds import (
     ACTIVATION,
@@ -26,7 +27,10 @@ from .kinds import (
     writes,
 )
 
-_RANDOM_NAMES = ("dropout", "rand", "bernoulli", "attention", "fractional", "rrelu", "normal", "multinomial", "gumbel")
+_RANDOM_NAMES = (
+    *("dropout", "rand", "bernoulli", "attention", "fractional", "rrelu", "normal", "multinomial", "gumbel"),
+    *("uniform", "exponential", "poisson", "cauchy", "geometric"),
+)
 
 
 def what_is_kept_may_change(chain: Chain, modules: Modules) -> str:
@@ -35,11 +39,23 @@ def what_is_kept_may_change(chain: Chain, modules: Modules) -> str:
     if "result" in kept and not is_only_read(chain.end, modules, is_new=True):
         return "its result may be changed in place"
     after = list(_after(chain.end))
-    if "residual" in kept and chain.residual is not None and may_change(chain.residual, after, modules):
+    if "residual" in kept and chain.residual is not None and _may_change_later(chain.residual, after, modules):
         return "what is added may be changed in place later"
-    if "source" in kept and may_change(chain.source, after, modules):
+    if "source" in kept and _may_change_later(chain.source, after, modules):
         return "its input may be changed in place later"
     return ""
+
+
+def _may_change_later(value: Node, after: list[Node], modules: Modules) -> bool:
+    """Whether a value may be changed after the chain, by this forward or its caller.
+
+    The caller leaves an input alone that stock keeps for backward too, because something else here uses it.
+    """
+    if may_change(value, after, modules):
+        return True
+    shared = may_share_memory(value, modules) if value.op != "placeholder" else {value}
+    inputs = [source for source in shared if INPUT in source.meta]
+    return not all(any(keeps_input(user, modules) for user in source.users) for source in inputs)
 
 
 def _kept(chain: Chain, modules: Modules) -> set[str]:
@@ -132,7 +148,7 @@ def _may_switch_mode(node: Node) -> bool:
     if node.op != "call_function":
         return False
     target: Any = node.target
-    name, library = getattr(target, "__name__", ""), getattr(target, "__module__", None) or "torch"
+    name, library = getattr(target, "__name__", ""), library_of(target)
     is_known = library.split(".")[0] in ("torch", "fusedtricks", "_operator", "builtins", "math")
     is_known = is_known and not isinstance(target, type) and not library.startswith("torch.utils.")
     return not is_known or not node.all_input_nodes or name.startswith(_SWITCHES)
@@ -168,16 +184,16 @@ def _uses_state(head: Node, node: Node, shared: set[Node], modules: Modules) -> 
         return False
     owners = [head] if head.op == "call_module" else [n for n in _state_nodes(head) if n.op == "get_attr"]
     names = {str(owner.target) if owner is head else str(owner.target).rpartition(".")[0] for owner in owners}
-    return any(module is modules[name] for name in names for module in modules[str(node.target)].modules())
+    return any(module is modules[name] for name in names for module in walk.modules(modules[str(node.target)]))
 
 
 def _may_draw(node: Node, modules: Modules) -> bool:
     """Whether a node may draw random numbers, so that moving the chain's draw would change their order."""
     if node.op == "call_module":
-        return any(_module_may_draw(module) for module in modules[str(node.target)].modules())
+        return any(_module_may_draw(module) for module in walk.modules(modules[str(node.target)]))
     if node.op not in ("call_function", "call_method"):
         return False
-    library = getattr(node.target, "__module__", None) or "torch"
+    library = library_of(node.target) if node.op == "call_function" else "torch"
     name = str(getattr(node.target, "__name__", node.target)).lower()
     is_known = library.split(".")[0] in ("torch", "_operator", "builtins", "math")
     return not is_known or library.startswith("torch.utils.") or any(word in name for word in _RANDOM_NAMES)

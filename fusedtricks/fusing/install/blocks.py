@@ -90,7 +90,7 @@ def is_fused(module: nn.Module) -> bool:
 def set_plans(module: nn.Module, plans: Plans) -> None:
     """Makes a module run its plans that differ from its forward."""
     module.__dict__[_PLANS] = plans
-    module.__class__ = _fused_class(stock_class(type(module)))
+    object.__setattr__(module, "__class__", _fused_class(stock_class(type(module))))
 
 
 def remove_plans(module: nn.Module) -> None:
@@ -98,7 +98,7 @@ def remove_plans(module: nn.Module) -> None:
     module.__dict__.pop(_PLANS, None)
     kind: Any = type(module)
     if any(STOCK in vars(base) for base in kind.__mro__):
-        module.__class__ = _without_fused(kind)
+        object.__setattr__(module, "__class__", _without_fused(kind))
 
 
 def _without_fused(kind: Any) -> Any:
@@ -135,7 +135,7 @@ def _derive(stock: Any) -> Any:
         plans = own.get(_PLANS)
         if plans is not None:
             by_mode = plans.by_mode
-            plan = (plans.read(self) if by_mode is None else by_mode).get(own["training"])
+            plan = (plans.read(self) if by_mode is None else by_mode).get(own.get("training"))
             if plan is not None:
                 inputs: tuple[Any, ...] | None = arguments
                 if keywords or len(arguments) != plan.inputs:

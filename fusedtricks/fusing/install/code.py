@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class _Writer:
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         texts = [self._text(value) for value in node.args]
-        given = ", ".join([*texts, *(f"{name}={self._text(value)}" for name, value in node.kwargs.items())])
+        given = ", ".join([*texts, *(self._keyword(name, value) for name, value in node.kwargs.items())])
         if node.op == "call_module":
             return f"{self._assumed.module(str(node.target))}({given})"
         if node.op == "call_method":
@@ -98,6 +99,10 @@ class _Writer:
         if node.target in _SYMBOLS and len(texts) == 2:
             return f"({texts[0]} {_SYMBOLS[node.target]} {texts[1]})"
         return f"{self._assumed.constant(node.target)}({given})"
+
+    def _keyword(self, name: str, value: Any) -> str:
+        is_name = name.isidentifier() and not iskeyword(name)
+        return f"{name}={self._text(value)}" if is_name else f"**{{{name!r}: {self._text(value)}}}"
 
     def _attribute(self, path: str) -> str:
         if path in self._modules:

@@ -111,9 +111,9 @@ def is_swapped(module: nn.Module) -> bool:
 
 
 def swap(module: nn.Module) -> None:
-    module.__class__ = _TWINS[type(module)]
+    object.__setattr__(module, "__class__", _TWINS[type(module)])
 
 
 def swap_back(module: nn.Module) -> None:
     if is_swapped(module):
-        module.__class__ = type(module).__mro__[1]
+        object.__setattr__(module, "__class__", type(module).__mro__[1])

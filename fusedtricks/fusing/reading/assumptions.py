@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..layers.classes import stock_class
 from .values import SETTINGS
 
 
@@ -24,7 +25,7 @@ class Assumptions:
         self.constants: dict[str, Any] = {}
         self._names: dict[int, str] = {}
         self._modules: dict[str, str] = {"": "self"}
-        self._layers: dict[str, tuple[type, ...]] = {}
+        self._layers: dict[str, tuple[tuple[type, ...], Any]] = {}
 
     def constant(self, value: Any) -> str:
         """A name for an object of the program."""
@@ -45,12 +46,17 @@ class Assumptions:
     def require(self, condition: str) -> None:
         self._lines.setdefault(condition, False)
 
-    def is_layer(self, path: str, classes: tuple[type, ...]) -> None:
-        """The module has one of these classes, and they still have the forwards that they have now.
+    def is_layer(self, path: str, classes: tuple[type, ...], inplace: Any) -> None:
+        """The module has one of these classes, with the forwards that they have now, and works in place as it does now.
 
         Not checked for members of chains, which are looked at when the chain runs.
         """
-        self._layers[path] = classes
+        self._layers[path] = (classes, inplace)
+
+    def is_kept(self, path: str, kind: Any) -> None:
+        """The module has this class, or the one that was derived from it to fuse it."""
+        found, stock = f"{self.module(path)}.__class__", self.constant(kind)
+        self.require(f"{found} is {stock} or {self.constant(stock_class)}({found}) is {stock}")
 
     def is_of_class(self, path: str, kind: type) -> None:
         self.require(f"{self.module(path)}.__class__ is {self.constant(kind)}")
@@ -82,8 +88,10 @@ class Assumptions:
 
     def note_layers(self, members: Collection[str]) -> None:
         """Adds the conditions on layers, but for `members`, those in chains."""
-        for path, classes in self._layers.items():
+        for path, (classes, inplace) in self._layers.items():
             if path not in members:
+                if inplace is not None:
+                    self.is_value(f"{self.module(path)}.inplace", inplace)
                 found = f"{self.module(path)}.__class__"
                 self.require(" or ".join(f"{found} is {self.constant(kind)}" for kind in classes))
                 for kind in classes:

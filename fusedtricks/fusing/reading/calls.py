@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import ast
 import inspect
-import operator
-import sys
-from collections.abc import Callable
 from collections.abc import Collection as Names
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, Node
 
-from ..layers.classes import stock_class
-from .errors import Absent, NotReadable
+from ..layers.classes import is_layer, stock_class
+from ..layers.libraries import is_library, library_of
+from .assumptions import is_of_the_program
+from .builtins import built_in
+from .effects import Effects
+from .errors import NotReadable
 from .expressions import Expressions
 from .frame import Frame
-from .state import State, children_of
-from .values import Bound, Collection, Layer, Method, Outside, is_known, is_setting, plain, wrapped
+from .state import State, children_of, on_class
+from .values import (
+    ITERATOR,
+    VIEW,
+    Bound,
+    Collection,
+    Layer,
+    Method,
+    Outside,
+    is_known,
+    is_setting,
+    plain,
+    what,
+    wrapped,
+)
 
-_LIBRARIES = {"torch", "fusedtricks", *sys.stdlib_module_names}
 _SEES_ITS_CALLER = ("warnings", "logging", "inspect", "sys", "gc", "traceback", "threading", "torch._dynamo")
 _ALWAYS_FALSE: tuple[Any, ...] = (torch.jit.is_scripting, torch.jit.is_tracing)
 """Plans are never used while these answer True."""
-
-
-def is_library(name: str | None) -> bool:
-    """Whether a Python module of that name is library code, not user code."""
-    return (name or "").split(".")[0] in _LIBRARIES
+_CHANGES_OF_LISTS = {("append", 1), ("extend", 1), ("insert", 2), ("pop", 0), ("pop", 1), ("reverse", 0)}
 
 
 class Calls(Expressions):
@@ -44,7 +53,9 @@ class Calls(Expressions):
 
     def __init__(self, state: State, graph: Graph, inline: Names[str]) -> None:
         self.state, self.graph, self._inline = state, graph, inline
+        self._effects = Effects()
         self._depth = 0
+        self.changes = 0  # of collections of the forward's own
 
     def run(self, function: FunctionType, frame: Frame) -> Any:
         """The result of a function's body."""
@@ -65,25 +76,30 @@ class Calls(Expressions):
             return slice(*(self.argument(part) for part in (value.start, value.stop, value.step)))
         if isinstance(value, Layer):
             return self.graph.get_attr(value.path) if value.path else _refuse("passes itself on")
-        if isinstance(value, Collection):
-            if value.kind is dict:
+        if isinstance(value, Collection) and not value.role:
+            if value.kind is dict and all(type(key) in (str, int) for key in value.values):
                 return {key: self.argument(item) for key, item in value.values.items()}
             if value.kind in (list, tuple):
                 return value.kind(self.argument(item) for item in value.values)
-        return _refuse(f"passes a {type(value).__name__} on")
+        return _refuse(f"passes {what(value)} on")
 
     def is_tensor(self, node: Node) -> bool:
-        """Whether a node certainly gives a tensor, or something else that is not None."""
-        if node.op == "placeholder" or node.op == "get_attr":
+        """Whether a node certainly does not give None."""
+        if node.op in ("placeholder", "get_attr"):
             return True
+        of_tensors = any(self.is_tensor(source) for source in node.all_input_nodes[:1])
         if node.op == "call_module":
             kind = type(self.state.module_at(str(node.target)))
-            return kind.__module__.startswith(("torch.nn.", "fusedtricks.")) and kind is not nn.Sequential
+            return is_layer(kind) and (of_tensors or kind is not nn.Identity)
         if node.op == "call_method":
-            return node.target not in ("get", "pop")
-        target = node.target
-        name = getattr(target, "__module__", None) or "torch"
-        return target is not getattr and (name in ("_operator", "math") or name.startswith("torch"))
+            return (
+                of_tensors and node.target not in ("backward", "retain_grad") and not str(node.target).startswith("_")
+            )
+        target: Any = node.target
+        if target is getattr:
+            return of_tensors and str(node.args[1]) not in ("grad", "grad_fn", "_grad", "_base", "names")
+        known = library_of(target) in ("_operator", "math", "builtins", "torch", "torch.nn.functional", "torch._C._nn")
+        return known and of_tensors and target is not torch._assert
 
     # --- Calls ---
 
@@ -98,8 +114,23 @@ class Calls(Expressions):
             callee = Bound(of, node.func.attr) if isinstance(of, Node) else self.attribute(of, node.func.attr)
         else:
             callee = self.evaluate(node.func, frame)
+        if any(isinstance(argument, ast.GeneratorExp) for argument in node.args):
+            return self._call_with_generator(callee, node, frame)
         arguments = self._elements(node.args, frame)
         return self.call(callee, arguments, self._keywords(node, frame))
+
+    def _call_with_generator(self, callee: Any, node: ast.Call, frame: Frame) -> Any:
+        """A call that takes all that a generator gives, at once; `any` and `all` as much as they need."""
+        generator = node.args[0]
+        if len(node.args) > 1 or node.keywords or not isinstance(generator, ast.GeneratorExp):
+            raise NotReadable(f"its forward makes a generator (in {frame.name})")
+        if callee is any or callee is all:
+            return callee(self.decide(self.evaluate(generator.elt, inner)) for inner in self.loops(generator, frame))
+        is_join = isinstance(callee, Bound) and type(callee.owner) is str and callee.name == "join"
+        if not is_join and not any(callee is taker for taker in (sum, min, max, list, tuple, set)):
+            raise NotReadable(f"its forward makes a generator (in {frame.name})")
+        values = [self.evaluate(generator.elt, inner) for inner in self.loops(generator, frame)]
+        return self.call(callee, [Collection(values)], {})
 
     def _super(self, node: ast.Call, frame: Frame) -> Any:
         raise NotReadable("its forward passes super() on")
@@ -132,7 +163,7 @@ class Calls(Expressions):
             return self._call_bound(callee, arguments, keywords)
         if isinstance(callee, Node):
             raise NotReadable("its forward calls what it has computed")
-        if isinstance(callee, FunctionType) and not is_library(callee.__module__):
+        if isinstance(callee, FunctionType) and not is_library(library_of(callee)):
             return self._follow_or_keep(callee, arguments, keywords)
         if isinstance(callee, type):
             return self._call_class(callee, arguments, keywords)
@@ -147,24 +178,25 @@ class Calls(Expressions):
         if not layer.path:
             raise NotReadable("its forward calls itself")
         if layer.path not in self._inline:
-            _refuse_shared(arguments, keywords)
+            refuse_shared(arguments, keywords)
+            self.state.set_since |= self._effects.of_module(module)
             return self.emit("call_module", layer.path, arguments, keywords)
         stock = stock_class(kind)
-        function = stock.forward
-        if not isinstance(function, FunctionType):
-            raise NotReadable(f"{kind.__name__}.forward is not a function")
+        function = function_of(stock, "forward")
         self.state.assumed.has_no_hooks(layer.path)
         self.state.assumed.is_of_class(layer.path, stock)
         return self.call_function(function, [Layer(module, layer.path), *arguments], keywords)
 
     def _call_method(self, method: Method, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         owner, name = method.owner, method.function.__name__
-        if isinstance(owner, Layer) and is_library(method.function.__module__):
+        if isinstance(owner, Layer) and is_library(library_of(method.function)):
             if name in ("children", "named_children") and method.function is getattr(nn.Module, name):
-                return Collection(tuple(children_of(self.state, owner, name == "named_children")))
-            if isinstance(owner.module, nn.ModuleDict) and method.function is getattr(nn.ModuleDict, name, None):
+                return Collection(tuple(children_of(self.state, owner, name == "named_children")), role=ITERATOR)
+            if keywords or arguments:
+                pass
+            elif isinstance(owner.module, nn.ModuleDict) and method.function is getattr(nn.ModuleDict, name, None):
                 return self._items_of(owner.module, self.state.members(owner), name)
-            if isinstance(owner.module, nn.ParameterDict) and name in ("items", "keys", "values"):
+            elif isinstance(owner.module, nn.ParameterDict) and name in ("items", "keys", "values"):
                 return self._items_of(owner.module, self.parameters(owner), name)
             if name not in ("forward", "_conv_forward", "_check_input_dim"):
                 raise NotReadable(f"its forward calls {name} of a module")
@@ -175,7 +207,7 @@ class Calls(Expressions):
         found["values"] = list(values.values())
         if name not in found:
             raise NotReadable(f"its forward calls {name} of a {type(module).__name__}")
-        return Collection(tuple(found[name]))
+        return Collection(tuple(found[name]), role=VIEW)
 
     # --- Functions of the user's ---
 
@@ -213,6 +245,10 @@ class Calls(Expressions):
         return values
 
     def _default(self, function: FunctionType, name: str, value: Any) -> Any:
+        constant = self.state.assumed.constant(function)
+        for defaults in ("__defaults__", "__kwdefaults__"):
+            expected = self.state.assumed.constant(getattr(function, defaults))
+            self.state.assumed.require(f"{constant}.{defaults} is {expected}")
         if is_setting(value) or isinstance(value, (FunctionType, type)):
             return value
         if isinstance(value, tuple) and all(is_setting(item) for item in value):
@@ -221,15 +257,18 @@ class Calls(Expressions):
 
     def _follow_or_keep(self, function: FunctionType, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         """Follows a user's function; one that cannot be followed becomes a node and runs as it is."""
-        last = next(iter(reversed(self.graph.nodes)), None)
+        last, changes, set_since = next(iter(reversed(self.graph.nodes)), None), self.changes, set(self.state.set_since)
         try:
             return self.call_function(function, arguments, keywords)
         except NotReadable:
+            if self.changes != changes:  # it has begun to change collections, which cannot be undone
+                raise
+            self.state.set_since = set_since | self._effects.of_function(function)
             for node in reversed(self.graph.nodes):
                 if node is last:
                     break
                 self.graph.erase_node(node)
-            _refuse_shared(arguments, keywords)
+            refuse_shared(arguments, keywords)
             return self.emit("call_function", function, arguments, keywords)
 
     # --- Built-in functions and libraries ---
@@ -239,62 +278,67 @@ class Calls(Expressions):
         if isinstance(owner, Node):
             return self.emit("call_method", name, (owner, *arguments), keywords)
         if isinstance(owner, Collection):
-            return self._call_collection(owner, name, arguments)
+            return self._call_collection(owner, name, arguments, keywords)
         if all(is_known(value) for value in (*arguments, *keywords.values())):
-            try:
-                return wrapped(
-                    getattr(owner, name)(*map(plain, arguments), **{k: plain(v) for k, v in keywords.items()})
-                )
-            except Exception as error:
-                raise NotReadable(f"its forward raises {type(error).__name__}") from None
+            named = {name: plain(value) for name, value in keywords.items()}
+            return wrapped(attempt(getattr(owner, name), *map(plain, arguments), **named))
         raise NotReadable(f"its forward calls {name} of a {type(owner).__name__}")
 
-    def _call_collection(self, owner: Collection, name: str, arguments: list[Any]) -> Any:
-        values = owner.values
-        if owner.kind is dict and name in ("items", "keys", "values"):
-            return Collection(tuple(Collection(i) if name == "items" else i for i in getattr(values, name)()))
-        if owner.kind is dict and name == "get" and is_known(arguments[0]):
-            return values.get(plain(arguments[0]), arguments[1] if len(arguments) > 1 else None)
-        if name in ("index", "count") and is_known(owner) and is_known(arguments[0]):
-            return getattr(plain(owner), name)(plain(arguments[0]))
-        if name == "copy":
+    def _call_collection(self, owner: Collection, name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        values, first = owner.values, arguments[0] if arguments else None
+        if owner.role or keywords:
+            raise NotReadable(f"its forward calls {name} of {what(owner)}")
+        if owner.kind is dict and name in ("items", "keys", "values") and not arguments:
+            found = tuple(Collection(i) if name == "items" else i for i in getattr(values, name)())
+            return Collection(found, role=VIEW, origin=owner)
+        if owner.kind is dict and name == "get" and is_known(first) and len(arguments) in (1, 2):
+            return values.get(plain(first), arguments[1] if len(arguments) > 1 else None)
+        if name in ("index", "count") and is_known(owner) and is_known(first) and len(arguments) == 1:
+            return attempt(getattr(plain(owner), name), plain(first))
+        if name == "copy" and not arguments:
             return Collection(values.copy())
         if not owner.own:
             raise NotReadable(f"its forward changes a {owner.kind.__name__} that it did not make, by {name}")
-        if owner.kind is list and name in ("append", "insert", "pop", "reverse"):
-            return getattr(values, name)(*(plain(a) if is_known(a) and name != "append" else a for a in arguments))
-        if owner.kind is list and name == "extend":
-            return values.extend(self.iterate(arguments[0]))
-        if owner.kind is dict and name == "update" and isinstance(arguments[0], Collection):
-            return values.update(arguments[0].values)
-        if owner.kind is dict and name in ("pop", "setdefault") and is_known(arguments[0]):
-            return getattr(values, name)(plain(arguments[0]), *arguments[1:])
+        self.changes += 1
+        if owner.kind is list and (name, len(arguments)) in _CHANGES_OF_LISTS:
+            if name == "extend":
+                return values.extend(self.iterate(first))
+            place = (plain(first),) if is_known(first) and name in ("insert", "pop") else ()
+            return attempt(getattr(values, name), *place, *arguments[len(place) :])
+        if owner.kind is dict and name == "update" and isinstance(first, Collection) and first.kind is dict:
+            return values.update(first.values)
+        if owner.kind is dict and name in ("pop", "setdefault") and arguments and is_known(first):
+            return attempt(getattr(values, name), plain(first), *arguments[1:])
         raise NotReadable(f"its forward calls {name} of a {owner.kind.__name__}")
 
     def _call_class(self, kind: type, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if kind in _CLASSES:
-            return _CLASSES[kind](self, arguments, keywords)
+        if handler := built_in(kind):
+            return handler(self, arguments, keywords)
         is_named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
         is_known = kind.__module__ != "builtins" and is_library(kind.__module__)
         if not (is_known or is_named_tuple) or issubclass(kind, nn.Module):
             raise NotReadable(f"its forward creates a {kind.__name__}")
-        _refuse_shared(arguments, keywords)
+        refuse_shared(arguments, keywords)
         return self.emit("call_function", kind, arguments, keywords)
 
     def _call_library(self, function: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        name = getattr(function, "__name__", type(function).__name__)
+        if isinstance(function, Outside) or not is_of_the_program(function):
+            raise NotReadable(f"its forward calls {what(function)}")
+        name, library = getattr(function, "__name__", type(function).__name__), library_of(function)
         if any(function is f for f in _ALWAYS_FALSE):
             return False
-        if function in _FUNCTIONS:
-            return _FUNCTIONS[function](self, arguments, keywords)
-        library = getattr(function, "__module__", None) or "torch"
-        if library == "builtins" and name not in ("print", "abs", "divmod", "round", "pow", "hash", "repr", "len"):
+        if handler := built_in(function):
+            return handler(self, arguments, keywords)
+        if library == "builtins" and name not in ("print", "abs", "divmod", "round", "pow", "hash", "repr"):
             raise NotReadable(f"its forward calls {name}")
-        if isinstance(function, Outside) or library.startswith(_SEES_ITS_CALLER):
+        if library.startswith(_SEES_ITS_CALLER):
             raise NotReadable(f"its forward calls {name}")
         values = [*arguments, *keywords.values()]
         if library == "math" and all(is_known(value) for value in values):
-            return wrapped(function(*map(plain, arguments)))
+            named = {key: plain(value) for key, value in keywords.items()}
+            return wrapped(attempt(function, *map(plain, arguments), **named))
+        if not library.startswith("torch"):
+            refuse_shared(arguments, keywords)
         return self.emit("call_function", function, arguments, keywords)
 
 
@@ -302,214 +346,31 @@ def _refuse(what: str) -> Any:
     raise NotReadable(f"its forward {what}")
 
 
-def _refuse_shared(arguments: list[Any], keywords: dict[str, Any]) -> None:
+def refuse_shared(arguments: Any, keywords: dict[str, Any]) -> None:
     """Raises if user code would be given a list that the forward goes on to use: a node gets a copy."""
     for value in (*arguments, *keywords.values()):
-        if isinstance(value, Collection) and value.kind not in (tuple,):
-            raise NotReadable(f"its forward passes a {value.kind.__name__} on")
+        if isinstance(value, Collection):
+            if value.kind is not tuple:
+                raise NotReadable(f"its forward passes {what(value)} on")
+            refuse_shared(value.values, {})
+
+
+def attempt(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    """A call of Python's own with known values, made now; what raises an error is left to the forward."""
+    try:
+        return function(*arguments, **keywords)
+    except Exception as error:
+        raise NotReadable(f"its forward raises {type(error).__name__}") from None
+
+
+def function_of(kind: Any, name: str) -> FunctionType:
+    """An ordinary method of a class."""
+    found = on_class(kind, name)
+    if not isinstance(found, FunctionType):
+        raise NotReadable(f"{kind.__name__}.{name} is not an ordinary method")
+    return found
 
 
 def _is_super(node: ast.expr, frame: Frame) -> bool:
     is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
     return is_call and not node.args and not frame.has_local("super")  # type: ignore[attr-defined]
-
-
-# --- Built-in functions that the reader answers itself ---
-
-
-def _isinstance(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> bool:
-    value, kinds = arguments
-    asked = tuple(kinds.items()) if isinstance(kinds, Collection) else (kinds,)
-    if not all(isinstance(kind, type) for kind in asked):
-        raise NotReadable("its forward asks for a type that is not known")
-    if isinstance(value, Node):
-        if value.op == "placeholder":
-            return issubclass(Tensor, asked)
-        raise NotReadable("its forward asks for the type of an intermediate value")
-    if isinstance(value, Layer):
-        return isinstance(value.module, asked)
-    if isinstance(value, Collection):
-        return issubclass(value.kind, asked)
-    if isinstance(value, Outside):
-        constant = calls.state.assumed.constant(type(value.value))
-        calls.state.assumed.require(f"{value.expression}.__class__ is {constant}")
-        return isinstance(value.value, asked)
-    return isinstance(value, asked)
-
-
-def _getattr(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    owner, name, *default = arguments
-    if not isinstance(name, str):
-        raise NotReadable("its forward reads an attribute whose name is not known")
-    if isinstance(owner, Node):
-        if default:
-            raise NotReadable("its forward asks whether a tensor has an attribute")
-        return calls.attribute(owner, name)
-    try:
-        found = calls.state.attribute(owner, name)
-    except Absent:
-        if not default:
-            raise NotReadable(f"its forward reads {name}, which does not exist") from None
-        return default[0]
-    return calls.call_function(found.fget, [owner], {}) if isinstance(found, property) else found
-
-
-def _hasattr(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> bool:
-    owner, name = arguments
-    if isinstance(owner, Node) or not isinstance(name, str):
-        raise NotReadable("its forward asks whether a tensor has an attribute")
-    try:
-        calls.state.attribute(owner, name)
-    except Absent:
-        return False
-    return True
-
-
-def _length(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    (value,) = arguments
-    if isinstance(value, Node):
-        return calls.emit("call_function", len, (value,))
-    if isinstance(value, str):
-        return len(value)
-    return len(calls.iterate(value))
-
-
-def _sum(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    values, *start = arguments
-    total: Any = start[0] if start else keywords.get("start", 0)
-    for value in calls.iterate(values):
-        total = calls.operate(operator.add, total, value)
-    return total
-
-
-def _extreme(function: Callable[..., Any]) -> Callable[[Calls, list[Any], dict[str, Any]], Any]:
-    def extreme(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        values = arguments if len(arguments) > 1 else calls.iterate(arguments[0])
-        if keywords or not all(is_known(value) for value in values):
-            raise NotReadable("its forward takes decisions by the values or shapes of tensors")
-        return function(map(plain, values))
-
-    return extreme
-
-
-def _range(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    if not all(type(value) is int for value in arguments):
-        raise NotReadable("its forward loops as often as a tensor says")
-    return Collection(tuple(range(*arguments)))
-
-
-def _enumerate(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    start = keywords.get("start", arguments[1] if len(arguments) > 1 else 0)
-    if type(start) is not int:
-        raise NotReadable("its forward counts from what a tensor says")
-    return Collection(tuple(Collection(pair) for pair in enumerate(calls.iterate(arguments[0]), start)))
-
-
-def _zip(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    lists = [calls.iterate(value) for value in arguments]
-    if keywords.get("strict") and len({len(values) for values in lists}) > 1:
-        raise NotReadable("its forward zips collections of different lengths")
-    return Collection(tuple(Collection(group) for group in zip(*lists, strict=False)))
-
-
-def _reversed(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    return Collection(tuple(reversed(calls.iterate(arguments[0]))))
-
-
-def _truths(function: Callable[..., bool]) -> Callable[[Calls, list[Any], dict[str, Any]], bool]:
-    def truths(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> bool:
-        return function([calls.decide(value) for value in calls.iterate(arguments[0])])
-
-    return truths
-
-
-def _callable(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> bool:
-    (value,) = arguments
-    if isinstance(value, (Layer, Method, Bound, FunctionType, BuiltinFunctionType, type)):
-        return True
-    if is_known(value):
-        return False
-    raise NotReadable("its forward asks whether an object can be called")
-
-
-def _checked(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> None:
-    """`torch._assert`."""
-    condition = arguments[0] if arguments else keywords["condition"]
-    if not isinstance(condition, Node):
-        if not calls.decide(condition):
-            raise NotReadable("its forward always raises an error")
-        return
-    message = arguments[1] if len(arguments) > 1 else keywords.get("message", "")
-    calls.emit("call_function", torch._assert, (condition, message))
-
-
-def _has_torch_function(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> bool:
-    return False  # plans only run with plain tensors
-
-
-def _of(kind: type) -> Callable[[Calls, list[Any], dict[str, Any]], Any]:
-    """A class that makes a list, tuple, set or dictionary."""
-
-    def make(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if kind is dict:
-            first = arguments[0].values if arguments and isinstance(arguments[0], Collection) else {}
-            if arguments and (not isinstance(arguments[0], Collection) or arguments[0].kind is not dict):
-                raise NotReadable("its forward makes a dictionary of pairs")
-            return Collection({**first, **keywords})
-        values = calls.iterate(arguments[0]) if arguments else []
-        if kind is set and not all(is_setting(value) for value in values):
-            raise NotReadable("its forward makes a set of tensors")
-        return Collection(kind(values))
-
-    return make
-
-
-def _number(kind: type) -> Callable[[Calls, list[Any], dict[str, Any]], Any]:
-    def convert(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if len(arguments) == 1 and isinstance(arguments[0], Node):
-            if kind is bool:
-                raise NotReadable("its forward takes decisions by the values or shapes of tensors")
-            return calls.emit("call_function", kind, arguments)
-        if kind is bool and len(arguments) == 1:
-            return calls.decide(arguments[0])
-        if not all(is_known(value) for value in arguments):
-            raise NotReadable(f"its forward makes a {kind.__name__} of an object")
-        return kind(*map(plain, arguments))
-
-    return convert
-
-
-def _type(calls: Calls, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    (value,) = arguments
-    if isinstance(value, Layer):
-        return type(value.module)
-    if is_setting(value):
-        return type(value)
-    raise NotReadable("its forward uses type")
-
-
-_FUNCTIONS: dict[Any, Callable[[Calls, list[Any], dict[str, Any]], Any]] = {
-    isinstance: _isinstance,
-    getattr: _getattr,
-    hasattr: _hasattr,
-    len: _length,
-    sum: _sum,
-    min: _extreme(min),
-    max: _extreme(max),
-    any: _truths(any),
-    all: _truths(all),
-    callable: _callable,
-    torch._assert: _checked,
-    torch.overrides.has_torch_function: _has_torch_function,
-    torch.overrides.has_torch_function_unary: _has_torch_function,
-    torch.overrides.has_torch_function_variadic: _has_torch_function,
-}
-_CLASSES: dict[type, Callable[[Calls, list[Any], dict[str, Any]], Any]] = {
-    **{kind: _of(kind) for kind in (list, tuple, set, dict)},
-    **{kind: _number(kind) for kind in (int, float, bool, str)},
-    range: _range,
-    enumerate: _enumerate,
-    zip: _zip,
-    reversed: _reversed,
-    type: _type,
-}

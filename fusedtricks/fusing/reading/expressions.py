@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..running.statements import text
 from .errors import Absent, NotReadable
 from .frame import Frame
 from .state import State
-from .values import Bound, Collection, Layer, Method, Outside, is_known, is_setting, plain, wrapped
+from .values import VIEW, Bound, Collection, Layer, Method, Outside, is_known, is_setting, plain, wrapped
 
 BINARY: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -82,7 +82,7 @@ class Expressions:
 
     def _NamedExpr(self, node: ast.NamedExpr, frame: Frame) -> Any:
         value = self.evaluate(node.value, frame)
-        frame.set(node.target.id, value)
+        frame.of_function().set(node.target.id, value)
         return value
 
     def _Attribute(self, node: ast.Attribute, frame: Frame) -> Any:
@@ -114,32 +114,30 @@ class Expressions:
             return self.emit("call_function", operator.getitem, (owner, index))
         if isinstance(owner, Layer):
             return self._member(owner, index)
-        key = plain(index) if is_known(index) else None
-        if isinstance(owner, Collection) and is_known(index):
+        if is_known(index) and (is_setting(owner) or (isinstance(owner, Collection) and not owner.role)):
+            key = plain(index)
             try:
-                found = owner.values[key]
+                found = (owner.values if isinstance(owner, Collection) else owner)[key]
             except (KeyError, IndexError, TypeError) as error:
                 raise NotReadable(f"its forward takes an item that does not exist: {error}") from None
-            return Collection(found) if isinstance(key, slice) else found
-        if is_setting(owner) and is_known(index):
-            return wrapped(owner[key])
+            if isinstance(owner, Collection):
+                return Collection(found) if isinstance(key, slice) else found
+            return wrapped(found)
         raise NotReadable("its forward takes an item of an object")
 
     def _member(self, layer: Layer, index: Any) -> Any:
         members = self.state.members(layer)
         kind: Any = type(layer.module)
-        is_list = isinstance(layer.module, (nn.Sequential, nn.ModuleList))
         bases: tuple[Any, ...] = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         base = next((b for b in bases if isinstance(layer.module, b)), None)
         if base is None or kind.__getitem__ is not base.__getitem__:
             return self._parameter(layer, index)
-        if is_list and isinstance(index, slice) and is_known(index) and base is nn.ModuleList:
-            return Collection(tuple(list(members.values())[index]), own=False)
+        if isinstance(index, slice) and is_known(index) and base is nn.ModuleList:
+            return Collection(tuple(list(members.values())[plain(index)]), own=False, role=VIEW)
         try:
-            found = list(members.values())[index] if is_list else members[index]
+            return members[index] if base is nn.ModuleDict else list(members.values())[operator.index(index)]
         except (KeyError, IndexError, TypeError):
-            raise NotReadable(f"its forward takes an item {index!r} of {layer.path}") from None
-        return found
+            raise NotReadable(f"its forward takes an item of {layer.path or 'itself'}") from None
 
     def _parameter(self, layer: Layer, index: Any) -> Any:
         values = self.parameters(layer)
@@ -204,22 +202,22 @@ class Expressions:
         return Collection(result)
 
     def _ListComp(self, node: ast.ListComp, frame: Frame) -> Any:
-        return Collection([self.evaluate(node.elt, inner) for inner in self._loops(node.generators, frame)])
+        return Collection([self.evaluate(node.elt, inner) for inner in self.loops(node, frame)])
 
-    def _GeneratorExp(self, node: ast.GeneratorExp, frame: Frame) -> Any:
-        # Evaluated at once: what takes it also takes all of it, as `calls` makes sure.
-        return Collection(tuple(self.evaluate(node.elt, inner) for inner in self._loops(node.generators, frame)))
+    def loops(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp, frame: Frame) -> Iterator[Frame]:
+        """The scope of a comprehension, once for each of its elements."""
+        return self._loops(node.generators, frame)
 
     def _DictComp(self, node: ast.DictComp, frame: Frame) -> Any:
         result = {}
-        for inner in self._loops(node.generators, frame):
+        for inner in self.loops(node, frame):
             key = self.evaluate(node.key, inner)
             if not is_known(key):
                 raise NotReadable("its forward makes a dictionary whose keys are not known")
             result[plain(key)] = self.evaluate(node.value, inner)
         return Collection(result)
 
-    def _loops(self, generators: list[ast.comprehension], frame: Frame) -> Any:
+    def _loops(self, generators: list[ast.comprehension], frame: Frame) -> Iterator[Frame]:
         if not generators:
             yield frame
             return
@@ -246,6 +244,14 @@ class Expressions:
         what = "a tensor" if isinstance(value, Node) else "an object"
         raise NotReadable(f"its forward loops over {what}")
 
+    def length_of(self, layer: Layer) -> int:
+        """`len` of a container of modules or parameters."""
+        kind: Any = type(layer.module)
+        for base in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
+            if isinstance(layer.module, base) and kind.__len__ is base.__len__:
+                return len(self.state.members(layer))
+        return len(self.parameters(layer))
+
     def _iterate_module(self, layer: Layer) -> list[Any]:
         kind: Any = type(layer.module)
         for base in (nn.Sequential, nn.ModuleList):
@@ -265,17 +271,17 @@ class Expressions:
     def operate(self, function: Callable[..., Any], *values: Any) -> Any:
         if any(isinstance(value, Node) for value in values):
             return self.emit("call_function", function, values)
+        if function in (operator.add, operator.mul) and isinstance(values[0], Collection) and not values[0].role:
+            a, b = values  # not as known values, which would copy the collections in them
+            if function is operator.mul and type(b) is int and a.kind in (list, tuple):
+                return Collection(a.values * b)
+            if isinstance(b, Collection) and not b.role and a.kind is b.kind and a.kind in (list, tuple):
+                return Collection(a.values + b.values)
         if all(is_known(value) for value in values):
             try:
                 return wrapped(function(*map(plain, values)))
             except Exception as error:
                 raise NotReadable(f"its forward raises {type(error).__name__}") from None
-        if function in (operator.add, operator.mul) and isinstance(values[0], Collection):
-            a, b = values
-            if function is operator.mul and type(b) is int:
-                return Collection(a.values * b)
-            if isinstance(b, Collection) and a.kind is b.kind and a.kind in (list, tuple):
-                return Collection(a.values + b.values)
         raise NotReadable("its forward computes with objects")
 
     def _UnaryOp(self, node: ast.UnaryOp, frame: Frame) -> Any:
@@ -305,7 +311,7 @@ class Expressions:
             if value.op == "call_function" and not value.all_input_nodes:
                 what = f"what {getattr(value.target, '__name__', value.target)} answers"
             raise NotReadable(f"its forward takes decisions by {what}")
-        if isinstance(value, Collection):
+        if isinstance(value, Collection) and not value.role:
             return bool(value.values)
         if is_setting(value):
             return bool(value)
@@ -315,7 +321,7 @@ class Expressions:
                 raise NotReadable(f"{kind.__name__} has its own truth")
             if not hasattr(kind, "__len__"):
                 return True
-            return bool(self._iterate_module(value))
+            return bool(self.length_of(value))
         if isinstance(value, (Method, Bound, FunctionType, type, ModuleType)):
             return True
         raise NotReadable("its forward takes decisions by an object")
@@ -350,7 +356,7 @@ class Expressions:
                 return False
             raise NotReadable("its forward asks whether a result is None")
         if isinstance(a, Layer) and isinstance(b, Layer):
-            return a.module is b.module
+            return self.state.same(a, b)
         if isinstance(a, Outside) and isinstance(b, Outside):
             self.state.assumed.require(f"({a.expression} is {b.expression}) is {a.value is b.value}")
             return a.value is b.value
@@ -371,8 +377,10 @@ class Expressions:
 
     def _contains(self, collection: Any, value: Any) -> bool:
         if isinstance(collection, Layer) and isinstance(collection.module, nn.ModuleDict) and is_setting(value):
-            return value in self.state.members(collection)
-        if isinstance(collection, Collection) and is_known(value):
+            kind: Any = type(collection.module)
+            if kind.__contains__ is nn.ModuleDict.__contains__:
+                return value in self.state.members(collection)
+        if isinstance(collection, Collection) and is_known(value) and not collection.role:
             inside = collection.values if collection.kind is dict else plain_or_none(collection)
             if inside is not None:
                 return plain(value) in inside
@@ -399,6 +407,7 @@ def plain_or_none(collection: Collection) -> Any:
 
 _PLAIN = {
     ast.Lambda: "lambda",
+    ast.GeneratorExp: "generator",
     ast.Await: "await",
     ast.Yield: "yield",
     ast.YieldFrom: "yield",

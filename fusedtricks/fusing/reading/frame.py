@@ -20,6 +20,10 @@ class Frame:
         """The scope of a comprehension."""
         return Frame(self.function, {}, self)
 
+    def of_function(self) -> Frame:
+        """The scope of the function around a comprehension."""
+        return self._outer.of_function() if self._outer else self
+
     def has_local(self, name: str) -> bool:
         if name in self._values:
             return True

@@ -19,12 +19,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from ..layers.classes import classes_of, is_layer
+from ..layers.classes import classes_of, is_layer, stock_class
+from ..layers.walk import module_at, named_modules
 from .assumptions import Assumptions, dotted, is_of_the_program
+from .effects import ANYTHING
 from .errors import Absent, NotReadable
 from .values import Bound, Collection, Layer, Method, Outside, is_setting
 
-_MISSING = object()
+MISSING = object()
 _DESCRIPTORS = (MemberDescriptorType, GetSetDescriptorType)
 _BUILT_IN = (MethodDescriptorType, WrapperDescriptorType, BuiltinFunctionType)
 
@@ -39,8 +41,10 @@ class State:
         self.assumed = Assumptions()
         self._names: dict[nn.Module, str] = {}
         self._root, self._training, self._graph = root, training, graph
-        for name, module in root.named_modules():
+        self._depth = 0
+        for name, module in named_modules(root):
             self._names[module] = name
+        self.set_since: set[str] = set()  # names that code which has run by then may set
 
     # --- What a read object is ---
 
@@ -71,24 +75,47 @@ class State:
 
     def layer(self, module: nn.Module, path: str) -> Layer:
         if is_layer(type(module)):
-            self.assumed.is_layer(path, classes_of(type(module)))
+            self.assumed.is_layer(path, classes_of(type(module)), getattr(module, "inplace", None))
+        elif path:
+            self.assumed.is_kept(path, stock_class(type(module)))
         return Layer(module, path)
 
+    def same(self, a: Layer, b: Layer) -> bool:
+        """Whether two modules are one."""
+        is_same = a.module is b.module
+        first, second = self.assumed.module(a.path), self.assumed.module(b.path)
+        self.assumed.require(f"({first} is {second}) is {is_same}")
+        return is_same
+
+    def refuse_if_set(self, name: str) -> None:
+        """Raises if code that the forward has called by now may have set a name that it reads."""
+        if name in self.set_since or ANYTHING in self.set_since:
+            raise NotReadable(f"its forward reads {name} after it has called code that may set it")
+
     def module_at(self, path: str) -> nn.Module:
-        return self._root.get_submodule(path)
+        return module_at(self._root, path)
 
     def _collection(self, value: Any, expression: str) -> Collection:
         kind = self.assumed.constant(type(value))
+        self._depth += 1
+        if self._depth > 20 or len(value) > 1000:
+            raise NotReadable("its forward reads a collection that is too large")
         self.assumed.require(f"{expression}.__class__ is {kind}")
+        try:
+            return self._items(value, expression)
+        finally:
+            self._depth -= 1
+
+    def _items(self, value: Any, expression: str) -> Collection:
         if isinstance(value, (set, frozenset)):
             if not all(is_setting(item) for item in value):
                 raise NotReadable("its forward reads a set of objects")
             self.assumed.require(f"{expression} == {self.assumed.constant(type(value)(value))}")
             return Collection(type(value)(value), own=False)
         if isinstance(value, dict):
-            if not all(isinstance(key, (str, int)) for key in value):
+            if not all(type(key) in (str, int) for key in value):
                 raise NotReadable("its forward reads a dictionary whose keys are objects")
-            self.assumed.require(f"[*{expression}] == {list(value)!r}")
+            self.assumed.require(f"[*{expression}] == {self.assumed.constant(list(value))}")
             items = {key: self.admit(item, f"{expression}[{key!r}]") for key, item in value.items()}
             return Collection(items, own=False)
         self.assumed.require(f"len({expression}) == {len(value)}")
@@ -101,6 +128,7 @@ class State:
     def variable(self, function: FunctionType, name: str) -> Any:
         """A variable of an enclosing function, of the Python module, or a built-in."""
         code = function.__code__
+        self.refuse_if_set(name)
         if name in code.co_freevars:
             cell = (function.__closure__ or ())[code.co_freevars.index(name)]
             try:
@@ -111,9 +139,10 @@ class State:
         if name in space:
             return self.admit(space[name], f"{self.assumed.constant(space)}[{name!r}]")
         built_in = space.get("__builtins__", {})
-        found = (vars(built_in) if isinstance(built_in, ModuleType) else built_in).get(name, _MISSING)
-        if found is _MISSING:
+        found = (vars(built_in) if isinstance(built_in, ModuleType) else built_in).get(name, MISSING)
+        if found is MISSING:
             raise NotReadable(f"its forward uses {name}, which is not defined")
+        self.assumed.require(f"{name!r} not in {self.assumed.constant(space)}")
         return found
 
     # --- Attributes ---
@@ -126,6 +155,8 @@ class State:
         """
         if name.startswith("__") and not name.endswith("__"):
             raise NotReadable(f"its forward uses a private name, {name}")
+        if not isinstance(owner, ModuleType) and not is_setting(owner):
+            self.refuse_if_set(name)
         if isinstance(owner, Layer):
             return self._of_module(owner, name)
         if isinstance(owner, ModuleType):
@@ -157,16 +188,16 @@ class State:
             return self._training
         kind = type(module)
         expression = dotted(variable, name)
-        on_class = _on_class(kind, name)
-        if isinstance(on_class, property) or hasattr(type(on_class), "__set__"):
-            return self._property(kind, name, on_class)
+        found = on_class(kind, name)
+        if isinstance(found, property) or hasattr(type(found), "__set__"):
+            return self._property(kind, name, found)
         if name in vars(module):
             if name.startswith("_") and name in ("_modules", "_parameters", "_buffers"):
                 return self._members(layer, name)
             return self.admit(vars(module)[name], expression)
-        if on_class is not _MISSING:
+        if found is not MISSING:
             self.assumed.require(f"{name!r} not in {variable}.__dict__")
-            return self._bound(kind, name, on_class, layer, expression)
+            return self._bound(kind, name, found, layer, expression)
         _refuse_own_lookup(kind, (nn.Module.__getattr__,))
         for tensors in (module._parameters, module._buffers):
             if name in tensors:
@@ -209,8 +240,8 @@ class State:
         return Collection({key: self._tensor(layer, key, value) for key, value in found.items()}, own=False)
 
     def _of_class(self, kind: type, name: str) -> Any:
-        found = _on_class(kind, name)
-        if found is _MISSING:
+        found = on_class(kind, name)
+        if found is MISSING:
             raise Absent(name)
         expression = dotted(self.assumed.constant(kind), name)
         if isinstance(found, staticmethod):
@@ -230,18 +261,20 @@ class State:
         else:
             _refuse_own_lookup(kind, ())
         self.assumed.require(f"{owner.expression}.__class__ is {self.assumed.constant(kind)}")
-        on_class = _on_class(kind, name)
-        if isinstance(on_class, property):
-            return self._property(kind, name, on_class)
+        found = on_class(kind, name)
+        if isinstance(found, property):
+            return self._property(kind, name, found)
         own = _own_attributes(owner.value)
-        if name in own and not isinstance(on_class, _DESCRIPTORS):
+        if name in own and not isinstance(found, _DESCRIPTORS):
             return self.admit(own[name], expression)
-        if isinstance(on_class, MemberDescriptorType):
+        if isinstance(found, MemberDescriptorType):
+            if not hasattr(owner.value, name):
+                raise NotReadable(f"its forward reads {name}, which has no value")
             return self.admit(getattr(owner.value, name), expression)
-        if on_class is _MISSING:
+        if found is MISSING:
             self.assumed.require(f"not hasattr({owner.expression}, {name!r})")
             raise Absent(name)
-        return self._bound(kind, name, on_class, owner, expression)
+        return self._bound(kind, name, found, owner, expression)
 
     def _property(self, kind: type, name: str, found: Any) -> property:
         if not isinstance(found, property) or not isinstance(found.fget, FunctionType):
@@ -270,6 +303,8 @@ class State:
     def next_in_line(self, after: type, layer: Layer, name: str) -> Method:
         """`super().name`: the function of the next class that has it."""
         line = type(layer.module).__mro__
+        if after not in line:
+            raise NotReadable(f"its forward uses super().{name} of another class")
         for base in line[line.index(after) + 1 :]:
             if name in vars(base):
                 found = vars(base)[name]
@@ -280,8 +315,8 @@ class State:
         raise NotReadable(f"its forward uses super().{name}")
 
 
-def _on_class(kind: type, name: str) -> Any:
-    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), _MISSING)
+def on_class(kind: type, name: str) -> Any:
+    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), MISSING)
 
 
 def _own_attributes(value: Any) -> dict[str, Any]:
@@ -294,15 +329,15 @@ def _own_attributes(value: Any) -> dict[str, Any]:
 
 def _is_configuration(kind: Any) -> bool:
     """Whether a class is a configuration of the package transformers."""
-    lookup = _on_class(kind, "__getattribute__")
+    lookup = on_class(kind, "__getattribute__")
     return getattr(lookup, "__module__", "") == "transformers.configuration_utils" and hasattr(kind, "attribute_map")
 
 
 def _refuse_own_lookup(kind: type, allowed: tuple[Any, ...]) -> None:
     """Raises if a class answers for its attributes by code of its own."""
-    if _on_class(kind, "__getattribute__") is not object.__getattribute__:
+    if on_class(kind, "__getattribute__") is not object.__getattribute__:
         raise NotReadable(f"{kind.__name__} has its own __getattribute__")
-    if _on_class(kind, "__getattr__") not in (_MISSING, *allowed):
+    if on_class(kind, "__getattr__") not in (MISSING, *allowed):
         raise NotReadable(f"{kind.__name__} has its own __getattr__")
 
 

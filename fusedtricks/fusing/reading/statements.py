@@ -14,10 +14,11 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, Node
 
+from ..graph.aliases import INPUT
 from ..layers.classes import stock_class
 from ..running.statements import expect, unpack
 from .assumptions import Assumptions
-from .calls import Calls
+from .calls import Calls, function_of
 from .errors import NotReadable
 from .expressions import BINARY, IN_PLACE
 from .frame import Frame
@@ -153,9 +154,16 @@ class Reader(Calls):
     def _set_item(self, owner: Any, index: Any, value: Any, frame: Frame) -> None:
         if isinstance(owner, Node):
             self.emit("call_function", operator.setitem, (owner, index, value))
-        elif isinstance(owner, Collection) and owner.own and owner.kind in (list, dict) and is_known(index):
+        elif (
+            isinstance(owner, Collection)
+            and owner.own
+            and not owner.role
+            and owner.kind in (list, dict)
+            and is_known(index)
+        ):
             try:
                 owner.values[plain(index)] = value
+                self.changes += 1
             except (IndexError, TypeError):
                 raise NotReadable(f"its forward sets an item that does not exist (in {frame.name})") from None
         else:
@@ -179,6 +187,7 @@ class Reader(Calls):
             if not left.own or function is not operator.iadd:
                 raise NotReadable(f"its forward changes a list (in {frame.name})")
             left.values.extend(self.iterate(right))
+            self.changes += 1
             return left
         if isinstance(left, Collection) and left.kind in (set, dict):
             raise NotReadable(f"its forward changes a {left.kind.__name__} (in {frame.name})")
@@ -215,7 +224,11 @@ class Reader(Calls):
         raise NotReadable("its forward always raises an error")
 
     def _do_For(self, statement: ast.For, frame: Frame) -> None:
-        for value in self.iterate(self.evaluate(statement.iter, frame)):
+        source = self.evaluate(statement.iter, frame)
+        values = self.iterate(source)
+        for value in values:
+            if isinstance(source, Collection) and len(source.values) != len(values):
+                raise NotReadable(f"its forward changes what it loops over (in {frame.name})")
             self.assign(statement.target, value, frame)
             try:
                 self._block(statement.body, frame)
@@ -223,6 +236,8 @@ class Reader(Calls):
                 return
             except _Continue:
                 continue
+        if isinstance(source, Collection) and len(source.values) != len(values):
+            raise NotReadable(f"its forward changes what it loops over (in {frame.name})")
         self._block(statement.orelse, frame)
 
 
@@ -244,11 +259,11 @@ def read(module: nn.Module, training: bool, inline: Names[str], sources: Sources
     state = State(module, training, graph)
     reader = Reader(state, graph, inline, sources)
     kind = stock_class(type(module))
-    function: Any = kind.forward
-    if not isinstance(function, FunctionType):
-        raise NotReadable("its forward is not a function of Python")
+    function = function_of(kind, "forward")
     state.assumed.has_attribute(kind, "forward")
     given = [graph.placeholder(p.name) if p.default is p.empty else p.default for p in inputs_of(function)]
+    for node in graph.nodes:
+        node.meta[INPUT] = True
     result = reader.call_function(function, [Layer(module, ""), *given], {})
     graph.output(_returned(reader, result))
     return graph, state.assumed

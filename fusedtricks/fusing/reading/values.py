@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from .errors import NotReadable
+
 SETTINGS = (
     *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis)),
     *(torch.dtype, torch.device, torch.memory_format, torch.layout, torch.Size),
@@ -53,18 +55,49 @@ class Bound:
 
 @dataclass(eq=False)
 class Collection:
-    """A list, tuple, set or dictionary of values. `own` if the forward created it, so that nobody else sees it."""
+    """A list, tuple, set or dictionary of values.
+
+    Attributes:
+        values: in a collection of that kind.
+        own: the forward created it, so that nobody else sees it.
+        role: "" for what it is, `ITERATOR` or `VIEW` for a tuple that stands for one, and can only be looped over.
+        origin: what a view looks at.
+    """
 
     values: Any
     own: bool = True
+    role: str = ""
+    origin: Collection | None = None
+
+    def may_change(self) -> bool:
+        """Whether the forward may set items without anybody else seeing it."""
+        return self.own and not self.role and self.kind in (list, dict)
 
     @property
     def kind(self) -> type:
         return type(self.values)
 
     def items(self) -> list[Any]:
-        """What iteration gives."""
+        """What iteration gives.
+
+        Raises:
+            NotReadable: an iterator has given it already, or what a view looks at has changed.
+        """
+        if self.role == ITERATOR:
+            self.role = SPENT
+        elif self.role == SPENT or (self.origin is not None and len(self.origin.values) != len(self.values)):
+            raise NotReadable(f"its forward loops over {what(self)} again")
         return list(self.values)
+
+
+ITERATOR, VIEW, SPENT = "an iterator", "a view", "an iterator that has ended"
+
+
+def what(value: Any) -> str:
+    """What a value is, for messages."""
+    if isinstance(value, Collection):
+        return value.role or f"a {value.kind.__name__}"
+    return f"a {type(value.value).__name__}" if isinstance(value, Outside) else f"a {type(value).__name__}"
 
 
 def is_setting(value: Any) -> bool:
@@ -74,12 +107,25 @@ def is_setting(value: Any) -> bool:
 
 def is_enumeration(kind: type) -> bool:
     """Whether a class is an Enum whose members compare by code of Python's own."""
-    return issubclass(kind, Enum) and getattr(kind.__eq__, "__objclass__", None) in (object, str, int)
+    return issubclass(kind, Enum) and all(_is_of_python(kind, name) for name in _ASKED)
+
+
+_ASKED = ("__eq__", "__ne__", "__lt__", "__hash__", "__bool__", "__str__", "__repr__", "__format__", "__len__")
+
+
+def _is_of_python(kind: type, name: str) -> bool:
+    owner = next((base for base in kind.__mro__ if name in vars(base)), None)
+    # A class with a mixin type gets that type's methods, or Enum's own, from the metaclass.
+    method = vars(owner)[name] if owner else None
+    module = getattr(method, "__module__", None) or getattr(getattr(method, "__objclass__", None), "__module__", None)
+    return owner is None or module in ("builtins", "enum")
 
 
 def is_known(value: Any) -> bool:
     """Whether a value is the same at every call, and simple: a setting or a collection of settings."""
     if isinstance(value, Collection):
+        if value.role:
+            return False
         inside = [*value.values, *value.values.values()] if isinstance(value.values, dict) else list(value.values)
         return all(is_known(item) for item in inside)
     if isinstance(value, slice):
