@@ -88,7 +88,7 @@ def fuse(
     _check(model, "fuse")
     if _REPORT in vars(model):
         return model
-    if (not inplace or example_inputs is not None) and any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
+    if (not inplace or example_inputs is not None) and _has_lazy_modules(model):
         raise ValueError(
             "fuse(): argument 'model' has lazy modules, which cannot be copied: call the model once before, or pass "
             "inplace=True and no example_inputs"
@@ -101,6 +101,12 @@ def fuse(
         verify(copy.deepcopy(fused), trial, example_inputs)
     _apply(fused, work)
     return fused
+
+
+def _has_lazy_modules(model: nn.Module) -> bool:
+    return any(
+        is_lazy(x) for m in modules(model) for x in (*m._parameters.values(), *m._buffers.values()) if x is not None
+    )
 
 
 def unfuse(model: Model, *, inplace: bool = False) -> Model:
@@ -166,6 +172,14 @@ class _Planner:
         self._changed: set[nn.Module] = set()  # activations whose result may be changed
 
     def plan_block(self, name: str, module: nn.Module) -> None:
+        try:
+            self._plan_block(name, module)
+        except Exception as error:  # a class of a kind that nobody has thought of
+            reason = f"its class cannot be read: {type(error).__name__}: {error}"
+            self._changed.update(_own_members(module))
+            self.work.report.left.append(Entry(name, "", reason))
+
+    def _plan_block(self, name: str, module: nn.Module) -> None:
         if module in self._parts or is_fused(module) or not is_block(module):
             return
         obstacle = why_not_read(module) or prepare(stock_class(type(module)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import nn
@@ -29,13 +29,39 @@ from .kinds import (
 
 def call_of_chain(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> Node:
     """Inserts one call for a chain at the chain's end; `owns` is `legality.owns_source`."""
+    is_apart = _is_apart(chain)
     with graph.inserting_before(chain.end):
         function, given = _call(graph, chain, modules, owns)
         node = graph.call_function(function, given)
-    at_once = _at_once(chain, modules, given)
-    if at_once is not None:
-        node.meta["at_once"] = at_once
+    node.meta["chain"] = Called(_members(chain), is_apart, _at_once(chain, modules, given))
     return node
+
+
+class Called(NamedTuple):
+    """What else is known of the call of a chain; in the call's `meta["chain"]`.
+
+    Attributes:
+        members: the names of its modules.
+        is_apart: something else happens between them, so that they cannot run one after the other at the chain's end.
+        at_once: a faster call for members that are what they were, if there is one: function and arguments.
+    """
+
+    members: list[str]
+    is_apart: bool
+    at_once: tuple[Any, tuple[Any, ...]] | None
+
+
+def _members(chain: Chain) -> list[str]:
+    return [str(node.target) for node in chain.nodes if node.op == "call_module"]
+
+
+def _is_apart(chain: Chain) -> bool:
+    node, own = chain.head, set(chain.nodes)
+    while node is not chain.end:
+        node = node.next
+        if node not in own and node.op not in ("get_attr", "placeholder"):
+            return True
+    return False
 
 
 def _call(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> tuple[Any, tuple[Any, ...]]:
@@ -54,17 +80,15 @@ def _call(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> tuple[Any
     return tails.tail, (_linear(graph, node(LINEAR)), source, *act, dropout, chain.residual, adds, owns)
 
 
-def _at_once(chain: Chain, modules: Modules, given: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], list[str]] | None:
-    """A faster call of the same chain for members that are what they were: function, arguments, names of modules."""
+def _at_once(chain: Chain, modules: Modules, given: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]] | None:
     norm, act, dropout = chain.node(NORM), chain.node(ACTIVATION), chain.node(DROPOUT)
     if not norm or norm.op != "call_module" or chain.node(MAX_POOL) or (dropout and dropout.op != "call_module"):
         return None
     found = activation_of(act, modules) if act else activations.Activation("identity", {})
     layer, source, residual, act_layer, act_kwargs, (residual_first, _), drop = given
     may_change = bool(found.parameters) and not isinstance(act_layer, str)
-    members = [str(node.target) for node in (norm, act, dropout) if node and node.op == "call_module"]
     arguments = (layer, source, residual, act_layer if may_change else found.name, act_kwargs, residual_first, drop)
-    return norms.norm_act_at_once, arguments, members
+    return norms.norm_act_at_once, arguments
 
 
 def _module(graph: Graph, node: Node) -> Node:

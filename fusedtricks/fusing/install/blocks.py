@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx import Graph
 
 from ..graph.rewrite import Rewritten, Singles
-from ..layers.classes import STOCK, fused_class_of, stock_class
+from ..layers.classes import STOCK, fused_class_of, set_class, stock_class
 from ..running.statements import Unexpected
 from .code import Otherwise
 
@@ -90,7 +90,7 @@ def is_fused(module: nn.Module) -> bool:
 def set_plans(module: nn.Module, plans: Plans) -> None:
     """Makes a module run its plans that differ from its forward."""
     module.__dict__[_PLANS] = plans
-    object.__setattr__(module, "__class__", _fused_class(stock_class(type(module))))
+    set_class(module, _fused_class(stock_class(type(module))))
 
 
 def remove_plans(module: nn.Module) -> None:
@@ -98,7 +98,7 @@ def remove_plans(module: nn.Module) -> None:
     module.__dict__.pop(_PLANS, None)
     kind: Any = type(module)
     if any(STOCK in vars(base) for base in kind.__mro__):
-        object.__setattr__(module, "__class__", _without_fused(kind))
+        set_class(module, _without_fused(kind))
 
 
 def _without_fused(kind: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn.modules import module as torch_module
 
+from ..graph.calls import Called
 from ..layers.classes import classes_of
 from ..reading.assumptions import Assumptions, dotted
 
@@ -40,18 +41,21 @@ class _Writer:
         self._graph, self._assumed, self._modules = graph, assumed, modules
         self._last_uses = _last_uses(graph)
         self._inputs = [_name(node) for node in graph.nodes if node.op == "placeholder"]
-        self._classes: dict[Any, None] = {}  # of the members of chains that may run at once
+        self._classes: dict[Any, None] = {}  # of the members of chains
+        self._required: list[str] = []  # conditions on the members of chains with something in between
 
     def function(self) -> Callable[..., Any]:
         body = [line for node in self._graph.nodes for line in self._lines(node)]  # adds to what is assumed
         unchanged = self._unchanged_classes()
+        checks = [*self._checks(), *([f"unchanged = {unchanged}"] if unchanged else [])]
+        if self._required:
+            checks.append(f"if not ({' and '.join(dict.fromkeys(self._required))}): return Otherwise")
         lines = [
             f"def forward({', '.join(['self', *self._inputs])}):",
             "    try:",
-            *(f"        {line}" for line in self._checks()),
+            *(f"        {line}" for line in checks),
             f"    except {_MISSING}:",
             "        return Otherwise",
-            *([f"    unchanged = {unchanged}"] if unchanged else []),
             *(f"    {line}" for line in body),
         ]
         names = {**self._assumed.constants, "Otherwise": Otherwise}
@@ -74,14 +78,15 @@ class _Writer:
         if node.op == "output":
             yield f"return {self._text(node.args[0])}"
             return
-        at_once = node.meta.get("at_once")
-        if at_once is None:
-            yield f"{_name(node)} = {self._expression(node)}"
+        called: Called | None = node.meta.get("chain")
+        name, expression = _name(node), self._expression(node)
+        if called is None or not called.members:
+            yield f"{name} = {expression}"
+        elif called.is_apart:
+            self._required += self._are_plain(called.members)
+            yield from self._at_once(name, expression, called, [])
         else:
-            function, given, members = at_once
-            call = f"{self._assumed.constant(function)}({', '.join(map(self._text, given))})"
-            yield f"{_name(node)} = {call} if {self._are_plain(members)} else None"
-            yield f"if {_name(node)} is None: {_name(node)} = {self._expression(node)}"
+            yield from self._at_once(name, expression, called, self._are_plain(called.members))
         if unused := self._last_uses.get(node):
             yield f"{' = '.join(unused)} = None"
 
@@ -124,20 +129,34 @@ class _Writer:
             return repr(value)
         return self._assumed.constant(value)
 
-    # --- Chains that may run at once ---
+    # --- Chains ---
 
-    def _are_plain(self, members: list[str]) -> str:
-        """Whether the members of a chain are what they were and have no hooks."""
+    def _at_once(self, name: str, expression: str, called: Called, conditions: list[str]) -> Iterator[str]:
+        """Lines for a chain that runs at once if the conditions hold, or its members one by one."""
+        if called.at_once is None:
+            yield f"{name} = {expression}"
+            return
+        function, given = called.at_once
+        at_once = f"{self._assumed.constant(function)}({', '.join(map(self._text, given))})"
+        if not conditions:
+            yield f"{name} = {at_once}"
+            yield f"if {name} is None: {name} = {expression}"
+            return
+        yield f"plain = {' and '.join(conditions)}"
+        yield f"{name} = {at_once} if plain else None"
+        yield f"if {name} is None: {name} = {expression.removesuffix(')')}, is_plain=plain)"
+
+    def _are_plain(self, members: list[str]) -> list[str]:
+        """Conditions: the members of a chain are what they were and have no hooks."""
         self._classes.update(dict.fromkeys(classes_of(type(self._modules[path]))[0] for path in members))
         conditions = ["unchanged"]
         for path in members:
             module = self._assumed.module(path)
             kinds = [self._assumed.constant(kind) for kind in classes_of(type(self._modules[path]))]
-            is_kind = " or ".join(f"{module}.__class__ is {kind}" for kind in reversed(kinds))
             hooks = " or ".join(f"d[{name!r}]" for name in _HOOKS)
-            conditions.append(f"({is_kind})")
+            conditions.append(f"({' or '.join(f'{module}.__class__ is {kind}' for kind in reversed(kinds))})")
             conditions.append(f"not ('forward' in (d := {module}.__dict__) or {hooks})")
-        return " and ".join(conditions)
+        return conditions
 
     def _unchanged_classes(self) -> str:
         """Whether the classes of all chains' members still have their forwards."""

@@ -13,7 +13,7 @@ from torch.fx import Proxy
 
 from ...nn.batchnorm import batch_norm_act_of
 from ..layers import activations, members
-from ..layers.classes import replaces
+from ..layers.classes import replaces, set_class
 from ..running import masks, norms
 
 
@@ -111,9 +111,9 @@ def is_swapped(module: nn.Module) -> bool:
 
 
 def swap(module: nn.Module) -> None:
-    object.__setattr__(module, "__class__", _TWINS[type(module)])
+    set_class(module, _TWINS[type(module)])
 
 
 def swap_back(module: nn.Module) -> None:
     if is_swapped(module):
-        object.__setattr__(module, "__class__", type(module).__mro__[1])
+        set_class(module, type(module).__mro__[1])

@@ -55,3 +55,8 @@ def classes_of(kind: Any) -> tuple[Any, ...]:
 def is_layer(kind: Any) -> bool:
     """Whether a class is that of a layer of torch's or ours, of which it is known what it does to its input."""
     return kind.__module__.startswith(("torch.nn.modules.", "fusedtricks.")) and kind.__name__ != "Sequential"
+
+
+def set_class(module: Any, kind: Any) -> None:
+    """`module.__class__ = kind`, whatever the class makes of setting attributes."""
+    vars(object)["__class__"].__set__(module, kind)

@@ -18,4 +18,5 @@ def library_of(function: Any) -> str:
     """The Python module that a function was written in, whatever its `__module__` says since."""
     if isinstance(function, FunctionType):
         return str(function.__globals__.get("__name__", ""))
-    return str(getattr(function, "__module__", None) or "torch")
+    owner = getattr(function, "__objclass__", None)  # of a method of a class written in C
+    return str(getattr(function, "__module__", None) or getattr(owner, "__module__", None) or "torch")

@@ -66,6 +66,12 @@ class Assumptions:
         """A class still has the function that it has now."""
         self.require(f"{dotted(self.constant(kind), name)} is {self.constant(getattr(kind, name))}")
 
+    def has_defaults(self, function: Any) -> None:
+        """A function still has the defaults that it has now."""
+        for name in ("__defaults__", "__kwdefaults__"):
+            if defaults := getattr(function, name):
+                self.require(f"{self.constant(function)}.{name} is {self.constant(defaults)}")
+
     def has_no_hooks(self, path: str) -> None:
         module = self.module(path)
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

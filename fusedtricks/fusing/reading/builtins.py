@@ -41,7 +41,7 @@ def _isinstance(calls: Expressions, arguments: list[Any], keywords: dict[str, An
         return issubclass(value.kind, asked)
     if isinstance(value, Outside):
         constant = calls.state.assumed.constant(type(value.value))
-        calls.state.assumed.require(f"{value.expression}.__class__ is {constant}")
+        calls.state.assumed.require(f"type({value.expression}) is {constant}")
         return issubclass(type(value.value), asked)
     return issubclass(type(value), asked)
 
@@ -85,7 +85,7 @@ def _length(calls: Expressions, arguments: list[Any], keywords: dict[str, Any]) 
     if isinstance(value, Layer):
         return calls.length_of(value)
     if isinstance(value, Collection) and value.role in ("", VIEW):
-        return len(value.values)
+        return len(value.items())
     if is_setting(value):
         return len(plain(value))
     raise NotReadable(f"its forward asks for the length of {what(value)}")

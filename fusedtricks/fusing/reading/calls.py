@@ -245,10 +245,7 @@ class Calls(Expressions):
         return values
 
     def _default(self, function: FunctionType, name: str, value: Any) -> Any:
-        constant = self.state.assumed.constant(function)
-        for defaults in ("__defaults__", "__kwdefaults__"):
-            expected = self.state.assumed.constant(getattr(function, defaults))
-            self.state.assumed.require(f"{constant}.{defaults} is {expected}")
+        self.state.assumed.has_defaults(function)
         if is_setting(value) or isinstance(value, (FunctionType, type)):
             return value
         if isinstance(value, tuple) and all(is_setting(item) for item in value):

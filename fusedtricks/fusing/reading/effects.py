@@ -31,6 +31,8 @@ class Effects:
         while todo:
             current = todo.pop()
             names |= self._of_class(type(current))
+            for hook in (*current._forward_hooks.values(), *current._forward_pre_hooks.values()):
+                names |= self.of_function(hook) if isinstance(hook, FunctionType) else {ANYTHING}
             below = [child for child in current._modules.values() if child is not None and child not in seen]
             seen.update(below)
             todo += below

@@ -12,6 +12,7 @@ from types import (
     MethodDescriptorType,
     MethodType,
     ModuleType,
+    SimpleNamespace,
     WrapperDescriptorType,
 )
 from typing import Any
@@ -100,7 +101,7 @@ class State:
         self._depth += 1
         if self._depth > 20 or len(value) > 1000:
             raise NotReadable("its forward reads a collection that is too large")
-        self.assumed.require(f"{expression}.__class__ is {kind}")
+        self.assumed.require(f"type({expression}) is {kind}")
         try:
             return self._items(value, expression)
         finally:
@@ -260,7 +261,7 @@ class State:
             expression = f"{self.assumed.constant(object.__getattribute__)}({owner.expression}, {name!r})"
         else:
             _refuse_own_lookup(kind, ())
-        self.assumed.require(f"{owner.expression}.__class__ is {self.assumed.constant(kind)}")
+        self.assumed.require(f"type({owner.expression}) is {self.assumed.constant(kind)}")
         found = on_class(kind, name)
         if isinstance(found, property):
             return self._property(kind, name, found)
@@ -335,7 +336,7 @@ def _is_configuration(kind: Any) -> bool:
 
 def _refuse_own_lookup(kind: type, allowed: tuple[Any, ...]) -> None:
     """Raises if a class answers for its attributes by code of its own."""
-    if on_class(kind, "__getattribute__") is not object.__getattribute__:
+    if kind is not SimpleNamespace and on_class(kind, "__getattribute__") is not object.__getattribute__:
         raise NotReadable(f"{kind.__name__} has its own __getattribute__")
     if on_class(kind, "__getattr__") not in (MISSING, *allowed):
         raise NotReadable(f"{kind.__name__} has its own __getattr__")

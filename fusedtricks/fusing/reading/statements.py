@@ -261,6 +261,7 @@ def read(module: nn.Module, training: bool, inline: Names[str], sources: Sources
     kind = stock_class(type(module))
     function = function_of(kind, "forward")
     state.assumed.has_attribute(kind, "forward")
+    state.assumed.has_defaults(function)
     given = [graph.placeholder(p.name) if p.default is p.empty else p.default for p in inputs_of(function)]
     for node in graph.nodes:
         node.meta[INPUT] = True

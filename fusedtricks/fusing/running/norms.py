@@ -36,10 +36,14 @@ def norm_act(
     act_kwargs: Mapping[str, float] | None = None,
     addition: tuple[bool, bool] = PLAIN,
     dropout: Dropout = None,
+    is_plain: bool = True,
 ) -> Tensor:
-    """`dropout(act(norm(input) + residual))`; `addition` has the fields of an `Addition`."""
+    """`dropout(act(norm(input) + residual))`; `addition` has the fields of an `Addition`.
+
+    Without `is_plain`, a member is not what it was when the chain was found, and all run on their own.
+    """
     acts, drops, adds = act_of(act, act_kwargs), drop_of(dropout), Addition(*addition)
-    state = _state(norm, input) if acts and drops and fits(input, residual, adds) else None
+    state = _state(norm, input) if is_plain and acts and drops and fits(input, residual, adds) else None
     if acts is None or drops is None or state is None:
         return masks.drop(activate(add(_normalised(norm, input), residual, adds), act, act_kwargs), dropout)
     tensors, settings = state
