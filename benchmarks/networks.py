@@ -1,5 +1,6 @@
 """The whole networks whose training steps are timed."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,6 +9,7 @@ from .case import Case
 from .end_to_end import Family, Network, build_step
 from .families import CLASSES, classifier
 from .models import DropoutMLP, MobileNetV2, ResNet50
+from .workload import Workload
 
 Shape = tuple[int, ...]
 
@@ -34,6 +36,10 @@ FAMILIES: dict[str, tuple[Family, Shape]] = {
 """Hugging Face's, of stock layers, in their default configurations unless settings are given."""
 
 
+SMALL = (2, 3, 32, 32)
+"""So small that what a call costs the host decides."""
+
+
 def network_case(
     name: str, network: Network | Family, shape: Shape, layout: str, dtype: torch.dtype = torch.float32
 ) -> Case:
@@ -50,4 +56,18 @@ def network_cases() -> list[Case]:
         for name, (network, shape) in networks
         for layout in ("contiguous", "channels_last")
         if layout == "contiguous" or len(shape) == 4
+    ] + [
+        Case(
+            "fuse", f"{name}-small", SMALL, torch.float32, "contiguous", "training step", partial(_build_small, family)
+        )
+        for name, (family, _) in FAMILIES.items()
     ]
+
+
+def _build_small(family: Family, case: Case) -> Workload:
+    """A training step on one thread, in more rounds than a large network's.
+
+    Checked on larger images: where a BatchNorm has two values a channel, the gradients of these are all rounding.
+    """
+    checked = build_step(family, replace(case, shape=(4, 3, 96, 96)))
+    return replace(build_step(family, case), check=checked.check, threads=1, min_rounds=25, max_rounds=51)
