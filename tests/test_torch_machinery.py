@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from cases import channels_last
 from network import Network
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fusedtricks.nn as ftnn
@@ -236,3 +237,46 @@ def test_stock_op_in_place_on_the_result(device):
     expected = nn.functional.batch_norm(twin, None, None, training=True).relu()
     dy = torch.randn(5, 3, device=device)
     torch.testing.assert_close(torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, twin, dy))
+
+
+def module_of(kind: type[nn.Module]) -> nn.Module:
+    """A module of ours for four channels or features."""
+    arguments: dict[str, tuple[Any, ...]] = {
+        "BatchNorm": (4,),
+        "SyncBatchNorm": (4,),
+        "Linear": (4, 4),
+        "DropConnectLinear": (4, 4),
+        "DropConnectConv": (4, 4, 1),
+        "FractionalMaxPool": (2, 3),
+        "StochasticDepth": (nn.Identity(),),
+    }
+    given = next((value for name, value in reversed(arguments.items()) if kind.__name__.startswith(name)), ())
+    more = {"BatchNormActMaxPool2d": {"kernel_size": 2}, "SyncBatchNormActMaxPool2d": {"windows": {"kernel_size": 2}}}
+    return kind(*given, **more.get(kind.__name__, {}))
+
+
+@pytest.mark.parametrize("name", [name for name in ftnn.__all__ if isinstance(getattr(ftnn, name), type)])
+def test_torch_fx_takes_our_modules_for_leaves(name):
+    """In any tracer, so that the mode of the module counts when the graph runs, not when it was traced."""
+    model = nn.Sequential(module_of(getattr(ftnn, name)))
+    graph_module = torch.fx.symbolic_trace(model)
+    (call,) = [node for node in graph_module.graph.nodes if node.op not in ("placeholder", "output")]
+    assert (call.op, call.target) == ("call_module", "0")
+    assert not graph_module.eval().get_submodule("0").training
+
+
+def test_torch_fx_traces_residuals():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = ftnn.BatchNormReLU2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x, x)
+
+    block = Block().double().eval()
+    graph_module = torch.fx.symbolic_trace(block)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(graph_module(x), block(x))
+    block.train()
+    torch.testing.assert_close(graph_module.train()(x), block(x))

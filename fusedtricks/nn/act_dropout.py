@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
+from ._tracing import Proxy, traced
 
 
 class _ActDropoutArguments:
@@ -49,6 +50,8 @@ class ActDropout(_ActDropoutArguments, nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """dropout(act(input)) + residual; residual has the input's shape and dtype, or is None."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input, residual)
         return F.act_dropout(
             input, None, residual, act=self.act, act_kwargs=self.act_kwargs, p=self.p, training=self.training
         )
@@ -96,6 +99,8 @@ class LinearActDropout(_ActDropoutArguments, nn.Linear):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """dropout(act(input @ weight.T + bias)) + residual; residual has the output's shape and dtype, or is None."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input, residual)
         return F.act_dropout(
             nn.functional.linear(input, self.weight),
             self.bias,

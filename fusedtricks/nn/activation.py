@@ -5,12 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import functional as F
+from ._tracing import Proxy, traced
 
 
 class ReLU(nn.ReLU):
     """Equivalent to `torch.nn.ReLU(inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.relu(input, self.inplace)
 
 
@@ -18,6 +21,8 @@ class ReLU6(nn.ReLU6):
     """Equivalent to `torch.nn.ReLU6(inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.relu6(input, self.inplace)
 
 
@@ -25,6 +30,8 @@ class LeakyReLU(nn.LeakyReLU):
     """Equivalent to `torch.nn.LeakyReLU(negative_slope, inplace)`; keeps one tensor for backward, in place or not."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.leaky_relu(input, self.negative_slope, self.inplace)
 
 
@@ -32,6 +39,8 @@ class ELU(nn.ELU):
     """Equivalent to `torch.nn.ELU(alpha, inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.elu(input, self.alpha, self.inplace)
 
 
@@ -39,6 +48,8 @@ class SELU(nn.SELU):
     """Equivalent to `torch.nn.SELU(inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.selu(input, self.inplace)
 
 
@@ -46,6 +57,8 @@ class GELU(nn.GELU):
     """Equivalent to `torch.nn.GELU(approximate)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.gelu(input, self.approximate)
 
 
@@ -53,6 +66,8 @@ class Sigmoid(nn.Sigmoid):
     """Equivalent to `torch.nn.Sigmoid()`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.sigmoid(input)
 
 
@@ -60,6 +75,8 @@ class Tanh(nn.Tanh):
     """Equivalent to `torch.nn.Tanh()`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.tanh(input)
 
 
@@ -67,6 +84,8 @@ class SiLU(nn.SiLU):
     """Equivalent to `torch.nn.SiLU(inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.silu(input, self.inplace)
 
 
@@ -74,6 +93,8 @@ class Mish(nn.Mish):
     """Equivalent to `torch.nn.Mish(inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.mish(input, self.inplace)
 
 
@@ -81,6 +102,8 @@ class Hardswish(nn.Hardswish):
     """Equivalent to `torch.nn.Hardswish(inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.hardswish(input, self.inplace)
 
 
@@ -88,6 +111,8 @@ class Hardsigmoid(nn.Hardsigmoid):
     """Equivalent to `torch.nn.Hardsigmoid(inplace)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.hardsigmoid(input, self.inplace)
 
 
@@ -95,4 +120,6 @@ class Softplus(nn.Softplus):
     """Equivalent to `torch.nn.Softplus(beta, threshold)`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.softplus(input, self.beta, self.threshold)

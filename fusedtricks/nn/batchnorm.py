@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
+from ._tracing import Proxy, traced
 
 
 def batch_norm_act_of(
@@ -110,6 +111,8 @@ class _BatchNormAct(_BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """dropout(act(batch_norm(input) + residual)); residual has the input's shape and dtype, or is None."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input, residual)
         return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs, self.p)
 
     def _beyond_norm(self) -> str:

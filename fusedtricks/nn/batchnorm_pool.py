@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._batch_norm_act_max_pool2d import Pair, pool_arguments
+from ._tracing import Proxy, traced
 from .batchnorm import _BatchNormAct, norm_state
 
 WINDOWS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -74,6 +75,8 @@ class BatchNormActMaxPool2d(_BatchNormAct, nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """max_pool2d(act(batch_norm(input)))."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         tensors, settings = norm_state(self, input)
         settings |= {name: getattr(self, name) for name in (*WINDOWS, "act", "act_kwargs")}
         running_mean, running_var, weight, bias = tensors

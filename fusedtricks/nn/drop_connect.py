@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
 from ..functional._drop_connect import check_moments, moments
+from ._tracing import Proxy, traced
 
 SAMPLES = 64
 
@@ -46,6 +47,8 @@ class _DropConnect(nn.Module):
         self.samples = samples
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         if self.training:
             return self._activated(self._dropped(input))
         if self.inference == "mean" or self.act == "identity" or self.p == 0:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._arguments import check_dropout
+from ._tracing import Proxy, traced
 
 
 class Dropout(nn.Dropout):
@@ -26,6 +27,8 @@ class Dropout(nn.Dropout):
         self.mode = mode
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.dropout(input, self.p, self.training, self.inplace, mode=self.mode)
 
     def extra_repr(self) -> str:
@@ -37,6 +40,8 @@ class Dropout1d(nn.Dropout1d):
     """Equivalent to `torch.nn.Dropout1d(p, inplace)`, with different random numbers; see `functional.dropout1d`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.dropout1d(input, self.p, self.training, self.inplace)
 
 
@@ -44,6 +49,8 @@ class Dropout2d(nn.Dropout2d):
     """Equivalent to `torch.nn.Dropout2d(p, inplace)`, with different random numbers; see `functional.dropout2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.dropout2d(input, self.p, self.training, self.inplace)
 
 
@@ -51,6 +58,8 @@ class Dropout3d(nn.Dropout3d):
     """Equivalent to `torch.nn.Dropout3d(p, inplace)`, with different random numbers; see `functional.dropout3d`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.dropout3d(input, self.p, self.training, self.inplace)
 
 
@@ -61,6 +70,8 @@ class AlphaDropout(nn.AlphaDropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.alpha_dropout(input, self.p, self.training)
 
 
@@ -71,6 +82,8 @@ class FeatureAlphaDropout(nn.FeatureAlphaDropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return F.feature_alpha_dropout(input, self.p, self.training)
 
 
@@ -95,6 +108,8 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """drop_path(x) + residual; residual has x's shape and dtype, or is None."""
+        if type(x) is not Tensor and isinstance(x, Proxy):
+            return traced(self, x, residual)
         return F.drop_path(x, self.drop_prob, residual, training=self.training, scale_by_keep=self.scale_by_keep)
 
     def extra_repr(self) -> str:

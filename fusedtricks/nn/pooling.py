@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._fractional_max_pool import check_fractional_max_pool
+from ._tracing import Proxy, traced
 
 
 class _FractionalMaxPool(nn.Module):
@@ -36,6 +37,8 @@ class _FractionalMaxPool(nn.Module):
         self.act_kwargs = dict(act_kwargs or {})
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return self.pool(
             input,
             self.kernel_size,

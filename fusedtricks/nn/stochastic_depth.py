@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._arguments import check_dropout
+from ._tracing import Proxy, traced
 
 
 def kept_samples(samples: int, p: float) -> int:
@@ -53,6 +54,8 @@ class StochasticDepth(nn.Module):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Passes other arguments to the block unchanged: with "skip", none of them may have one row per sample."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input, *args, **kwargs)
         if self.mode != "skip":
             branch = self.block(input, *args, **kwargs)
             return F.drop_path(branch, self.p, residual=input, mode=self.mode, training=self.training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
+from ._tracing import Proxy, traced
 from .batchnorm import _BatchNormAct, act_repr
 from .batchnorm_pool import WINDOWS, BatchNormActMaxPool2d
 
@@ -37,6 +38,8 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """dropout(act(sync_batch_norm(input) + residual)); residual has the input's shape and dtype, or is None."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input, residual)
         z = super().forward(input)
         z = z if residual is None else z + residual
         return F.act_dropout(z, act=self.act, act_kwargs=self.act_kwargs, p=self.p, training=self.training)
@@ -62,6 +65,8 @@ class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """max_pool2d(act(sync_batch_norm(input)))."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return traced(self, input)
         return torch.nn.functional.max_pool2d(super().forward(input), **self.windows)
 
     def extra_repr(self) -> str:

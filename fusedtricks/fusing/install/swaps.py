@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import Proxy
 
+from ...nn._tracing import Proxy, traced
 from ...nn.batchnorm import batch_norm_act_of
 from ..layers import activations, members
 from ..layers.classes import replaces, set_class
@@ -83,8 +83,8 @@ def _define(name: str, forward: Callable[..., Any]) -> None:
     def traceable(self: nn.Module, input: Tensor) -> Any:
         if stock.forward is not own:  # replaced since
             return stock.forward(self, input)
-        if isinstance(input, Proxy):  # in a user's torch.fx trace, where stock modules are leaves
-            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return forward(self, input)
 
     twin = type(name, (stock,), {"__module__": __name__, "__doc__": f"`torch.nn.{name}`, fused.", "forward": traceable})
