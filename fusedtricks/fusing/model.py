@@ -190,9 +190,10 @@ class _Planner:
             self._only_read.update(module_at(module, path) for path in plan.done.only_read)
             self._changed.update(module_at(module, path) for path in plan.done.changed)
             if plan.has_work():
-                self.work.plans[name] = new_plans(self._singles).set(plans)
                 self._parts.update(module_at(module, path) for path in parts[training])
                 self._members.update(module_at(module, path) for path in plan.done.members)
+        if any(plan.has_work() for plan in plans.values()):
+            self.work.plans[name] = new_plans(self._singles).set(plans)
         _note(self.work.report, name, plans, reasons if _has_something_to_fuse(module) else [])
 
     def plan_swap(self, name: str, module: nn.Module) -> None:

@@ -19,10 +19,11 @@ from ..running import statements
 
 Modules = Mapping[str, nn.Module]
 
-IN_PLACE_OPERATORS = {
-    name: getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
-}
+_OPERATIONS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+    *("and", "or", "xor", "lshift", "rshift"),
+)
+IN_PLACE_OPERATORS = {f"i{name}": getattr(operator, f"i{name}") for name in _OPERATIONS}
 _WRITES = {*IN_PLACE_OPERATORS.values(), operator.setitem, operator.delitem, setattr}
 _READS = {statements.expect, statements.unpack, statements.text}
 _FRESH_MODULES = (
@@ -98,6 +99,8 @@ def _may_write(node: Node, modules: Modules) -> bool:
         return _module_may_write(modules[str(node.target)])
     if node.op == "call_method":
         name = str(node.target)
+        if not hasattr(torch.Tensor, name):
+            return True
         return name.startswith(("__i", "__set", "__del")) if name.startswith("__") else name.endswith("_")
     return node.op == "call_function" and _function_may_write(node)
 
@@ -156,6 +159,8 @@ def _is_fresh(node: Node, modules: Modules) -> bool:
         return isinstance(module, _FRESH_MODULES) and type(module).__module__.startswith(("torch.nn.", "fusedtricks."))
     if node.op != "call_function" or getattr(node.target, "__name__", "") not in _FRESH_FUNCTIONS:
         return False
+    if library_of(node.target) == "_operator" and not any(_is_tensor(arg, modules) for arg in node.args):
+        return False  # perhaps of lists
     return not _function_may_write(node)
 
 
@@ -181,6 +186,22 @@ def _storage(node: Node, modules: Modules) -> Any:
         return tensor.untyped_storage().data_ptr() or str(node.target)
     except (RuntimeError, NotImplementedError):  # without memory of its own
         return str(node.target)
+
+
+def _is_tensor(value: Any, modules: Modules) -> bool:
+    """Whether a value is certainly a tensor."""
+    if not isinstance(value, Node):
+        return False
+    if value.op == "call_module":
+        return is_layer(type(modules[str(value.target)]))
+    if value.op == "call_function" and library_of(value.target) == "_operator" and value.target is not operator.getitem:
+        return any(_is_tensor(arg, modules) for arg in value.args)
+    return value.op in ("placeholder", "get_attr") or _is_of_torch(value)
+
+
+def _is_of_torch(node: Node) -> bool:
+    """Whether a node calls a function of torch's, other than for an attribute or item."""
+    return node.op == "call_function" and library_of(node.target).split(".")[0] in ("torch", "fusedtricks")
 
 
 def may_share_memory(value: Node, modules: Modules, is_new: bool = False) -> set[Node]:

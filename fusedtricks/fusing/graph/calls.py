@@ -86,7 +86,8 @@ def _at_once(chain: Chain, modules: Modules, given: tuple[Any, ...]) -> tuple[An
         return None
     found = activation_of(act, modules) if act else activations.Activation("identity", {})
     layer, source, residual, act_layer, act_kwargs, (residual_first, _), drop = given
-    may_change = bool(found.parameters) and not isinstance(act_layer, str)
+    is_layer = act is not None and act.op == "call_module"
+    may_change = is_layer and (bool(found.parameters) or found.name in ("gelu", "gelu_tanh"))
     arguments = (layer, source, residual, act_layer if may_change else found.name, act_kwargs, residual_first, drop)
     return norms.norm_act_at_once, arguments
 

@@ -33,41 +33,29 @@ def _norm_forward(self: Any, input: Tensor) -> Tensor:
     return batch_norm_act_of(self, input, None, "identity", None)
 
 
-def _dropout_forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def forward(self: Any, input: Tensor) -> Tensor:
-        return function(input, self.p, self.training, self.inplace)
+def _forward_by(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """A forward that passes these attributes on to the function."""
 
-    return forward
-
-
-def _alpha_dropout_forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Stock's alpha dropout modules are never in place."""
-
-    def forward(self: Any, input: Tensor) -> Tensor:
-        return function(input, self.p, self.training)
-
-    return forward
-
-
-def _fractional_pool_forward(function: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, input: Tensor) -> Any:
-        sizes = (self.kernel_size, self.output_size, self.output_ratio)
-        return function(input, *sizes, self.return_indices, self._random_samples)
+        return function(input, *[getattr(self, name) for name in names])
 
     return forward
 
 
+_DROPOUT = ("p", "training", "inplace")
+_ALPHA_DROPOUT = ("p", "training")  # stock's alpha dropout modules are never in place
+_POOL = ("kernel_size", "output_size", "output_ratio", "return_indices", "_random_samples")
 ACTIVATIONS = activations.MODULE_NAMES
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
 _RANDOM_FORWARDS = {
-    "Dropout": _dropout_forward(masks.dropout),
-    "Dropout1d": _dropout_forward(masks.dropout1d),
-    "Dropout2d": _dropout_forward(masks.dropout2d),
-    "Dropout3d": _dropout_forward(masks.dropout3d),
-    "AlphaDropout": _alpha_dropout_forward(masks.alpha_dropout),
-    "FeatureAlphaDropout": _alpha_dropout_forward(masks.feature_alpha_dropout),
-    "FractionalMaxPool2d": _fractional_pool_forward(masks.fractional_max_pool2d),
-    "FractionalMaxPool3d": _fractional_pool_forward(masks.fractional_max_pool3d),
+    "Dropout": _forward_by(masks.dropout, *_DROPOUT),
+    "Dropout1d": _forward_by(masks.dropout1d, *_DROPOUT),
+    "Dropout2d": _forward_by(masks.dropout2d, *_DROPOUT),
+    "Dropout3d": _forward_by(masks.dropout3d, *_DROPOUT),
+    "AlphaDropout": _forward_by(masks.alpha_dropout, *_ALPHA_DROPOUT),
+    "FeatureAlphaDropout": _forward_by(masks.feature_alpha_dropout, *_ALPHA_DROPOUT),
+    "FractionalMaxPool2d": _forward_by(masks.fractional_max_pool2d, *_POOL),
+    "FractionalMaxPool3d": _forward_by(masks.fractional_max_pool3d, *_POOL),
 }
 RANDOM = tuple(_RANDOM_FORWARDS)
 """Layers that draw random numbers; ours draw different ones than stock's."""

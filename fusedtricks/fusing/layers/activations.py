@@ -102,22 +102,10 @@ _IN_ORDER: dict[str, tuple[str, ...]] = {
     "hardtanh": ("min_val", "max_val"),
     "softplus": ("beta", "threshold"),
 }
-_NAMES = [
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "gelu",
-    "sigmoid",
-    "tanh",
-    "silu",
-    "mish",
-    "hardswish",
-    "hardsigmoid",
-    "softplus",
-    "hardtanh",
-]
+_NAMES = (
+    *("relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "sigmoid", "tanh", "silu", "mish"),
+    *("hardswish", "hardsigmoid", "softplus", "hardtanh"),
+)
 _SPELLINGS = [(library, name, suffix) for library in (torch, F) for name in _NAMES for suffix in ("", "_")]
 _FUNCTIONS: dict[Any, str] = {
     getattr(library, name + suffix): name for library, name, suffix in _SPELLINGS if hasattr(library, name + suffix)

@@ -12,9 +12,23 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..layers.classes import stock_class
+from .assumptions import is_of_the_program
 from .errors import Absent, NotReadable
 from .expressions import Expressions
-from .values import ITERATOR, VIEW, Bound, Collection, Layer, Method, Outside, is_known, is_setting, plain, what
+from .values import (
+    ITERATOR,
+    VIEW,
+    Bound,
+    Collection,
+    Layer,
+    Method,
+    Outside,
+    is_known,
+    is_setting,
+    plain,
+    snapshots,
+    what,
+)
 
 _Handler = Callable[[Expressions, list[Any], dict[str, Any]], Any]
 
@@ -43,6 +57,8 @@ def _isinstance(calls: Expressions, arguments: list[Any], keywords: dict[str, An
         constant = calls.state.assumed.constant(type(value.value))
         calls.state.assumed.require(f"type({value.expression}) is {constant}")
         return issubclass(type(value.value), asked)
+    if not (is_setting(value) or is_of_the_program(value)):
+        raise NotReadable(f"its forward asks for the type of {what(value)}")
     return issubclass(type(value), asked)
 
 
@@ -72,9 +88,11 @@ def _hasattr(calls: Expressions, arguments: list[Any], keywords: dict[str, Any])
     if isinstance(owner, Node) or not isinstance(name, str):
         raise NotReadable("its forward asks whether a tensor has an attribute")
     try:
-        calls.state.attribute(owner, name)
+        found = calls.state.attribute(owner, name)
     except Absent:
         return False
+    if isinstance(found, property):
+        raise NotReadable(f"its forward asks whether there is {name}, which is computed")
     return True
 
 
@@ -122,18 +140,22 @@ def _enumerate(calls: Expressions, arguments: list[Any], keywords: dict[str, Any
     start = keywords.get("start", arguments[1] if len(arguments) > 1 else 0)
     if type(start) is not int:
         raise NotReadable("its forward counts from what a tensor says")
-    return Collection(tuple(Collection(pair) for pair in enumerate(calls.iterate(arguments[0]), start)), role=ITERATOR)
+    return _iterator([Collection(pair) for pair in enumerate(calls.iterate(arguments[0]), start)], arguments)
 
 
 def _zip(calls: Expressions, arguments: list[Any], keywords: dict[str, Any]) -> Any:
     lists = [calls.iterate(value) for value in arguments]
     if keywords.get("strict") and len({len(values) for values in lists}) > 1:
         raise NotReadable("its forward zips collections of different lengths")
-    return Collection(tuple(Collection(group) for group in zip(*lists, strict=False)), role=ITERATOR)
+    return _iterator([Collection(group) for group in zip(*lists, strict=False)], arguments)
 
 
 def _reversed(calls: Expressions, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    return Collection(tuple(reversed(calls.iterate(arguments[0]))), role=ITERATOR)
+    return _iterator(calls.iterate(arguments[0])[::-1], arguments)
+
+
+def _iterator(values: list[Any], sources: list[Any]) -> Collection:
+    return Collection(tuple(values), role=ITERATOR, sources=snapshots(*sources))
 
 
 def _truths(function: Callable[..., bool]) -> _Handler:

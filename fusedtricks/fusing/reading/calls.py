@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 from collections.abc import Collection as Names
 from types import FunctionType
 from typing import Any
@@ -16,7 +17,6 @@ from ..layers.classes import is_layer, stock_class
 from ..layers.libraries import is_library, library_of
 from .assumptions import is_of_the_program
 from .builtins import built_in
-from .effects import Effects
 from .errors import NotReadable
 from .expressions import Expressions
 from .frame import Frame
@@ -32,6 +32,7 @@ from .values import (
     is_known,
     is_setting,
     plain,
+    snapshots,
     what,
     wrapped,
 )
@@ -53,7 +54,6 @@ class Calls(Expressions):
 
     def __init__(self, state: State, graph: Graph, inline: Names[str]) -> None:
         self.state, self.graph, self._inline = state, graph, inline
-        self._effects = Effects()
         self._depth = 0
         self.changes = 0  # of collections of the forward's own
 
@@ -97,15 +97,24 @@ class Calls(Expressions):
             )
         target: Any = node.target
         if target is getattr:
-            return of_tensors and str(node.args[1]) not in ("grad", "grad_fn", "_grad", "_base", "names")
+            return of_tensors and str(node.args[1]) in ("shape", "dtype", "device", "data", "ndim", "T", "mT", "H")
+        if target is operator.getitem and not all(self._is_one_tensor(source) for source in node.all_input_nodes[:1]):
+            return False
         known = library_of(target) in ("_operator", "math", "builtins", "torch", "torch.nn.functional", "torch._C._nn")
         return known and of_tensors and target is not torch._assert
+
+    def _is_one_tensor(self, node: Node) -> bool:
+        """Whether a node gives a tensor, and not several of which some may be None."""
+        if node.op == "call_module":
+            kind = type(self.state.module_at(str(node.target)))
+            return self.is_tensor(node) and not issubclass(kind, (nn.MultiheadAttention, nn.RNNBase))
+        return node.op in ("placeholder", "get_attr")
 
     # --- Calls ---
 
     def _Call(self, node: ast.Call, frame: Frame) -> Any:
         if isinstance(node.func, ast.Name) and node.func.id == "super" and not frame.has_local("super"):
-            return self._super(node, frame)
+            raise NotReadable("its forward passes super() on")
         if isinstance(node.func, ast.Attribute) and _is_super(node.func.value, frame):
             owner, layer = self._class_and_self(frame)
             callee: Any = self.state.next_in_line(owner, layer, node.func.attr)
@@ -131,9 +140,6 @@ class Calls(Expressions):
             raise NotReadable(f"its forward makes a generator (in {frame.name})")
         values = [self.evaluate(generator.elt, inner) for inner in self.loops(generator, frame)]
         return self.call(callee, [Collection(values)], {})
-
-    def _super(self, node: ast.Call, frame: Frame) -> Any:
-        raise NotReadable("its forward passes super() on")
 
     def _class_and_self(self, frame: Frame) -> tuple[type, Layer]:
         owner = self.state.variable(frame.function, "__class__")
@@ -179,7 +185,8 @@ class Calls(Expressions):
             raise NotReadable("its forward calls itself")
         if layer.path not in self._inline:
             refuse_shared(arguments, keywords)
-            self.state.set_since |= self._effects.of_module(module)
+            self.state.user_code_ran |= not is_layer(kind) or bool(module._modules)
+            self.state.set_since |= self.state.effects.of_module(module)
             return self.emit("call_module", layer.path, arguments, keywords)
         stock = stock_class(kind)
         function = function_of(stock, "forward")
@@ -260,11 +267,15 @@ class Calls(Expressions):
         except NotReadable:
             if self.changes != changes:  # it has begun to change collections, which cannot be undone
                 raise
-            self.state.set_since = set_since | self._effects.of_function(function)
+            self.state.user_code_ran = True
+            self.state.set_since = set_since | self.state.effects.of_function(function)
             for node in reversed(self.graph.nodes):
                 if node is last:
                     break
                 self.graph.erase_node(node)
+            for value in (*arguments, *keywords.values()):
+                if isinstance(value, Layer):
+                    self.state.set_since |= self.state.effects.of_module(value.module)
             refuse_shared(arguments, keywords)
             return self.emit("call_function", function, arguments, keywords)
 
@@ -287,7 +298,7 @@ class Calls(Expressions):
             raise NotReadable(f"its forward calls {name} of {what(owner)}")
         if owner.kind is dict and name in ("items", "keys", "values") and not arguments:
             found = tuple(Collection(i) if name == "items" else i for i in getattr(values, name)())
-            return Collection(found, role=VIEW, origin=owner)
+            return Collection(found, role=VIEW, sources=snapshots(owner))
         if owner.kind is dict and name == "get" and is_known(first) and len(arguments) in (1, 2):
             return values.get(plain(first), arguments[1] if len(arguments) > 1 else None)
         if name in ("index", "count") and is_known(owner) and is_known(first) and len(arguments) == 1:

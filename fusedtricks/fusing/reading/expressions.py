@@ -13,41 +13,19 @@ from torch import nn
 from torch.fx import Node
 
 from ..running.statements import text
+from .effects import ITEMS
 from .errors import Absent, NotReadable
 from .frame import Frame
 from .state import State
-from .values import VIEW, Bound, Collection, Layer, Method, Outside, is_known, is_setting, plain, wrapped
+from .values import VIEW, Bound, Collection, Layer, Method, Outside, is_known, is_setting, plain, snapshots, wrapped
 
-BINARY: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.MatMult: operator.matmul,
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
-    ast.BitXor: operator.xor,
-    ast.LShift: operator.lshift,
-    ast.RShift: operator.rshift,
+_OPERATORS: dict[type, str] = {
+    **{ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv"},
+    **{ast.Mod: "mod", ast.Pow: "pow", ast.MatMult: "matmul", ast.LShift: "lshift", ast.RShift: "rshift"},
+    **{ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor"},
 }
-IN_PLACE: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.iadd,
-    ast.Sub: operator.isub,
-    ast.Mult: operator.imul,
-    ast.Div: operator.itruediv,
-    ast.FloorDiv: operator.ifloordiv,
-    ast.Mod: operator.imod,
-    ast.Pow: operator.ipow,
-    ast.MatMult: operator.imatmul,
-    ast.BitAnd: operator.iand,
-    ast.BitOr: operator.ior,
-    ast.BitXor: operator.ixor,
-    ast.LShift: operator.ilshift,
-    ast.RShift: operator.irshift,
-}
+BINARY: dict[type, Callable[..., Any]] = {kind: getattr(operator, f"__{name}__") for kind, name in _OPERATORS.items()}
+IN_PLACE: dict[type, Callable[..., Any]] = {kind: getattr(operator, f"i{name}") for kind, name in _OPERATORS.items()}
 _UNARY: dict[type, Callable[..., Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert}
 _COMPARE: dict[type, Callable[..., Any]] = {
     ast.Eq: operator.eq,
@@ -114,6 +92,7 @@ class Expressions:
             return self.emit("call_function", operator.getitem, (owner, index))
         if isinstance(owner, Layer):
             return self._member(owner, index)
+        self._refuse_if_changed(owner)
         if is_known(index) and (is_setting(owner) or (isinstance(owner, Collection) and not owner.role)):
             key = plain(index)
             try:
@@ -124,6 +103,10 @@ class Expressions:
                 return Collection(found) if isinstance(key, slice) else found
             return wrapped(found)
         raise NotReadable("its forward takes an item of an object")
+
+    def _refuse_if_changed(self, value: Any) -> None:
+        if isinstance(value, Collection) and not value.own and not value.role:
+            self.state.refuse_if_set(ITEMS)
 
     def _member(self, layer: Layer, index: Any) -> Any:
         members = self.state.members(layer)
@@ -222,7 +205,7 @@ class Expressions:
             yield frame
             return
         first, *rest = generators
-        for value in self.iterate(self.evaluate(first.iter, frame)):
+        for value in self.loop_over(self.evaluate(first.iter, frame), frame):
             inner = frame.inner()
             self.assign(first.target, value, inner)
             if all(self.decide(self.evaluate(test, inner)) for test in first.ifs):
@@ -231,9 +214,18 @@ class Expressions:
     def assign(self, target: ast.expr, value: Any, frame: Frame) -> None:
         raise NotImplementedError
 
+    def loop_over(self, value: Any, frame: Frame) -> Iterator[Any]:
+        """The values of a loop whose body must not change what it loops over."""
+        looked_at = snapshots(value)
+        for item in self.iterate(value):
+            yield item
+            if not all(snapshot.holds() for snapshot in looked_at):
+                raise NotReadable(f"its forward changes what it loops over (in {frame.name})")
+
     def iterate(self, value: Any) -> list[Any]:
         """The values that a loop over `value` gives."""
         if isinstance(value, Collection):
+            self._refuse_if_changed(value)
             return value.items()
         if isinstance(value, Layer):
             return self._iterate_module(value)
@@ -380,10 +372,11 @@ class Expressions:
             kind: Any = type(collection.module)
             if kind.__contains__ is nn.ModuleDict.__contains__:
                 return value in self.state.members(collection)
-        if isinstance(collection, Collection) and is_known(value) and not collection.role:
-            inside = collection.values if collection.kind is dict else plain_or_none(collection)
-            if inside is not None:
-                return plain(value) in inside
+        is_collection = isinstance(collection, Collection) and not collection.role and is_known(value)
+        if is_collection and collection.kind is dict:
+            return plain(value) in collection.values
+        if is_collection and is_known(collection):
+            return plain(value) in plain(collection)
         if isinstance(collection, str) and isinstance(value, str):
             return value in collection
         raise NotReadable("its forward asks whether an object is in a collection")
@@ -399,10 +392,6 @@ class Expressions:
         if all(is_known(value) and isinstance(pattern, str) for value, _, pattern in parts):
             return text([(plain(value), conversion, pattern) for value, conversion, pattern in parts])
         return self.emit("call_function", text, (Collection([Collection(part) for part in parts]),))
-
-
-def plain_or_none(collection: Collection) -> Any:
-    return plain(collection) if is_known(collection) else None
 
 
 _PLAIN = {

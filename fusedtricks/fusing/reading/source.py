@@ -103,7 +103,7 @@ def _instructions(code: CodeType) -> list[tuple[str, Any]]:
             value = _instructions(value)
         elif instruction.opcode in _JUMPS:
             value = places[value]
-        elif isinstance(value, float):
+        elif isinstance(value, (float, complex, tuple)):
             value = repr(value)
         result.append((instruction.opname.replace("LOAD_METHOD", "LOAD_ATTR"), (type(value), value)))
     return result

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 from ..layers.classes import classes_of, is_layer, stock_class
+from ..layers.libraries import is_library
 from ..layers.walk import module_at, named_modules
 from .assumptions import Assumptions, dotted, is_of_the_program
-from .effects import ANYTHING
+from .effects import ANYTHING, ITEMS, Effects
 from .errors import Absent, NotReadable
 from .values import Bound, Collection, Layer, Method, Outside, is_setting
 
@@ -45,7 +46,9 @@ class State:
         self._depth = 0
         for name, module in named_modules(root):
             self._names[module] = name
-        self.set_since: set[str] = set()  # names that code which has run by then may set
+        self.effects = Effects()
+        self.user_code_ran = False
+        self.set_since: set[str] = set()  # names that user code which has run by now may set
 
     # --- What a read object is ---
 
@@ -98,9 +101,10 @@ class State:
 
     def _collection(self, value: Any, expression: str) -> Collection:
         kind = self.assumed.constant(type(value))
-        self._depth += 1
         if self._depth > 20 or len(value) > 1000:
             raise NotReadable("its forward reads a collection that is too large")
+        self.refuse_if_set(ITEMS)
+        self._depth += 1
         self.assumed.require(f"type({expression}) is {kind}")
         try:
             return self._items(value, expression)
@@ -156,12 +160,15 @@ class State:
         """
         if name.startswith("__") and not name.endswith("__"):
             raise NotReadable(f"its forward uses a private name, {name}")
-        if not isinstance(owner, ModuleType) and not is_setting(owner):
+        if not is_setting(owner) and not (isinstance(owner, ModuleType) and is_library(owner.__name__)):
             self.refuse_if_set(name)
         if isinstance(owner, Layer):
             return self._of_module(owner, name)
         if isinstance(owner, ModuleType):
             if name not in vars(owner):
+                if type(owner) is not ModuleType or "__getattr__" in vars(owner):
+                    raise NotReadable(f"its forward reads {name} of {owner.__name__}, which computes it")
+                self.assumed.require(f"not hasattr({self.assumed.constant(owner)}, {name!r})")
                 raise Absent(name)
             return self.admit(vars(owner)[name], dotted(self.assumed.constant(owner), name))
         if isinstance(owner, type):
@@ -243,6 +250,9 @@ class State:
     def _of_class(self, kind: type, name: str) -> Any:
         found = on_class(kind, name)
         if found is MISSING:
+            if hasattr(type(kind), name):
+                raise NotReadable(f"its forward reads {name} of the class {kind.__name__}")
+            self.assumed.require(f"not hasattr({self.assumed.constant(kind)}, {name!r})")
             raise Absent(name)
         expression = dotted(self.assumed.constant(kind), name)
         if isinstance(found, staticmethod):
@@ -262,6 +272,9 @@ class State:
         else:
             _refuse_own_lookup(kind, ())
         self.assumed.require(f"type({owner.expression}) is {self.assumed.constant(kind)}")
+        is_configuration = _is_configuration(kind)
+        if self.user_code_ran and not is_configuration and self.effects.of_methods(kind) & {name, ANYTHING}:
+            raise NotReadable(f"its forward reads {name} after it has called code that may set it")
         found = on_class(kind, name)
         if isinstance(found, property):
             return self._property(kind, name, found)

@@ -154,13 +154,7 @@ class Reader(Calls):
     def _set_item(self, owner: Any, index: Any, value: Any, frame: Frame) -> None:
         if isinstance(owner, Node):
             self.emit("call_function", operator.setitem, (owner, index, value))
-        elif (
-            isinstance(owner, Collection)
-            and owner.own
-            and not owner.role
-            and owner.kind in (list, dict)
-            and is_known(index)
-        ):
+        elif isinstance(owner, Collection) and owner.is_own_and_mutable() and is_known(index):
             try:
                 owner.values[plain(index)] = value
                 self.changes += 1
@@ -176,8 +170,9 @@ class Reader(Calls):
             frame.set(target.id, self._in_place(statement.op, left, self.evaluate(statement.value, frame), frame))
         elif isinstance(target, ast.Subscript):
             owner, index = self.evaluate(target.value, frame), self.evaluate(target.slice, frame)
+            left = self.item(owner, index)
             right = self.evaluate(statement.value, frame)
-            self._set_item(owner, index, self._in_place(statement.op, self.item(owner, index), right, frame), frame)
+            self._set_item(owner, index, self._in_place(statement.op, left, right, frame), frame)
         else:
             raise NotReadable(f"its forward sets an attribute (in {frame.name})")
 
@@ -193,7 +188,7 @@ class Reader(Calls):
             raise NotReadable(f"its forward changes a {left.kind.__name__} (in {frame.name})")
         if isinstance(left, Outside):
             raise NotReadable(f"its forward changes an object (in {frame.name})")
-        if is_setting(left):  # what cannot be changed is replaced
+        if is_setting(left) or (isinstance(left, Collection) and left.kind is tuple):  # cannot be changed, is replaced
             function = BINARY[type(operation)]
         return self.operate(function, left, right)
 
@@ -224,11 +219,7 @@ class Reader(Calls):
         raise NotReadable("its forward always raises an error")
 
     def _do_For(self, statement: ast.For, frame: Frame) -> None:
-        source = self.evaluate(statement.iter, frame)
-        values = self.iterate(source)
-        for value in values:
-            if isinstance(source, Collection) and len(source.values) != len(values):
-                raise NotReadable(f"its forward changes what it loops over (in {frame.name})")
+        for value in self.loop_over(self.evaluate(statement.iter, frame), frame):
             self.assign(statement.target, value, frame)
             try:
                 self._block(statement.body, frame)
@@ -236,8 +227,6 @@ class Reader(Calls):
                 return
             except _Continue:
                 continue
-        if isinstance(source, Collection) and len(source.values) != len(values):
-            raise NotReadable(f"its forward changes what it loops over (in {frame.name})")
         self._block(statement.orelse, frame)
 
 

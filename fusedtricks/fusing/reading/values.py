@@ -61,15 +61,15 @@ class Collection:
         values: in a collection of that kind.
         own: the forward created it, so that nobody else sees it.
         role: "" for what it is, `ITERATOR` or `VIEW` for a tuple that stands for one, and can only be looped over.
-        origin: what a view looks at.
+        sources: the collections that an iterator or view looks at, as they were when it was made.
     """
 
     values: Any
     own: bool = True
     role: str = ""
-    origin: Collection | None = None
+    sources: tuple[Snapshot, ...] = ()
 
-    def may_change(self) -> bool:
+    def is_own_and_mutable(self) -> bool:
         """Whether the forward may set items without anybody else seeing it."""
         return self.own and not self.role and self.kind in (list, dict)
 
@@ -81,13 +81,36 @@ class Collection:
         """What iteration gives.
 
         Raises:
-            NotReadable: an iterator has given it already, or what a view looks at has changed.
+            NotReadable: an iterator has given it already, or what it looks at has changed.
         """
+        if self.role == SPENT or not all(source.holds() for source in self.sources):
+            raise NotReadable(f"its forward loops over {what(self)} again, or over what has changed")
         if self.role == ITERATOR:
             self.role = SPENT
-        elif self.role == SPENT or (self.origin is not None and len(self.origin.values) != len(self.values)):
-            raise NotReadable(f"its forward loops over {what(self)} again")
         return list(self.values)
+
+
+class Snapshot:
+    """What a collection contains at some time."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection, self._contents = collection, _contents(collection)
+
+    def holds(self) -> bool:
+        """Whether the collection still contains the same."""
+        now = _contents(self._collection)
+        return len(now) == len(self._contents) and all(a is b for a, b in zip(now, self._contents, strict=True))
+
+
+def _contents(collection: Collection) -> list[Any]:
+    values = collection.values
+    return [*values, *values.values()] if isinstance(values, dict) else list(values)
+
+
+def snapshots(*values: Any) -> tuple[Snapshot, ...]:
+    """Of all collections that a loop over these values looks at."""
+    found = [value for value in values if isinstance(value, Collection)]
+    return tuple(snapshot for value in found for snapshot in (*value.sources, Snapshot(value)))
 
 
 ITERATOR, VIEW, SPENT = "an iterator", "a view", "an iterator that has ended"

@@ -5,7 +5,7 @@ Ours draw different random numbers than stock's; for the same mask or pooling re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -53,57 +53,23 @@ def drop(z: Tensor, member: members.Dropout) -> Tensor:
     return member(z) if isinstance(member, nn.Module) else dropout(z, *member)
 
 
-def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """`F.dropout1d`."""
-    return _library(input, 2, 3).dropout1d(input, p, training, inplace)
+def _ours_or_stock(name: str, *dims: int) -> Callable[..., Any]:
+    """A function of `torch.nn.functional`, by our kernels where there are any. `dims`: see `_library`."""
+
+    def run(input: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        return getattr(_library(input, *dims), name)(input, *arguments, **keywords)
+
+    run.__name__, run.__doc__ = name, f"`F.{name}`."
+    return run
 
 
-def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """`F.dropout2d`."""
-    return _library(input, 4).dropout2d(input, p, training, inplace)
-
-
-def dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """`F.dropout3d`."""
-    return _library(input, 4, 5).dropout3d(input, p, training, inplace)
-
-
-def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
-    """`F.alpha_dropout`."""
-    return _library(input).alpha_dropout(input, p, training, inplace)
-
-
-def feature_alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
-    """`F.feature_alpha_dropout`."""
-    library = _library(input, *range(2, 9))
-    return library.feature_alpha_dropout(input, p, training, inplace)
-
-
-def fractional_max_pool2d(
-    input: Tensor,
-    kernel_size: Any,
-    output_size: Any = None,
-    output_ratio: Any = None,
-    return_indices: bool = False,
-    _random_samples: Tensor | None = None,
-) -> Any:
-    """`F.fractional_max_pool2d`; its regions are random in evaluation too."""
-    sizes = (kernel_size, output_size, output_ratio)
-    return _library(input).fractional_max_pool2d(input, *sizes, return_indices, _random_samples)
-
-
-def fractional_max_pool3d(
-    input: Tensor,
-    kernel_size: Any,
-    output_size: Any = None,
-    output_ratio: Any = None,
-    return_indices: bool = False,
-    _random_samples: Tensor | None = None,
-) -> Any:
-    """`F.fractional_max_pool3d`; its regions are random in evaluation too."""
-    sizes = (kernel_size, output_size, output_ratio)
-    return _library(input).fractional_max_pool3d(input, *sizes, return_indices, _random_samples)
-
+dropout1d = _ours_or_stock("dropout1d", 2, 3)
+dropout2d = _ours_or_stock("dropout2d", 4)
+dropout3d = _ours_or_stock("dropout3d", 4, 5)
+alpha_dropout = _ours_or_stock("alpha_dropout")
+feature_alpha_dropout = _ours_or_stock("feature_alpha_dropout", *range(2, 9))
+fractional_max_pool2d = _ours_or_stock("fractional_max_pool2d")  # their regions are random in evaluation too
+fractional_max_pool3d = _ours_or_stock("fractional_max_pool3d")
 
 OURS = {
     getattr(stock, function.__name__): function

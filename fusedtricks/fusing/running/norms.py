@@ -62,8 +62,10 @@ def norm_act_at_once(
     residual_first: bool,
     dropout: Any,
 ) -> Tensor | None:
-    """`norm_act` of members that are known to be plain: asks less, and answers None if that does not suffice."""
-    if is_dynamo_compiling() or not (input.is_cpu or members.runs_on(input)):
+    """Runs `norm_act` without checking the members, which are known to be plain; None if stock may have to run."""
+    if is_dynamo_compiling() or input.dtype not in members.DTYPES or not (input.is_cpu or members.runs_on(input)):
+        return None
+    if not has_usual_state(norm):
         return None
     if residual is not None and not _is_alike(input, residual, residual_first):
         return None
@@ -72,12 +74,9 @@ def norm_act_at_once(
     p = 0.0
     if dropout is not None and dropout.training and dropout.p:
         p = dropout.p
-        if not (0 <= p <= 1 and norm.training and masks.are_ours()):
+        if not (0 <= p <= 1 and norm.training and masks.are_ours() and members.is_dropout(dropout)):
             return None
-    try:
-        return batch_norm_act_of(norm, input, residual, act, act_kwargs, p)
-    except Exception:  # nothing has happened yet; `norm_act` knows whether stock takes it, and what it says
-        return None
+    return batch_norm_act_of(norm, input, residual, act, act_kwargs, p)
 
 
 def _is_alike(input: Tensor, residual: Tensor, residual_first: bool) -> bool:
