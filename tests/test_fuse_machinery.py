@@ -263,6 +263,40 @@ def test_torch_fx_traces_the_model(fused):
     torch.testing.assert_close(graph_module(x), model(x))
 
 
+class EndsInAChain(nn.Module):
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.conv, self.bn, self.relu, self.residual = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        return self.relu(y + x if self.residual else y)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_checkpointing_a_fused_block(residual):
+    """The checkpoint stops the second forward by an error, raised where the chain saves its last tensor."""
+    stock = EndsInAChain(residual).double()
+    fused = fusedtricks.fuse(stock)
+    assert chains(fused) == 1
+
+    def through(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+
+    assert_same_training(fused, stock, call=through)
+
+
+def test_errors_within_a_chain_are_not_swallowed():
+    fused = fusedtricks.fuse(EndsInAChain(False).double())
+
+    def full(x: Tensor) -> Tensor:
+        raise MemoryError("full")
+
+    with pytest.raises(MemoryError), torch.autograd.graph.saved_tensors_hooks(full, lambda x: x):
+        fused(image())
+    assert fused.bn.num_batches_tracked <= 1
+
+
 def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

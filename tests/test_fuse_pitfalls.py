@@ -25,6 +25,11 @@ from fusedtricks.fusing.running.masks import stock_dropout
 STEP = 1.0
 
 
+class Tensors(nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         return x * 2, None
@@ -36,6 +41,53 @@ class Remembers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.last = 3.0
         return x
+
+
+class SetsInItsBase(Remembers):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Sets(nn.Module):
+    """In ways that no name of an attribute in its own forward shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[int] = []
+        self.state, self.counter, self.flag = {"scale": 1.0}, Counter(), False
+        self.callback = switch
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.append(1)
+        self.state["scale"] = 2.0
+        self.counter.step()
+        self.callback(self)
+        return x
+
+
+class Counter:
+    count = 0
+
+    def step(self) -> None:
+        self.count += 1
+
+
+def switch(module: Any) -> None:
+    module.flag = True
+
+
+class Writes:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def write(self, y: Tensor) -> None:
+        y.mul_(2)
+
+
+def box(x: Tensor) -> Writes:
+    while False:
+        pass
+    return Writes(x)
 
 
 class Helper(nn.Module):
@@ -74,11 +126,17 @@ class Net(Base):
     def __init__(self) -> None:
         super().__init__()
         self.pair, self.remembers, self.helper, self.same = Pair(), Remembers(), Helper(), nn.Identity()
+        self.base, self.sets, self.attention = SetsInItsBase(), Sets(), nn.MultiheadAttention(7, 1, batch_first=True)
+        self.gelu, self.tensors = nn.GELU(), Tensors()
         self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)])
         self.seq = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
         self.long, self.silu, self.drop, self.call = Long([nn.Identity()] * 2), nn.SiLU(), nn.Dropout(0.5), Callable_()
         self.register_buffer("buffer", torch.ones(4, 1, 1))
         self.act = nn.ReLU()
+
+    @property
+    def missing(self) -> float:
+        raise AttributeError("missing")
 
     def c(self, x: Tensor) -> Tensor:
         return self.relu(self.bn1(x))
@@ -291,6 +349,89 @@ def a_missing_member(self: Any, x: Tensor) -> Tensor:
     return self.c(self.nothing(x))
 
 
+@case
+def a_setting_that_a_base_class_sets(self: Any, x: Tensor) -> Tensor:
+    x = self.base(x)
+    return self.c(x) * self.base.last
+
+
+@case
+def a_list_that_a_child_appends_to(self: Any, x: Tensor) -> Tensor:
+    x = self.sets(x)
+    return self.c(x) * len(self.sets.log)
+
+
+@case
+def a_dictionary_that_a_child_writes_to(self: Any, x: Tensor) -> Tensor:
+    x = self.sets(x)
+    return self.c(x) * self.sets.state["scale"]
+
+
+@case
+def an_object_that_a_child_changes(self: Any, x: Tensor) -> Tensor:
+    x = self.sets(x)
+    return self.c(x) * self.sets.counter.count
+
+
+@case
+def a_flag_that_a_callback_sets(self: Any, x: Tensor) -> Tensor:
+    x = self.sets(x)
+    return self.c(x) * (2 if self.sets.flag else 3)
+
+
+@case
+def a_pyramid(self: Any, x: Tensor) -> Tensor:
+    levels = [x, x * 2, x * 3]
+    for i, level in enumerate(levels):
+        if i < 2:
+            levels[i + 1] = levels[i + 1] + level
+    return self.c(sum(levels))
+
+
+@case
+def items_that_change_in_their_loop(self: Any, x: Tensor) -> Tensor:
+    values = {"a": x, "b": x * 2}
+    y = x * 0
+    for _, value in values.items():
+        values["b"] = x * 7
+        y = y + value
+    return self.c(y)
+
+
+@case
+def one_of_several_results(self: Any, x: Tensor) -> Tensor:
+    result = self.attention(x[:, 0], x[:, 0], x[:, 0], need_weights=False)
+    return self.c(x) * (1 if result[1] is None else 2)
+
+
+@case
+def shifts_in_place(self: Any, x: Tensor) -> Tensor:
+    r = (x * 1).detach()
+    y = self.bn1(x) + r
+    r <<= 1
+    return self.relu(y) + r
+
+
+@case
+def lists_that_are_added(self: Any, x: Tensor) -> Tensor:
+    y = self.silu(self.bn1(x) + x)
+    z = self.tensors(x) + [y]  # noqa: RUF005
+    z[-1].mul_(2)
+    return z[-1]
+
+
+@case
+def an_object_that_writes(self: Any, x: Tensor) -> Tensor:
+    y = self.silu(self.bn1(x) + x)
+    box(x).write(y)
+    return y
+
+
+@case
+def a_property_that_is_not_there(self: Any, x: Tensor) -> Tensor:
+    return self.c(x) * (2 if hasattr(self, "missing") else 3)
+
+
 def outcome(model: nn.Module, training: bool, *inputs: Tensor) -> Any:
     """Results, gradients and buffers, or the class of the error."""
     inputs = tuple(x.clone().requires_grad_() for x in inputs)
@@ -358,6 +499,11 @@ class DrawsBetween(Net):
         return self.act(y) + r
 
 
+class Smooth(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.gelu(self.bn1(x)))
+
+
 LATER: dict[str, tuple[type[Net], Callable[[Any], Any]]] = {
     "submodule of another class": (Asks, lambda m: setattr(m, "helper", OtherHelper())),
     "one module for two": (Asks, lambda m: setattr(m, "bn2", m.bn1)),
@@ -365,6 +511,7 @@ LATER: dict[str, tuple[type[Net], Callable[[Any], Any]]] = {
     "in place": (Beside, lambda m: setattr(m.act, "inplace", True)),
     "an activation that keeps more": (Adds, lambda m: setattr(m, "act", nn.SiLU())),
     "a member that draws": (DrawsBetween, lambda m: setattr(m, "bn1", nn.Dropout(0.5))),
+    "another form of the activation": (Smooth, lambda m: setattr(m.gelu, "approximate", "tanh")),
     "a hook that draws": (DrawsBetween, lambda m: m.bn1.register_forward_hook(lambda m, x, y: y * torch.rand(1))),
 }
 

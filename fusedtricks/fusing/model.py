@@ -45,7 +45,7 @@ def fuse(
 
     Chains are, for example, BatchNorm, a residual addition, an activation and dropout; BatchNorm, activation and
     max-pooling; a linear layer's bias, an activation, dropout and an addition; stochastic depth and an addition; an
-    activation and fractional max-pooling. `chains.AFTER` is the full list.
+    activation and fractional max-pooling. `fusing/graph/chains.py` has the full list.
 
     `fuse` reads the source of each module's forward, and of the functions that it calls, as an interpreter would, but
     runs none of it: decisions by attributes and loops over modules are followed, everything else becomes part of a
@@ -61,9 +61,10 @@ def fuse(
 
     Guaranteed: the same operations on the same tensors in the same order, but for the chains; calls that are not
     followed, such as `torch.manual_seed`, `print` or a function of another library, are made at each call, in their
-    place. Not guaranteed: that a module, called between two layers of a chain, which switches gradients or autocast
-    on or off for its caller, does so before the first of the two; that replaced code of a function (`__code__`) or of
-    a library's class that is not a layer is noticed.
+    place. Not guaranteed: a module that is called between two layers of a chain may switch gradients or autocast for
+    its caller too late; after an error between two layers of a chain, the first has not run; and these go unnoticed:
+    replaced code of a function (`__code__`), and what called code sets in a way that its own text does not show, such
+    as by a hook that is added later, if the forward then decides by it.
 
     Nothing of the program is run, patched or stopped by this, and other threads may run the model meanwhile, if it is
     not changed in place.
@@ -234,7 +235,7 @@ def _own_members(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _has_something_to_fuse(module: nn.Module) -> bool:
-    """Whether a module's own forward may contain a chain, so that failing to trace it is worth reporting."""
+    """Whether a module's own forward may contain a chain, so that failing to read it is worth reporting."""
     children = [child for child in module.__dict__["_modules"].values() if child is not None]
     return bool(module._parameters) or any(is_batch_norm(child) or of_module(child) for child in children)
 

@@ -21,8 +21,8 @@ class Report:
     Attributes:
         chains: layers fused into one call.
         singles: layers replaced one for one.
-        left: with reasons: BatchNorms in no chain, chains that might not give the same results, and modules whose
-            forward could not be rewritten.
+        left: with reasons: BatchNorms in no chain, chains and activations that might not give the same results, and
+            modules whose forward could not be rewritten.
     """
 
     chains: list[Entry] = field(default_factory=list)

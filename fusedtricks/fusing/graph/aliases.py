@@ -159,7 +159,7 @@ def _is_fresh(node: Node, modules: Modules) -> bool:
         return isinstance(module, _FRESH_MODULES) and type(module).__module__.startswith(("torch.nn.", "fusedtricks."))
     if node.op != "call_function" or getattr(node.target, "__name__", "") not in _FRESH_FUNCTIONS:
         return False
-    if library_of(node.target) == "_operator" and not any(_is_tensor(arg, modules) for arg in node.args):
+    if library_of(node.target) == "_operator" and not any(_makes_a_tensor(node, arg, modules) for arg in node.args):
         return False  # perhaps of lists
     return not _function_may_write(node)
 
@@ -186,6 +186,12 @@ def _storage(node: Node, modules: Modules) -> Any:
         return tensor.untyped_storage().data_ptr() or str(node.target)
     except (RuntimeError, NotImplementedError):  # without memory of its own
         return str(node.target)
+
+
+def _makes_a_tensor(node: Node, operand: Any, modules: Modules) -> bool:
+    """Whether an operator gives a tensor because of one operand: a tensor, or a number, which no list takes."""
+    is_number = isinstance(operand, (int, float)) and node.target is not operator.mul
+    return is_number or _is_tensor(operand, modules)
 
 
 def _is_tensor(value: Any, modules: Modules) -> bool:

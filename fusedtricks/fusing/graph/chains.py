@@ -72,7 +72,7 @@ def find_chains(graph: Graph, modules: Modules, dropout: bool) -> Found:
     """All chains of a graph in graph order, and the BatchNorms and chains left unchanged.
 
     Args:
-        graph: from `torch.fx` or Dynamo.
+        graph: from `reading` or Dynamo.
         modules: the graph's modules by name.
         dropout: include layers that draw random numbers.
     """

@@ -1,4 +1,4 @@
-"""Recognises which layer a graph node is: a module in `torch.fx` graphs, a function in Dynamo graphs.
+"""Recognises which layer a graph node is, whether it calls a module or a function.
 
 Recognises only nodes that can be part of a chain: they have one input, and their settings are not graph values.
 """

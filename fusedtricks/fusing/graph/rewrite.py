@@ -40,7 +40,7 @@ def rewrite(graph: Graph, modules: Modules, singles: Singles) -> Rewritten:
     """Rewrites a graph in place.
 
     Args:
-        graph: from `torch.fx` or Dynamo.
+        graph: from `reading` or Dynamo.
         modules: the graph's modules by name; the root's name is "".
         singles: which standalone layers to replace.
     """

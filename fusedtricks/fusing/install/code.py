@@ -169,7 +169,7 @@ def _name(node: Node) -> str:
 
 
 def _last_uses(graph: Graph) -> dict[Node, list[str]]:
-    """The names of the values that are used for the last time by a node, which frees them as a forward does."""
+    """The names of the values that are used for the last time by a node, after which they are freed."""
     seen: set[Node] = set()
     result: dict[Node, list[str]] = {}
     for node in reversed(graph.nodes):

@@ -97,7 +97,8 @@ def _names_of(space: _Space, names: list[str]) -> frozenset[str]:
 
 def _named_globals(function: FunctionType, code: CodeType) -> Iterator[FunctionType]:
     """The functions that code may call by a global name, or as an attribute of a Python module or class."""
-    for value in [function.__globals__.get(name) for name in code.co_names]:
+    values: list[Any] = [function.__globals__.get(name) for name in code.co_names]
+    for value in values:
         yield from _functions_of(value)
         if type(value) is ModuleType and not is_library(value.__name__):
             yield from (found for name in code.co_names for found in _functions_of(vars(value).get(name)))
