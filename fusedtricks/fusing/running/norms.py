@@ -17,10 +17,23 @@ from ... import functional as F
 from ...functional._route import is_dynamo_compiling
 from ...nn.batchnorm import batch_norm_act_of, norm_state
 from ..layers import activations, members
-from ..layers.members import PLAIN, Activation, Addition, Dropout, act_of, activate, add, drop_of, fits, has_kernels
+from ..layers.members import (
+    DTYPES,
+    PLAIN,
+    Activation,
+    Addition,
+    Dropout,
+    act_of,
+    activate,
+    add,
+    drop_of,
+    fits,
+    has_kernels,
+)
 from . import masks
 
 stock = torch.nn.functional
+_INT64 = torch.int64
 Norm = nn.Module | Mapping[str, Any]
 Pool = nn.Module | tuple[Any, ...]
 _Tensor = Tensor | None
@@ -63,10 +76,11 @@ def norm_act_at_once(
     dropout: Any,
 ) -> Tensor | None:
     """Runs `norm_act` without checking the members, which are known to be plain; None if stock may have to run."""
-    if is_dynamo_compiling() or input.dtype not in members.DTYPES or not (input.is_cpu or members.runs_on(input)):
+    if is_dynamo_compiling() or input.dtype not in DTYPES or not (input.is_cpu or members.runs_on(input)):
         return None
-    if not has_usual_state(norm):
-        return None
+    count, momentum = norm._buffers.get("num_batches_tracked"), norm.momentum
+    if count is None or count.dtype is not _INT64 or momentum is None or not 0 <= momentum <= 1:
+        return None  # there may be more that stock takes; `has_usual_state` decides
     if residual is not None and not _is_alike(input, residual, residual_first):
         return None
     if act.__class__ is not str:
