@@ -56,12 +56,7 @@ def _members(chain: Chain) -> list[str]:
 
 
 def _is_apart(chain: Chain) -> bool:
-    node, own = chain.head, set(chain.nodes)
-    while node is not chain.end:
-        node = node.next
-        if node not in own and node.op not in ("get_attr", "placeholder"):
-            return True
-    return False
+    return any(node.op not in ("get_attr", "placeholder") for node in chain.between(chain.head))
 
 
 def _call(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> tuple[Any, tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,3 +61,11 @@ class Chain:
         """The fields of `members.Addition` as a plain tuple, which a graph can hold."""
         addition = self.step(ADDITION)
         return (addition.side == 0, writes(addition.node, {})) if addition else (False, False)
+
+    def between(self, first: Node) -> Iterator[Node]:
+        """The nodes from a member to the chain's end that do not belong to the chain."""
+        node, own = first, set(self.nodes)
+        while node is not self.end:
+            if node not in own:
+                yield node
+            node = node.next

@@ -91,7 +91,7 @@ def _after(node: Node) -> Iterator[Node]:
 
 def obstacle(chain: Chain, modules: Modules) -> str:
     """Why the chain cannot run at its end, for example because something in between changes its inputs; else ""."""
-    between = list(_between(chain.head, chain, modules))
+    between = list(chain.between(chain.head))
     if may_change(chain.source, between, modules):
         return "its input may be changed in place before the chain ends"
     if _writes_to_its_source(chain, modules) and not owns_source(chain, modules):
@@ -103,21 +103,12 @@ def obstacle(chain: Chain, modules: Modules) -> str:
     if why := _state_is_used(chain, between, modules):
         return why
     addition = chain.node(ADDITION)
-    if addition and chain.residual and may_change(chain.residual, _between(addition, chain, modules), modules):
+    if addition and chain.residual and may_change(chain.residual, chain.between(addition), modules):
         return "what is added may be changed in place before the chain ends"
     random = chain.node(DROPOUT) or chain.node(DROP_PATH)
-    if random and any(_may_draw(node, modules) for node in _between(random, chain, modules)):
+    if random and any(_may_draw(node, modules) for node in chain.between(random)):
         return "random numbers are drawn before the chain ends"
     return ""
-
-
-def _between(first: Node, chain: Chain, modules: Modules) -> Iterator[Node]:
-    """The nodes between `first` and the chain's end that do not belong to the chain."""
-    node, own = first, set(chain.nodes)
-    while node is not chain.end:
-        if node not in own:
-            yield node
-        node = node.next
 
 
 def owns_source(chain: Chain, modules: Modules) -> bool:

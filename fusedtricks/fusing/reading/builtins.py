@@ -185,8 +185,9 @@ def _checked(calls: Expressions, arguments: list[Any], keywords: dict[str, Any])
     calls.emit("call_function", torch._assert, (condition, message))
 
 
-def _has_torch_function(calls: Expressions, arguments: list[Any], keywords: dict[str, Any]) -> bool:
-    return False  # plans only run with plain tensors
+def _never(calls: Expressions, arguments: list[Any], keywords: dict[str, Any]) -> bool:
+    """For what is False wherever a graph runs: with plain tensors, and not in a script or trace."""
+    return False
 
 
 def _of(kind: type) -> _Handler:
@@ -244,9 +245,11 @@ _HANDLERS: dict[Any, _Handler] = {
     all: _truths(all),
     callable: _callable,
     torch._assert: _checked,
-    torch.overrides.has_torch_function: _has_torch_function,
-    torch.overrides.has_torch_function_unary: _has_torch_function,
-    torch.overrides.has_torch_function_variadic: _has_torch_function,
+    torch.jit.is_scripting: _never,
+    torch.jit.is_tracing: _never,
+    torch.overrides.has_torch_function: _never,
+    torch.overrides.has_torch_function_unary: _never,
+    torch.overrides.has_torch_function_variadic: _never,
     **{kind: _of(kind) for kind in (list, tuple, set, dict)},
     **{kind: _number(kind) for kind in (int, float, bool, str)},
     range: _range,

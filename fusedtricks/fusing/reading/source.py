@@ -9,6 +9,7 @@ import inspect
 from types import CodeType, FunctionType
 from typing import Any
 
+from .effects import Effects
 from .errors import NotReadable
 
 _FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
@@ -17,9 +18,10 @@ _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 
 
 class Sources:
-    """Syntax trees by code object, read once each."""
+    """Syntax trees by code object, and the names that functions set: each found once."""
 
     def __init__(self) -> None:
+        self.effects = Effects()
         self._trees: dict[CodeType, ast.FunctionDef | str] = {}
 
     def tree(self, function: FunctionType) -> ast.FunctionDef:

@@ -39,14 +39,14 @@ class State:
     Whatever is read is assumed to stay the same, and checked at each call; see `Assumptions`.
     """
 
-    def __init__(self, root: nn.Module, training: bool, graph: Graph) -> None:
+    def __init__(self, root: nn.Module, training: bool, graph: Graph, effects: Effects) -> None:
         self.assumed = Assumptions()
         self._names: dict[nn.Module, str] = {}
         self._root, self._training, self._graph = root, training, graph
         self._depth = 0
         for name, module in named_modules(root):
             self._names[module] = name
-        self.effects = Effects()
+        self.effects = effects
         self.user_code_ran = False
         self.set_since: set[str] = set()  # names that user code which has run by now may set
 
@@ -200,7 +200,7 @@ class State:
         if isinstance(found, property) or hasattr(type(found), "__set__"):
             return self._property(kind, name, found)
         if name in vars(module):
-            if name.startswith("_") and name in ("_modules", "_parameters", "_buffers"):
+            if name in ("_modules", "_parameters", "_buffers"):
                 return self._members(layer, name)
             return self.admit(vars(module)[name], expression)
         if found is not MISSING:
@@ -266,13 +266,13 @@ class State:
     def _of_object(self, owner: Outside, name: str) -> Any:
         kind = type(owner.value)
         expression = dotted(owner.expression, name)
-        if _is_configuration(kind) and name not in kind.attribute_map:
+        is_configuration = _is_configuration(kind)
+        if is_configuration and name not in kind.attribute_map:
             # What it adds to Python's own lookup are other names for attributes.
             expression = f"{self.assumed.constant(object.__getattribute__)}({owner.expression}, {name!r})"
         else:
             _refuse_own_lookup(kind, ())
         self.assumed.require(f"type({owner.expression}) is {self.assumed.constant(kind)}")
-        is_configuration = _is_configuration(kind)
         if self.user_code_ran and not is_configuration and self.effects.of_methods(kind) & {name, ANYTHING}:
             raise NotReadable(f"its forward reads {name} after it has called code that may set it")
         found = on_class(kind, name)

@@ -245,7 +245,7 @@ def read(module: nn.Module, training: bool, inline: Names[str], sources: Sources
         NotReadable: the forward is not a plain sequence of operations.
     """
     graph = Graph()
-    state = State(module, training, graph)
+    state = State(module, training, graph, sources.effects)
     reader = Reader(state, graph, inline, sources)
     kind = stock_class(type(module))
     function = function_of(kind, "forward")
