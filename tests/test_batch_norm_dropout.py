@@ -305,7 +305,7 @@ def test_module_converted(device):
         torch.manual_seed(3)
         torch.testing.assert_close(y, bn.train()(x))
     with pytest.raises(RuntimeError, match=r"dropout of BatchNormAct2d \(p=0.5\)"):
-        nn.SyncBatchNorm.convert_sync_batchnorm(ftnn.BatchNormAct2d(4, act="identity", p=0.5))
+        nn.SyncBatchNorm.convert_sync_batchnorm(ftnn.BatchNormAct2d(5, act="identity", p=0.5)).eval()(x.cpu())
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

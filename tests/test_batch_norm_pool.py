@@ -506,7 +506,7 @@ def test_module_is_a_batch_norm_by_type_and_max_pool_by_arguments():
 def test_conversion_to_sync_batch_norm_keeps_the_pooling(act):
     model = nn.Sequential(ftnn.BatchNormActMaxPool2d(5, **STEM, act=act))
     with pytest.raises(RuntimeError, match="pooling"):
-        nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+        nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()(torch.randn(SHAPE))
     state, x = model.state_dict(), torch.randn(SHAPE)
     expected = model.eval()(x)
     converted = ftnn.convert_sync_batchnorm(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
 from ._tracing import Proxy, traced
+from ._variance import GuardsVariance, plain
 
 
 def batch_norm_act_of(
@@ -53,7 +53,7 @@ def _state_of(norm: Any) -> tuple[Any, Any, Any, Any, Any]:
             buffers["num_batches_tracked"],
         )
     except KeyError:  # some are computed, for example by torch.nn.utils.parametrize
-        return norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.num_batches_tracked
+        return norm.running_mean, plain(norm.running_var), norm.weight, norm.bias, norm.num_batches_tracked
 
 
 def norm_state(
@@ -80,7 +80,15 @@ def act_repr(module: Any) -> str:
     return f", act={module.act}{arguments}" + (f", p={module.p}" if module.p else "")
 
 
-class _BatchNormAct(_BatchNorm):
+def beyond_norm(module: Any) -> str:
+    """Describes what would be lost if a stock BatchNorm replaced this module; "" for nothing."""
+    name = type(module).__name__
+    if module.act != "identity":
+        return f"the activation of {name} ({module.act})"
+    return f"the dropout of {name} (p={module.p})" if module.p else ""
+
+
+class _BatchNormAct(GuardsVariance, _BatchNorm):
     """Shared by the 1d, 2d and 3d modules. `act`, `act_kwargs` and `p` are not in the state_dict."""
 
     p: float = 0.0  # default for modules pickled before `p` existed
@@ -116,27 +124,7 @@ class _BatchNormAct(_BatchNorm):
         return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs, self.p)
 
     def _beyond_norm(self) -> str:
-        """Describes what would be lost if a stock BatchNorm replaced this module; "" for nothing."""
-        name = type(self).__name__
-        if self.act != "identity":
-            return f"the activation of {name} ({self.act})"
-        return f"the dropout of {name} (p={self.p})" if self.p else ""
-
-    @property
-    def qconfig(self) -> Any:
-        """Set by quantization. Also read by `SyncBatchNorm.convert_sync_batchnorm`, which would lose the activation."""
-        if "qconfig" in self.__dict__:
-            return self.__dict__["qconfig"]
-        if (lost := self._beyond_norm()) and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
-            raise RuntimeError(
-                f"torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop {lost}: "
-                "use fusedtricks.nn.convert_sync_batchnorm instead."
-            )
-        raise AttributeError("qconfig")
-
-    @qconfig.setter
-    def qconfig(self, value: Any) -> None:
-        self.__dict__["qconfig"] = value
+        return beyond_norm(self)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + act_repr(self)

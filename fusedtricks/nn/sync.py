@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
 from ._tracing import Proxy, traced
-from .batchnorm import _BatchNormAct, act_repr
+from ._variance import GuardsVariance
+from .batchnorm import _BatchNormAct, act_repr, beyond_norm
 from .batchnorm_pool import WINDOWS, BatchNormActMaxPool2d
 
 
-class SyncBatchNormAct(nn.SyncBatchNorm):
+class SyncBatchNormAct(GuardsVariance, nn.SyncBatchNorm):
     """Equivalent to `torch.nn.SyncBatchNorm`, then `+ residual`, the activation, and dropout.
 
     Arguments: those of `torch.nn.SyncBatchNorm`, and `act`, `act_kwargs`, `p` as in `BatchNormAct1d`. The `state_dict`
@@ -40,12 +41,22 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
         """dropout(act(sync_batch_norm(input) + residual)); residual has the input's shape and dtype, or is None."""
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input, residual)
-        z = super().forward(input)
+        z = _as_stock(self).forward(input)
         z = z if residual is None else z + residual
         return F.act_dropout(z, act=self.act, act_kwargs=self.act_kwargs, p=self.p, training=self.training)
 
+    def _beyond_norm(self) -> str:
+        return beyond_norm(self)
+
     def extra_repr(self) -> str:
         return super().extra_repr() + act_repr(self)
+
+
+def _as_stock(module: SyncBatchNormAct) -> nn.SyncBatchNorm:
+    """The same module, with the same state, as stock's class: its forward may read `running_var`."""
+    stock = nn.SyncBatchNorm.__new__(nn.SyncBatchNorm)
+    stock.__dict__ = module.__dict__
+    return stock
 
 
 class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
@@ -68,6 +79,9 @@ class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return torch.nn.functional.max_pool2d(super().forward(input), **self.windows)
+
+    def _beyond_norm(self) -> str:
+        return f"the activation and the pooling of {type(self).__name__} ({self.act})"
 
     def extra_repr(self) -> str:
         return super().extra_repr() + "".join(f", {name}={value}" for name, value in self.windows.items())
