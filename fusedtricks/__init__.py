@@ -6,7 +6,20 @@ load_libraries()
 
 from fusedtricks import eager, functional, nn  # noqa: E402  (they need the loaded libraries)
 from fusedtricks._build_info import version as __version__  # noqa: E402
+from fusedtricks.converting import stock_keys, to_fused, to_stock  # noqa: E402
 from fusedtricks.fusing import fuse, report, unfuse  # noqa: E402
 from fusedtricks.memory import keep_freed_memory  # noqa: E402
 
-__all__ = ["__version__", "eager", "functional", "fuse", "keep_freed_memory", "nn", "report", "unfuse"]
+__all__ = [
+    "__version__",
+    "eager",
+    "functional",
+    "fuse",
+    "keep_freed_memory",
+    "nn",
+    "report",
+    "stock_keys",
+    "to_fused",
+    "to_stock",
+    "unfuse",
+]

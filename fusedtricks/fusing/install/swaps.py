@@ -60,7 +60,8 @@ _RANDOM_FORWARDS = {
 RANDOM = tuple(_RANDOM_FORWARDS)
 """Layers that draw random numbers; ours draw different ones than stock's."""
 
-_TWINS: dict[type[nn.Module], type[nn.Module]] = {}
+TWINS: dict[type[nn.Module], type[nn.Module]] = {}
+"""The classes that replace stock's."""
 
 
 def _define(name: str, forward: Callable[..., Any]) -> None:
@@ -76,7 +77,7 @@ def _define(name: str, forward: Callable[..., Any]) -> None:
         return forward(self, input)
 
     twin = type(name, (stock,), {"__module__": __name__, "__doc__": f"`torch.nn.{name}`, fused.", "forward": traceable})
-    globals()[name] = _TWINS[stock] = twin
+    globals()[name] = TWINS[stock] = twin
     replaces(twin, stock)
     members.recognise(twin, stock)
 
@@ -91,7 +92,7 @@ for _name, _forward in _RANDOM_FORWARDS.items():
 
 def twin(module: nn.Module) -> type[nn.Module] | None:
     """The class that can replace a module's stock class; None for any other class, including derived ones."""
-    return None if members.is_patched(module) else _TWINS.get(type(module))
+    return None if members.is_patched(module) else TWINS.get(type(module))
 
 
 def is_swapped(module: nn.Module) -> bool:
@@ -99,7 +100,7 @@ def is_swapped(module: nn.Module) -> bool:
 
 
 def swap(module: nn.Module) -> None:
-    set_class(module, _TWINS[type(module)])
+    set_class(module, TWINS[type(module)])
 
 
 def swap_back(module: nn.Module) -> None:
