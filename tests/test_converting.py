@@ -130,6 +130,12 @@ def test_singles_become_what_torch_has(module):
     assert list(stock.state_dict()) == list(module.state_dict())
 
 
+@pytest.mark.parametrize("more", [[], [nn.Identity()], [nn.Flatten()], [nn.Identity(), nn.Flatten()]])
+def test_identities_after_ours(more):
+    stock, _ = check_there_and_back(nn.Sequential(ftnn.BatchNormReLU2d(4), *more))
+    assert (type(stock[0]) is nn.BatchNorm2d) == (len(more) == 2)
+
+
 def test_inplace_keeps_every_object():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), ftnn.BatchNormReLU2d(4), ftnn.GELU())
     model[1].weight.requires_grad_(False)
@@ -290,6 +296,20 @@ def test_neighbours_that_stay_apart():
     assert kinds(norm.train(), relu, change=lambda m: m[1].register_forward_hook(print)) == apart
     assert kinds(norm, nn.ReLU(), nn.Sequential(norm)) == apart
 
+    class Holds(nn.Module):
+        def __init__(self, also_calls: bool) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+            self.norms = nn.ModuleList([] if also_calls else [self.layers[0]])
+            self.also_calls = also_calls
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.layers(x)
+            return (y, self.layers[0](x)) if self.also_calls else y
+
+    for also_calls in (False, True):
+        assert [type(module) for module in to_fused(Holds(also_calls)).layers][:2] == apart
+
     class Taps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -371,8 +391,10 @@ def test_script_of_residuals_and_whole_models():
     copied = copy.deepcopy(fused)
     torch.testing.assert_close([compiled(x), fused(x), copied(x)], [stock(x)] * 3)
     assert [type(module) for module in fused.modules()] == kinds
-    torch.jit.script(fused)
-    assert [type(module) for module in fusedtricks.unfuse(fused).modules()] == [type(m) for m in stock.modules()]
+    for inplace in (False, True):
+        torch.jit.script(fused)
+        unfused = fusedtricks.unfuse(fused, inplace=inplace)
+        assert [type(module) for module in unfused.modules()] == [type(module) for module in stock.modules()]
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)

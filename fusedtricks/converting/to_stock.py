@@ -12,10 +12,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from .. import nn as ftnn
 from ..fusing.layers.classes import is_unchanged, set_class
 from ..fusing.layers.walk import modules, named_modules
-from ..fusing.model import unfuse
+from ..fusing.model import restore_all, unfuse
 from . import parts, singles
 from .calls import Calls
-from .scripting import restore
 from .state import has_hooks, has_more, has_state_hooks, holds_its_tensors, is_as_made, settings_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,8 +51,7 @@ def to_stock(model: Model, *, inplace: bool = False) -> Model:
             parts, hooks on its `state_dict` or modules in it. `model` is unchanged.
     """
     check_module(model, "to_stock")
-    for module in modules(model):
-        restore(module)
+    restore_all(model)
     for name, module in named_modules(model):
         if why := _obstacle(module):
             raise ValueError(f"to_stock(): {name or 'the model'} ({type(module).__name__}) {why}")
@@ -79,8 +77,7 @@ def stock_keys(model: nn.Module) -> dict[str, str]:
         TypeError: `model` is not a module.
     """
     check_module(model, "stock_keys")
-    for module in modules(model):
-        restore(module)
+    restore_all(model)
     plain = unfuse(model)
     keys = {name: name for name in plain.state_dict()}
     split = [module for module in _Plan(plain).others if not singles.is_single(module)]
@@ -100,8 +97,6 @@ def check_module(model: Any, function: str) -> None:
 def own(model: Model, inplace: bool) -> Model:
     """The model to change, unfused."""
     model = unfuse(model if inplace else copy.deepcopy(model), inplace=True)
-    for module in modules(model):
-        restore(module)
     return model
 
 

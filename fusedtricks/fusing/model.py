@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from .graph.rewrite import Singles
 from .install import swaps
 from .install.blocks import Plan, Plans, is_fused, prepare, remove_plans, set_plans
+from .install.scriptable import restore
 from .layers.activations import keeps_result_unlike_stock, of_module
 from .layers.classes import stock_class
 from .layers.members import is_batch_norm
@@ -94,6 +95,7 @@ def fuse(
             "fuse(): argument 'model' has lazy modules, which cannot be copied: call the model once before, or pass "
             "inplace=True and no example_inputs"
         )
+    restore_all(model)
     fused = model if inplace else copy.deepcopy(model)
     work = _plan(fused, Singles(activations, dropout))
     if example_inputs is not None:
@@ -102,6 +104,12 @@ def fuse(
         verify(copy.deepcopy(fused), trial, example_inputs)
     _apply(fused, work)
     return fused
+
+
+def restore_all(model: nn.Module) -> None:
+    """Gives the modules that `torch.jit.script` has compiled their own classes back."""
+    for module in modules(model):
+        restore(module)
 
 
 def _has_lazy_modules(model: nn.Module) -> bool:
@@ -123,6 +131,7 @@ def unfuse(model: Model, *, inplace: bool = False) -> Model:
         TypeError: `model` is not a module.
     """
     _check(model, "unfuse")
+    restore_all(model)
     if not any(is_fused(module) or swaps.is_swapped(module) for module in modules(model)):
         vars(model).pop(_REPORT, None)
         return model

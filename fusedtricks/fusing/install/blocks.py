@@ -20,10 +20,9 @@ from ..graph.rewrite import Rewritten, Singles
 from ..layers.classes import STOCK, fused_class_of, set_class, stock_class
 from ..running.statements import Unexpected
 from .code import Otherwise
+from .scriptable import restore, scriptable_class
 
 _PLANS = "_fusedtricks_plans"
-_SCRIPTED = "_fusedtricks_scripted"
-"""The attribute of a class that TorchScript has compiled: the fused class, which a module gets back."""
 
 
 class Plan:
@@ -98,7 +97,7 @@ def set_plans(module: nn.Module, plans: Plans) -> None:
 def remove_plans(module: nn.Module) -> None:
     """Restores the user's class of a module, also below a class that something else has derived since."""
     module.__dict__.pop(_PLANS, None)
-    set_class(module, vars(type(module)).get(_SCRIPTED, type(module)))
+    restore(module)
     kind: Any = type(module)
     if any(STOCK in vars(base) for base in kind.__mro__):
         set_class(module, _without_fused(kind))
@@ -179,19 +178,7 @@ def _derive(stock: Any) -> Any:
 def _scriptable(module: nn.Module) -> nn.Module:
     """The module as TorchScript compiles it: with the user's forward. When it is next called, it is fused again."""
     fused = type(module)
-    stock: Any = stock_class(fused)
-
-    def call(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
-        set_class(self, fused)
-        return self(*arguments, **keywords)
-
-    def reduce(self: nn.Module, protocol: Any) -> Any:
-        set_class(self, fused)
-        return self.__reduce_ex__(protocol)
-
-    names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, _SCRIPTED: fused}
-    methods = {"__call__": call, "__reduce_ex__": reduce}
-    set_class(module, type(stock)(stock.__name__, (stock,), names | methods))
+    set_class(module, scriptable_class(fused, stock_class(fused)))
     return module
 
 
