@@ -59,8 +59,9 @@ def norm_reference(act: str, training: bool = True, p: float = 0.0) -> Reference
 
 def norm_state(norm: Any, training: bool) -> dict[str, Any]:
     """The arguments of `eager.batch_norm_act` that a BatchNorm layer holds."""
-    names = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked", "momentum", "eps")
-    return {name: getattr(norm, name) for name in names} | {"training": training}
+    tensors = dict.fromkeys(("running_mean", "running_var", "weight", "bias", "num_batches_tracked"))
+    tensors |= norm.state_dict(keep_vars=True)
+    return {**tensors, "momentum": norm.momentum, "eps": norm.eps, "training": training}
 
 
 class StockStem(NormAct2d):

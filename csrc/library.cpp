@@ -10,6 +10,7 @@
 #include "calls/device.h"
 #include "checks/fractional_max_pool.h"
 #include "core/philox.h"
+#include "ops/autocast.h"
 #include "ops/python.h"
 
 namespace py = pybind11;
@@ -78,6 +79,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("reload_settings", &reload_settings);
   m.def("activations", &activations);
   m.def("activation_facts", &activation_facts);
+  m.def("autocasts_to_float32", [](const std::string& function, const std::string& device) {
+    return autocasts_to_float32(function, c10::Device(device).type());
+  });
   m.def("check_monotone", &check_never_decreases);
   m.def("philox", &philox);
 }

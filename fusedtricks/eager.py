@@ -56,15 +56,22 @@ def batch_norm_act(
     seed: int | None = None,
 ) -> Tensor:
     """dropout(act(batch_norm(input) + residual)), with the arguments of `fusedtricks.functional.batch_norm_act`."""
-    if training and running_mean is not None and num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
-        momentum = 1.0 / float(num_batches_tracked) if momentum is None else momentum
-    factor = 0.0 if momentum is None else momentum
+    count = num_batches_tracked if training else None
+    factor = average_factor(momentum, count)
     z = F.batch_norm(input, running_mean, running_var, weight, bias, training, factor, eps)
+    if count is not None:
+        count.add_(1)
     if residual is not None:
         z = z + residual
     y = activation(z, act, **(act_kwargs or {}))
     return dropout(y, p, seed=seed) if training and p > 0 else y
+
+
+def average_factor(momentum: float | None, count: Tensor | None) -> float:
+    """The weight of the next batch in the running statistics. count: the batches before it."""
+    if momentum is not None:
+        return momentum
+    return 0.0 if count is None else 1.0 / (float(count) + 1.0)
 
 
 def batch_norm_act_max_pool2d(
@@ -131,6 +138,8 @@ SELU_LIMIT = -1.7580993408473766
 
 def dropout(input: Tensor, p: float, *, seed: int | None = None, mode: str = "inverted") -> Tensor:
     """Dropout in training. Without a seed the mask is stock's, which `torch.vmap` can draw for each sample."""
+    if seed is None and mode == "inverted":
+        return F.dropout(input, p)
     return _dropped(input, _mask(input, p, seed), p, mode)
 
 

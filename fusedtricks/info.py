@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fusedtricks import _build_info, self_check
+from fusedtricks.functional import fallbacks
 
 
 def _openmp() -> str:
@@ -38,6 +39,8 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "CUDA architectures", ", ".join(_build_info.cuda_architectures) or "none"
     yield "OpenMP", _openmp()
     yield "threads", f"{torch.get_num_threads()}"
+    for call, count in fallbacks().items():
+        yield "fallbacks", f"{count} of {call}"
 
 
 def main() -> int:

@@ -387,7 +387,6 @@ def test_bad_input(arguments, error, message):
     assert torch.equal(generator_state(torch.device("cpu")), before)
 
 
-@pytest.mark.parametrize("x", [1.0, torch.zeros(3, dtype=torch.int32)], ids=["number", "integers"])
-def test_bad_x(x):
-    with pytest.raises((TypeError, NotImplementedError), match=r"'x' must be Tensor|input of dtype Int"):
-        act_dropout(x)
+def test_bad_x():
+    with pytest.raises(TypeError, match="'x' must be Tensor"):
+        act_dropout(1.0)

@@ -23,7 +23,7 @@ from rounding import HALF_TYPES, assert_rounds_to
 from torch import Tensor
 
 import fusedtricks.functional as ftF
-from fusedtricks import _C
+from fusedtricks import _C, eager
 from fusedtricks.functional import ACTIVATIONS, activation
 
 # The derivative is computed from the result, as in stock, so the input is not needed.
@@ -309,3 +309,33 @@ def test_functions_with_stock_names_work_in_place_where_stock_does(name, device)
     h = x.clone()
     assert getattr(ftF, name)(h, inplace=True) is h
     torch.testing.assert_close(h, getattr(stock, name)(x))
+
+
+AT_NAN = {"relu": 1.0, "relu6": 0.0, "leaky_relu": 0.01, "hardsigmoid": 0.0}
+"""Gradients at NaN, as of stock's vector loops; of all other activations it is NaN."""
+
+
+@pytest.mark.each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("act", [act for act in ACTIVATIONS if act != "identity"])
+def test_gradient_at_nan(act, dtype, device):
+    """The same for every length and place, whether a vector or the rest of a loop computes it."""
+    expected = torch.tensor(AT_NAN.get(act, NAN), dtype=dtype)
+    for length in (*range(1, 70), 100, 1001):
+        x = torch.full((length,), NAN, dtype=dtype, device=device, requires_grad=True)
+        activation(x, act).backward(torch.ones_like(x))
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad.cpu(), expected.expand(length), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("act", [act for act in ACTIVATIONS if act != "identity"])
+def test_gradient_at_nan_is_that_of_stocks_vector_loops(act):
+    """Stock's loops over what is left of a tensor have other values for some activations."""
+    x = torch.full((64,), NAN, requires_grad=True)
+    eager.activation(x, act).sum().backward()
+    assert x.grad is not None
+    if act == "hardsigmoid":  # here a formula; stock's own is this
+        stock.hardsigmoid(y := x.detach().requires_grad_()).sum().backward()
+        x.grad = y.grad
+    expected = torch.full((64,), AT_NAN.get(act, NAN))
+    torch.testing.assert_close(x.grad, expected, rtol=0, atol=0, equal_nan=True)

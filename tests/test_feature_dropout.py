@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -126,15 +127,32 @@ def test_a_whole_channel_shares_its_fate(device):
     assert abs(share - 0.5) < 5 * math.sqrt(0.25 / (64 * 32))
 
 
+OTHER_DIMS = [
+    ("dropout1d", (5, 17), 1, False),
+    ("dropout2d", (6, 5), 2, True),
+    ("dropout2d", (2, 5, 17), 2, True),
+    ("dropout2d", (2, 5, 3, 4, 2), 2, True),
+    ("dropout3d", (40,), 1, True),
+    ("dropout3d", (7, 5, 4), 1, True),
+    ("dropout3d", (5, 3, 4, 6), 1, False),
+    ("dropout3d", (6, 5, 2, 3, 4, 2), 1, True),
+]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize(
-    ("name", "shape"), [("dropout1d", (5, 17)), ("dropout3d", (5, 3, 4, 6)), ("dropout2d", (2, 5, 17))], ids=str
-)
-def test_without_a_batch_dimension(name, shape, inplace, device):
-    """(C, L) and (C, D, H, W) are one sample; dropout2d treats (N, C, L) like dropout1d, as stock does."""
-    y = getattr(F, name)(torch.ones(shape, device=device), 0.5, inplace=inplace, seed=3)
-    dims = 2 if name == "dropout2d" else 1
-    assert torch.equal(y.cpu(), reference.feature_dropout(torch.ones(shape), dims, 0.5, 3))
+@pytest.mark.parametrize(("name", "shape", "mask_dims", "warns"), OTHER_DIMS, ids=str)
+def test_other_numbers_of_dimensions(name, shape, mask_dims, warns, inplace, training, device):
+    """One sample without a batch dimension; or another kind of input, for which stock warns and goes on."""
+    with pytest.warns(UserWarning, match="Received") if warns else nullcontext():
+        y = getattr(F, name)(torch.ones(shape, device=device), 0.5, training, inplace, seed=3)
+    expected = reference.feature_dropout(torch.ones(shape), mask_dims, 0.5, 3) if training else torch.ones(shape)
+    assert torch.equal(y.cpu(), expected)
+    if warns:  # stock drops what lies along the same dimensions
+        with pytest.warns(UserWarning):
+            dropped = getattr(torch.nn.functional, name)(torch.ones(shape), 0.5)
+        flat = dropped.flatten(0, mask_dims - 1).flatten(1) if len(shape) > mask_dims else dropped.flatten()[:, None]
+        assert all(len(values.unique()) == 1 for values in flat)
 
 
 @pytest.mark.parametrize("name", ["dropout1d", "dropout2d", "alpha_dropout", "feature_alpha_dropout"])
@@ -315,8 +333,8 @@ def test_drop_path_under_autocast(device):
 X = torch.zeros(2, 3, 4)
 BAD = {
     "dropout1d dims": (lambda: F.dropout1d(torch.zeros(2, 3, 4, 5)), RuntimeError, "Expected 2D or 3D input"),
-    "dropout2d dims": (lambda: F.dropout2d(torch.zeros(2, 3)), RuntimeError, "Expected 4D input, but received a 2D"),
-    "dropout3d dims": (lambda: F.dropout3d(X), RuntimeError, "Expected 4D or 5D input"),
+    "dropout2d dims": (lambda: F.dropout2d(torch.zeros(2)), RuntimeError, "at least 2"),
+    "dropout3d dims": (lambda: F.dropout3d(torch.zeros(())), RuntimeError, "at least 1"),
     "feature dims": (lambda: F.feature_alpha_dropout(torch.zeros(2), training=True), RuntimeError, "at least 2"),
     "drop_path dims": (lambda: F.drop_path(torch.zeros(()), 0.5), RuntimeError, "at least 1"),
     "p": (lambda: F.dropout1d(X, 1.5), ValueError, "between 0 and 1, but got 1.5"),
@@ -329,7 +347,6 @@ BAD = {
     "residual dtype": (lambda: F.drop_path(X, 0.5, X.half()), RuntimeError, "residual has dtype Half"),
     "no tensor": (lambda: F.dropout2d(1.0), TypeError, "argument 'input' must be Tensor, not float"),
     "no tensor path": (lambda: F.drop_path(1.0, 0.5), TypeError, "argument 'x' must be Tensor, not float"),
-    "dtype": (lambda: F.dropout1d(X.int()), NotImplementedError, "input of dtype Int"),
     "seed": (lambda: F.alpha_dropout(X, training=True, seed=2**64), ValueError, "seed has to fit 64 bits"),
 }
 

@@ -563,7 +563,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "kernel_no_integer": ({"kernel_size": "2"}, TypeError, "kernel_size"),
     "input_rank": ({"input": lambda x: x[0, 0, 0]}, RuntimeError, "input"),
     "input_no_channels": ({"input": lambda x: x[:, :0]}, RuntimeError, "channel"),
-    "input_integer": ({"input": Tensor.long}, NotImplementedError, "input"),
     "input_no_tensor": ({"input": [[1.0]]}, TypeError, "input"),
     "samples_no_tensor": ({"_random_samples": 0.5}, TypeError, "_random_samples"),
     "samples_rank": ({"_random_samples": lambda x: x.new_zeros(2, 3)}, RuntimeError, "_random_samples"),

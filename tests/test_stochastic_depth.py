@@ -216,7 +216,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "index_dtype": (call(index=torch.tensor([2.0, 0.0])), RuntimeError, "index"),
     "index_bool": (call(index=torch.tensor([True, False])), RuntimeError, "index"),
     "index_device": (call(index=torch.zeros(2, dtype=torch.int64, device="meta")), RuntimeError, "index"),
-    "input_integer": (call(input=torch.ones(4, 3, dtype=torch.int64)), NotImplementedError, "input"),
     "input_scalar": (call(input=torch.tensor(1.0)), IndexError, "input"),
     "input_no_tensor": (call(input=[1.0]), TypeError, "input"),
     "rows_no_tensor": (call(rows=[1.0]), TypeError, "rows"),

@@ -49,7 +49,8 @@ struct BatchNormForward {
   int64_t* num_batches_tracked;  // may be null
   double *mean, *rstd;           // written: what this call normalised with
   bool training;
-  double momentum;  // negative for the cumulative average
+  double momentum;
+  bool cumulative;  // average over all batches, whatever the momentum
   double eps;
   void* workspace;    // batch_norm_forward_workspace bytes
   MaskSource mask{};  // of the dropout behind the activation, or none
@@ -62,7 +63,7 @@ struct BatchNormForward {
 
   // Call it once, before any channel is recorded.
   FT_INLINE void count_batch() const {
-    if (training && running_mean && num_batches_tracked) ++*num_batches_tracked;
+    if (training && num_batches_tracked) ++*num_batches_tracked;
   }
   // Writes what a channel was normalised with and, in training, updates its running statistics.
   FT_INLINE void record(int64_t c, ChannelStatistics s) const {
@@ -70,7 +71,7 @@ struct BatchNormForward {
     rstd[c] = rstd_of(s);
     if (!training || !running_mean) return;
     const double count = double(layout.per_channel());
-    const double share = momentum < 0 ? 1 / double(*num_batches_tracked) : momentum;
+    const double share = cumulative ? 1 / double(*num_batches_tracked) : momentum;
     running_mean.set(c, (1 - share) * running_mean.get(c) + share * s.mean);
     running_var.set(c, (1 - share) * running_var.get(c) + share * (s.var * (count / (count - 1))));
   }

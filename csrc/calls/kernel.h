@@ -35,6 +35,11 @@ class KernelSlot {
   }
   bool is_on(c10::DeviceType device) const { return has_place(device) && functions_[place(device)]; }
 
+  // Whether the device's library is loaded; a meta tensor needs none.
+  static bool is_loaded(c10::DeviceType device) {
+    return device == c10::DeviceType::Meta || (has_place(device) && loaded()[place(device)]);
+  }
+
   // Puts the functions that a device's library exports into their slots.
   static void fill(c10::DeviceType device, const std::vector<NamedFunction>& provided);
 
@@ -42,6 +47,10 @@ class KernelSlot {
   static std::vector<KernelSlot*>& all() {
     static std::vector<KernelSlot*> slots;
     return slots;
+  }
+  static bool (&loaded())[2] {
+    static bool devices[2] = {};
+    return devices;
   }
   static bool has_place(c10::DeviceType device) {
     return device == c10::DeviceType::CPU || device == c10::DeviceType::CUDA;

@@ -1,9 +1,18 @@
 // The checks of batch_norm_act.
 #pragma once
 
+#include <ATen/core/grad_mode.h>
+
+#include <utility>
+
 #include "checks/arguments.h"
 
 namespace fusedtricks {
+
+// Whether the kernels can count batches in a tensor: an int64 scalar, on the input's device.
+inline bool is_countable(const OptionalTensor& count, const at::Tensor& input) {
+  return !count || (count->dim() == 0 && count->scalar_type() == at::kLong && count->device() == input.device());
+}
 
 // Of an operator with the arguments of batch_norm_act.
 template <class Op>
@@ -12,16 +21,12 @@ void check_running_statistics(const Op& a) {
                     "running_mean and running_var must either both be None or neither be None");
   TORCH_CHECK(a.training || a.running_mean, "running_mean must be defined in evaluation mode");
   TORCH_CHECK(a.training || a.running_var, "running_var must be defined in evaluation mode");
-  check_per_channel(a.running_mean, a.input, "running_mean");
-  check_per_channel(a.running_var, a.input, "running_var");
-  if (!a.training || !a.running_mean) return;
-  if (a.momentum) {
-    TORCH_CHECK_VALUE(*a.momentum >= 0 && *a.momentum <= 1, "momentum has to be between 0 and 1, or None for a ",
-                      "cumulative average, but got ", *a.momentum);
-  } else {
-    TORCH_CHECK_VALUE(a.num_batches_tracked, "momentum=None (a cumulative average) needs num_batches_tracked");
+  for (const auto& [t, name] : {std::pair(&a.running_mean, "running_mean"), std::pair(&a.running_var, "running_var")}) {
+    check_per_channel(*t, a.input, name);
+    TORCH_CHECK(!*t || !(*t)->requires_grad() || !at::GradMode::is_enabled(), name,
+                " requires grad; statistics are not differentiable, it takes a tensor that does not");
   }
-  if (a.num_batches_tracked) {
+  if (a.training && a.num_batches_tracked) {
     const at::Tensor& count = *a.num_batches_tracked;
     check_device(count, a.input, "num_batches_tracked");
     TORCH_CHECK(count.dim() == 0 && count.scalar_type() == at::kLong, "num_batches_tracked has shape ",
@@ -37,9 +42,10 @@ void check_batch_norm(const Op& a) {
   check_per_channel(a.weight, x, "weight");
   check_per_channel(a.bias, x, "bias");
   check_running_statistics(a);
-  TORCH_CHECK_VALUE(a.eps >= 0, "batch_norm eps must be non-negative, but got ", a.eps);
+  // NaN passes, as in stock.
+  TORCH_CHECK_VALUE(!(a.eps < 0), "batch_norm eps must be non-negative, but got ", a.eps);
   if (!a.training) return;
-  TORCH_CHECK_VALUE(a.eps > 0, "batch_norm eps must be positive during training, but got ", a.eps);
+  TORCH_CHECK_VALUE(!(a.eps <= 0), "batch_norm eps must be positive during training, but got ", a.eps);
   c10::SymInt per_channel = x.sym_size(0);
   for (int64_t d = 2; d < x.dim(); ++d) per_channel *= x.sym_size(d);
   TORCH_CHECK_VALUE(per_channel != 1, "Expected more than 1 value per channel when training, got input size ",

@@ -1,6 +1,8 @@
 // The checks of fractional max-pooling's arguments, and the layout that its tensors share.
 #pragma once
 
+#include <ATen/core/grad_mode.h>
+
 #include "checks/arguments.h"
 
 namespace fusedtricks {
@@ -32,6 +34,8 @@ inline c10::SymInt product_of(at::ArrayRef<int64_t> sizes) {
 inline void check_pool_samples(const OptionalTensor& samples, const at::Tensor& input, int64_t rank) {
   if (!samples) return;
   check_device(*samples, input, "_random_samples");
+  TORCH_CHECK(!samples->requires_grad() || !at::GradMode::is_enabled(),
+              "_random_samples requires grad; it takes a tensor that does not");
   TORCH_CHECK(samples->scalar_type() == input.scalar_type(), "_random_samples has dtype ", samples->scalar_type(),
               "; it takes that of input, ", input.scalar_type());
   TORCH_CHECK(samples->dim() == 3 && samples->sym_size(0) >= input.sym_size(0) &&

@@ -6,6 +6,7 @@
 //   grad(x, y)            dy/dx. Where only the result was kept it is called as grad(y, y): an activation that keeps
 //                         its result may look at the sign of x, which y shares, and at nothing else of it.
 //   grad_grad(x, y)       derivative of grad with respect to what was kept, x or y
+// At NaN they give what the vector loops of stock PyTorch give (its loops over single elements differ from those).
 // and, from its base and where it says otherwise, the facts in KeepsInput.
 //
 // To add one: a struct and its place in the list at the end of this file, and its formula in fusedtricks/eager.py.
@@ -88,8 +89,8 @@ struct ReLU6 : KeepsResult {
     return positive > V(6) ? V(6) : positive;
   }
   FT_INLINE V grad(V x, V) const {
-    const V below_six = x >= V(6) ? V(0) : V(1);
-    return x <= V(0) ? V(0) : below_six;
+    const V below_six = x < V(6) ? V(1) : V(0);
+    return x > V(0) ? below_six : V(0);
   }
   FT_INLINE V grad_grad(V, V) const { return V(0); }
   // A result of 6 may come back a little smaller.
@@ -119,10 +120,10 @@ struct ELU : KeepsResult {
     const V negative = alpha * expm1(x);
     return x <= V(0) ? negative : x;
   }
-  FT_INLINE V grad(V x, V y) const { return x <= V(0) ? y + alpha : V(1); }
+  FT_INLINE V grad(V x, V y) const { return x > V(0) ? V(1) : y + alpha; }
   FT_INLINE V grad_grad(V x, V y) const {
     const V slope = alpha >= V(0) ? V(1) : y + alpha;
-    return x <= V(0) ? slope : V(0);
+    return x > V(0) ? V(0) : slope;
   }
   FT_INLINE bool keeps_result() const { return alpha >= V(0); }
   FT_INLINE bool monotone() const { return alpha >= V(0); }
@@ -139,8 +140,8 @@ struct SELU : KeepsResult {
     const V negative = scaled_alpha * expm1(x);
     return x <= V(0) ? negative : scale * x;
   }
-  FT_INLINE V grad(V x, V y) const { return x <= V(0) ? y + scaled_alpha : scale; }
-  FT_INLINE V grad_grad(V x, V) const { return x <= V(0) ? V(1) : V(0); }
+  FT_INLINE V grad(V x, V y) const { return x > V(0) ? scale : y + scaled_alpha; }
+  FT_INLINE V grad_grad(V x, V) const { return x > V(0) ? V(0) : V(1); }
 };
 
 // x P(X <= x), X standard normal. Hendrycks & Gimpel, "Gaussian error linear units", 2016.
@@ -280,8 +281,8 @@ struct Hardsigmoid : KeepsInput {
     return (positive > V(6) ? V(6) : positive) / V(6);
   }
   FT_INLINE V grad(V x, V) const {
-    const V below = x >= V(3) ? V(0) : V(1.0 / 6.0);
-    return x <= V(-3) ? V(0) : below;
+    const V below = x < V(3) ? V(1.0 / 6.0) : V(0);
+    return x > V(-3) ? below : V(0);
   }
   FT_INLINE V grad_grad(V, V) const { return V(0); }
 };

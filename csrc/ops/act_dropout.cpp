@@ -10,6 +10,7 @@
 #include <c10/core/DeviceGuard.h>
 
 #include "checks/dropout.h"
+#include "ops/autocast.h"
 #include "ops/compositions.h"
 #include "ops/grad_node.h"
 #include "ops/python.h"
@@ -52,6 +53,12 @@ Tensor computable(const OptionalTensor& bias, const Tensor& input) {
   return bias->scalar_type() == type && bias->is_contiguous() ? *bias : bias->to(type).contiguous();
 }
 
+// Under autocast: a bias of a half type in the input's type, as a linear layer would take it.
+OptionalTensor bias_for(const OptionalTensor& bias, const Tensor& input) {
+  const bool fits = !bias || !at::isReducedFloatingType(bias->scalar_type());
+  return fits ? bias : OptionalTensor(bias->to(input.scalar_type()));
+}
+
 struct ActDropoutBackwardOp {
   // The gradients of act_dropout, from input or else from output, without residual. Without rng_state nothing was
   // dropped, or what was shows in output.
@@ -70,13 +77,15 @@ struct ActDropoutBackwardOp {
     Activation act;
     double p;
     bool keeps_output;  // else the input, or nothing
+
+    auto values() const { return std::tie(act, p, keeps_output); }
   };
   static constexpr int kKept = 4;
   auto differentiable() const { return std::tie(grad_output, input, output, bias); }
 
   Results run() const;
   Results record() const;
-  static Tensors differentiate(const GradNode<ActDropoutBackwardOp>& node, const Tensors& grads, const Tensors& kept);
+  static Tensors differentiate(const Recorded<ActDropoutBackwardOp>& node, const Tensors& grads, const Tensors& kept);
 };
 
 ActDropoutBackwardOp::Results ActDropoutBackwardOp::run() const {
@@ -132,7 +141,7 @@ ActDropoutBackwardOp::Results ActDropoutBackwardOp::record() const {
 }
 
 // dx = drop(dy) act', dbias its sum; act' at z = input + bias, or read off act(z), which is output / scale.
-Tensors ActDropoutBackwardOp::differentiate(const GradNode<ActDropoutBackwardOp>& node, const Tensors& grads,
+Tensors ActDropoutBackwardOp::differentiate(const Recorded<ActDropoutBackwardOp>& node, const Tensors& grads,
                                             const Tensors& kept) {
   const auto& [act, p, keeps_output] = node.attributes;
   const double scale = DropRate::make(p, DropMode::kInverted).scale;
@@ -191,11 +200,12 @@ struct ActDropoutOp {
 
   Results run() const;
   Results record() const;
-  static Tensors differentiate(const GradNode<ActDropoutOp>& node, const Tensors& grads, const Tensors& kept);
+  static Tensors differentiate(const Recorded<ActDropoutOp>& node, const Tensors& grads, const Tensors& kept);
   // A residual may come in another dtype than the input: the sum is then of the wider type, as in stock.
   Results cast() const {
-    const auto [x, r] = to_wider(input, residual);
-    return call(ActDropoutOp{x, bias, r, act, act_args, p, seed});
+    const auto [x, r] = to_wider(autocast_for(act, input), residual);
+    const OptionalTensor b = bias_for(bias, x);
+    return call(ActDropoutOp{x, b, r, act, act_args, p, seed});
   }
 };
 
@@ -238,7 +248,7 @@ ActDropoutOp::Results ActDropoutOp::record() const {
   return {output, rng_state};
 }
 
-Tensors ActDropoutOp::differentiate(const GradNode<ActDropoutOp>& node, const Tensors& grads, const Tensors& kept) {
+Tensors ActDropoutOp::differentiate(const Recorded<ActDropoutOp>& node, const Tensors& grads, const Tensors& kept) {
   Tensors result(3);
   const auto& [act, p, keeps_output] = node.attributes;
   const std::array<bool, 2> wanted{node.wants(0), node.wants(1)};

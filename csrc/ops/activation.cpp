@@ -3,12 +3,16 @@
 #include "calls/activation.h"
 
 #include <ATen/MemoryOverlap.h>
+#include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "checks/arguments.h"
+#include "ops/activation_slope.h"
+#include "ops/autocast.h"
 #include "ops/compositions.h"
 #include "ops/grad_node.h"
+#include "ops/gradients.h"
 #include "ops/python.h"
 #include "ops/tensors.h"
 
@@ -47,19 +51,29 @@ struct ActivationGradGradOp {
   std::string_view act;
   at::ArrayRef<double> act_args;
 
-  struct Attributes {};
-  static constexpr int kKept = 0;
+  using Attributes = Activation;
+  static constexpr int kKept = 2;
   auto differentiable() const { return std::tie(grad, saved); }
 
   Tensor run() const { return multiply(grad, saved, check_activation(act, act_args), kernels::activation_grad_grad); }
   Tensor record() const {
     const Gradient<ActivationGradGradOp> gradient(*this);
+    gradient->attributes = check_activation(act, act_args);
     const Tensor result = call_below(*this);
+    gradient.keep(0, grad);
+    gradient.keep(1, saved);
     gradient.of(result);
     return result;
   }
-  static Tensors differentiate(const GradNode<ActivationGradGradOp>&, const Tensors&, const Tensors&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "fusedtricks activations can be differentiated twice, not three times");
+  // From here on gradients are those of a composition of differentiable operations.
+  static Tensors differentiate(const Recorded<ActivationGradGradOp>& node, const Tensors& grads, const Tensors& kept) {
+    const bool create_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode recording(true);
+    const Tensor g = as_variable(kept[0]), at = as_variable(kept[1]);
+    const auto type = at::toOpMathType(at.scalar_type());
+    const Tensor slope = activation_slope(node.attributes, at.to(type));
+    const Tensor result = gradients_of({slope}, {at}, {g.to(type)}, /*create_graph=*/true)[0];
+    return gradients_of({result}, {g, at}, grads, create_graph);
   }
 };
 
@@ -88,7 +102,7 @@ struct ActivationBackwardOp {
     gradient.of(result);
     return result;
   }
-  static Tensors differentiate(const GradNode<ActivationBackwardOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<ActivationBackwardOp>& node, const Tensors& grads, const Tensors& kept) {
     const Activation& act = node.attributes;
     const Tensor &g = grads[0], &grad_output = kept[0], &saved = kept[1];
     Tensors result(2);
@@ -122,6 +136,7 @@ struct ActivationOp {
                                                    with_strides_of(input, y).const_data_ptr(), y.data_ptr());
     return y;
   }
+  Tensor cast() const { return call(ActivationOp{autocast_for(act, input), act, act_args}); }
   Tensor record() const {
     const Gradient<ActivationOp> gradient(*this);
     const Activation activation = gradient->attributes = check_activation(act, act_args);
@@ -133,7 +148,7 @@ struct ActivationOp {
       gradient.keep(0, input);
     return result;
   }
-  static Tensors differentiate(const GradNode<ActivationOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<ActivationOp>& node, const Tensors& grads, const Tensors& kept) {
     return {call(ActivationBackwardOp{grads[0], kept[0], name_of(node.attributes), arguments_of(node.attributes)})};
   }
 };
@@ -174,7 +189,7 @@ struct ActivationInPlaceOp {
     gradient.of_changed(input);
     if (keeps_result) gradient.keep_result(0, input, input.is_view());
   }
-  static Tensors differentiate(const GradNode<ActivationInPlaceOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<ActivationInPlaceOp>& node, const Tensors& grads, const Tensors& kept) {
     return {call(ActivationBackwardOp{grads[0], kept[0], name_of(node.attributes), arguments_of(node.attributes)})};
   }
 };

@@ -7,6 +7,7 @@
 #include "calls/batch_norm.h"
 #include "checks/batch_norm.h"
 #include "ops/grad_node.h"
+#include "ops/gradients.h"
 #include "ops/tensors.h"
 
 namespace fusedtricks {
@@ -45,7 +46,7 @@ struct Statistics {
 // An empty batch counts, as it does in stock.
 template <class Op>
 void count_empty_batch(const Op& a) {
-  if (a.training && a.running_mean && a.num_batches_tracked) a.num_batches_tracked->add_(1);
+  if (a.training && a.num_batches_tracked) a.num_batches_tracked->add_(1);
 }
 
 // The arguments that a call in training writes to.
@@ -61,11 +62,5 @@ Tensor empty_parameter_gradient(const Tensor& input, const OptionalTensor& param
 // weight * (x - mean) * rstd + bias, in differentiable ATen operations; mean and rstd are used in evaluation alone.
 Tensor normalize(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& rstd,
                  bool training, double eps);
-
-// gradient(outputs, inputs, grads). Undefined inputs, and those that nothing depends on, have an undefined gradient.
-Tensors gradients_of(const Tensors& outputs, const Tensors& inputs, const Tensors& grads, bool create_graph);
-
-// A variable to take gradients with respect to: they stop there, and leave out what t itself was computed from.
-Tensor as_variable(const Tensor& t);
 
 }  // namespace fusedtricks

@@ -5,6 +5,7 @@
 // alone, whose result also says what was kept; of others the seed is kept besides, and z is computed again.
 #include <c10/core/DeviceGuard.h>
 
+#include "ops/autocast.h"
 #include "ops/batch_norm_act_backward.h"
 #include "ops/python.h"
 #include "ops/random.h"
@@ -47,7 +48,8 @@ ForwardResults normalize_and_activate(const Op& a, const MaskSource& mask, bool 
       .mean = nullptr,
       .rstd = nullptr,
       .training = a.training,
-      .momentum = a.momentum.value_or(-1),
+      .momentum = a.momentum.value_or(0),
+      .cumulative = !a.momentum && a.num_batches_tracked,
       .eps = a.eps,
       .workspace = nullptr,
       .mask = mask};
@@ -106,10 +108,12 @@ struct BatchNormActOp {
 
   Results run() const { return as_results(forward(/*in_one_block=*/false)); }
   Results record() const;
-  static Tensors differentiate(const GradNode<BatchNormActOp>& node, const Tensors& grads, const Tensors& kept);
+  static Tensors differentiate(const Recorded<BatchNormActOp>& node, const Tensors& grads, const Tensors& kept);
   // A residual may come in another dtype than the input: the sum is then of the wider type, as in stock.
   Results cast() const {
-    const auto [x, r] = to_wider(input, residual);
+    const auto [sum_x, sum_r] = to_wider(input, residual);
+    const Tensor x = autocast_for(act, sum_x);
+    const OptionalTensor r = autocast_for(act, sum_r);
     return call(BatchNormActOp{x, running_mean, running_var, num_batches_tracked, weight, bias, r, act, act_args,
                                training, momentum, eps});
   }
@@ -161,9 +165,11 @@ struct BatchNormActDropoutOp {
 
   Results run() const { return as_results(forward(/*in_one_block=*/false)); }
   Results record() const;
-  static Tensors differentiate(const GradNode<BatchNormActDropoutOp>& node, const Tensors& grads, const Tensors& kept);
+  static Tensors differentiate(const Recorded<BatchNormActDropoutOp>& node, const Tensors& grads, const Tensors& kept);
   Results cast() const {
-    const auto [x, r] = to_wider(input, residual);
+    const auto [sum_x, sum_r] = to_wider(input, residual);
+    const Tensor x = autocast_for(act, sum_x);
+    const OptionalTensor r = autocast_for(act, sum_r);
     return call(BatchNormActDropoutOp{x, running_mean, running_var, num_batches_tracked, weight, bias, r, act, act_args,
                                       training, momentum, eps, p, seed});
   }
@@ -173,6 +179,7 @@ struct BatchNormActDropoutOp {
 template <class Op>
 ForwardResults forward_below(const Op& a, bool in_one_block) {
   if (!in_one_block || !is_plain(a)) return Op::from_results(call_below(a));
+  check_writable_arguments(a);
   const at::AutoDispatchBelowADInplaceOrView below;
   ForwardResults results = a.forward(in_one_block);
   bump_versions(a.changed());
@@ -201,7 +208,7 @@ ForwardResults record_forward(const Op& a, bool in_one_block) {
 }
 
 template <class Op>
-Tensors differentiate_forward(const GradNode<Op>& node, const Tensors& grads, const Tensors& kept) {
+Tensors differentiate_forward(const Recorded<Op>& node, const Tensors& grads, const Tensors& kept) {
   const BatchNormAttributes& a = node.attributes;
   std::array<bool, 4> wanted{node.wants(0), node.wants(1), node.wants(2), node.wants(3)};
   const bool passes_residual = wanted[3] && !Op::drops && a.act.is_identity();
@@ -240,10 +247,10 @@ BatchNormActOp::Results BatchNormActOp::record() const { return as_results(recor
 BatchNormActDropoutOp::Results BatchNormActDropoutOp::record() const {
   return as_results(record_forward(*this, false));
 }
-Tensors BatchNormActOp::differentiate(const GradNode<BatchNormActOp>& node, const Tensors& grads, const Tensors& kept) {
+Tensors BatchNormActOp::differentiate(const Recorded<BatchNormActOp>& node, const Tensors& grads, const Tensors& kept) {
   return differentiate_forward(node, grads, kept);
 }
-Tensors BatchNormActDropoutOp::differentiate(const GradNode<BatchNormActDropoutOp>& node, const Tensors& grads,
+Tensors BatchNormActDropoutOp::differentiate(const Recorded<BatchNormActDropoutOp>& node, const Tensors& grads,
                                              const Tensors& kept) {
   return differentiate_forward(node, grads, kept);
 }
@@ -271,7 +278,7 @@ PyObject* python_batch_norm_act(PythonArguments& arguments) {
   const OptionalTensor num_batches_tracked = arguments.optional_tensor();
   const double p = arguments.probability();
   const std::optional<int64_t> seed = arguments.seed();
-  if (!arguments.fit()) return nullptr;
+  if (!arguments.fit() || !is_countable(num_batches_tracked, input)) return nullptr;
   return arguments.released([&] {
     if (training && p > 0) {
       return output_of(BatchNormActDropoutOp{input, running_mean, running_var, num_batches_tracked, weight, bias,

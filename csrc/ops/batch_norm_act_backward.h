@@ -17,6 +17,8 @@ struct BatchNormAttributes {
   bool training;
   double eps;
   double p;  // of dropout
+
+  auto values() const { return std::tie(act, training, eps, p); }
 };
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -91,7 +93,7 @@ Gradients record_backward(const Op& a, const Tensor& rng_state, double p) {
 }
 
 template <class Op>
-Tensors differentiate_backward(const GradNode<Op>& node, const Tensors& grads, const Tensors& kept) {
+Tensors differentiate_backward(const Recorded<Op>& node, const Tensors& grads, const Tensors& kept) {
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode recording(true);
   const BatchNormAttributes& a = node.attributes;
@@ -145,7 +147,7 @@ struct BatchNormActBackwardOp {
     return input_gradients(*this, mean.const_data_ptr<double>(), rstd.const_data_ptr<double>(), {});
   }
   Results record() const { return record_backward(*this, Tensor(), 0); }
-  static Tensors differentiate(const GradNode<BatchNormActBackwardOp>& node, const Tensors& grads,
+  static Tensors differentiate(const Recorded<BatchNormActBackwardOp>& node, const Tensors& grads,
                                const Tensors& kept) {
     return differentiate_backward(node, grads, kept);
   }
@@ -184,7 +186,7 @@ struct BatchNormActDropoutBackwardOp {
                            recorded_mask(rate, state));
   }
   Results record() const { return record_backward(*this, rng_state, p); }
-  static Tensors differentiate(const GradNode<BatchNormActDropoutBackwardOp>& node, const Tensors& grads,
+  static Tensors differentiate(const Recorded<BatchNormActDropoutBackwardOp>& node, const Tensors& grads,
                                const Tensors& kept) {
     return differentiate_backward(node, grads, kept);
   }

@@ -10,6 +10,7 @@
 
 #include "calls/batch_norm_pool.h"
 #include "checks/max_pool.h"
+#include "ops/autocast.h"
 #include "ops/batch_norm.h"
 #include "ops/compositions.h"
 #include "ops/python.h"
@@ -28,6 +29,8 @@ struct Windows {
         padding(a.padding.vec()),
         dilation(a.dilation.vec()),
         ceil_mode(a.ceil_mode) {}
+
+  auto values() const { return std::tie(kernel_size, stride, padding, dilation, ceil_mode); }
 };
 
 struct MaxPoolAttributes {
@@ -35,6 +38,8 @@ struct MaxPoolAttributes {
   std::optional<Windows> windows{};
   bool training = false;
   double eps = 0;
+
+  auto values() const { return std::tie(act, windows, training, eps); }
 };
 
 PoolAxis pool_axis(const Tensor& input, const MaxPoolArguments& a, int axis) {
@@ -91,7 +96,7 @@ struct BatchNormActMaxPool2dBackwardOp {
 
   Results run() const;
   Results record() const;
-  static Tensors differentiate(const GradNode<BatchNormActMaxPool2dBackwardOp>& node, const Tensors& grads,
+  static Tensors differentiate(const Recorded<BatchNormActMaxPool2dBackwardOp>& node, const Tensors& grads,
                                const Tensors& kept);
 };
 
@@ -147,7 +152,7 @@ BatchNormActMaxPool2dBackwardOp::Results BatchNormActMaxPool2dBackwardOp::record
 }
 
 // The backward written in differentiable operations, and differentiated.
-Tensors BatchNormActMaxPool2dBackwardOp::differentiate(const GradNode<BatchNormActMaxPool2dBackwardOp>& node,
+Tensors BatchNormActMaxPool2dBackwardOp::differentiate(const Recorded<BatchNormActMaxPool2dBackwardOp>& node,
                                                        const Tensors& grads, const Tensors& kept) {
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode recording(true);
@@ -188,7 +193,12 @@ struct BatchNormActMaxPool2dOp {
 
   Results run() const;
   Results record() const;
-  static Tensors differentiate(const GradNode<BatchNormActMaxPool2dOp>& node, const Tensors& grads,
+  Results cast() const {
+    const Tensor x = autocast_for(act, input);
+    return call(BatchNormActMaxPool2dOp{x, running_mean, running_var, num_batches_tracked, weight, bias, act, act_args,
+                                        kernel_size, stride, padding, dilation, ceil_mode, training, momentum, eps});
+  }
+  static Tensors differentiate(const Recorded<BatchNormActMaxPool2dOp>& node, const Tensors& grads,
                                const Tensors& kept);
 };
 
@@ -227,7 +237,8 @@ BatchNormActMaxPool2dOp::Results BatchNormActMaxPool2dOp::run() const {
                .mean = statistics.mean_data(),
                .rstd = statistics.rstd_data(),
                .training = training,
-               .momentum = momentum.value_or(-1),
+               .momentum = momentum.value_or(0),
+               .cumulative = !momentum && num_batches_tracked,
                .eps = eps,
                .workspace = nullptr},
       .pool = max_pool(input, windows()),
@@ -253,7 +264,7 @@ BatchNormActMaxPool2dOp::Results BatchNormActMaxPool2dOp::record() const {
   return results;
 }
 
-Tensors BatchNormActMaxPool2dOp::differentiate(const GradNode<BatchNormActMaxPool2dOp>& node, const Tensors& grads,
+Tensors BatchNormActMaxPool2dOp::differentiate(const Recorded<BatchNormActMaxPool2dOp>& node, const Tensors& grads,
                                                const Tensors& kept) {
   const auto& [act, windows, training, eps] = node.attributes;
   const OptionalTensor weight = or_none(kept[1]), bias = or_none(kept[2]);
@@ -293,7 +304,7 @@ PyObject* python_batch_norm_act_max_pool2d(PythonArguments& arguments) {
   const std::optional<double> momentum = arguments.optional_number();
   const double eps = arguments.number();
   const OptionalTensor num_batches_tracked = arguments.optional_tensor();
-  if (!arguments.fit()) return nullptr;
+  if (!arguments.fit() || !is_countable(num_batches_tracked, input)) return nullptr;
   return arguments.released([&] {
     return std::get<0>(call(BatchNormActMaxPool2dOp{input, running_mean, running_var, num_batches_tracked, weight, bias,
                                                     name_of(act), arguments_of(act), kernel_size, stride, padding,

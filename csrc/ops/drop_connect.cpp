@@ -35,6 +35,8 @@ constexpr int64_t kGroups = 8;       // sums of the gradient of the input that a
 struct Convolution {
   std::vector<int64_t> stride, padding, dilation;
   int64_t groups;
+
+  auto values() const { return std::tie(stride, padding, dilation, groups); }
 };
 
 // All samples and positions of a linear layer's tensor as the rows of a matrix.
@@ -43,6 +45,8 @@ Tensor as_matrix(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.fla
 // How input and weight are multiplied.
 struct Product {
   std::optional<Convolution> convolution;  // else a linear layer's
+
+  auto values() const { return std::tie(convolution); }
 
   Tensor apply(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const {
     if (!convolution) return at::linear(input, weight, bias);
@@ -226,6 +230,8 @@ struct DropConnect {
     double p;
     at::ScalarType dtype;  // that the dropped weight is multiplied in
     at::ScalarType weight_dtype;
+
+    auto values() const { return std::tie(product, p, dtype, weight_dtype); }
   };
   Attributes attributes;
   std::optional<int64_t> seed;
@@ -261,7 +267,7 @@ struct DropConnect {
     return {output, rng_state};
   }
 
-  static Tensors differentiate(const GradNode<DropConnect>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<DropConnect>& node, const Tensors& grads, const Tensors& kept) {
     const auto& [product, p, dtype, weight_dtype] = node.attributes;
     const Tensor &grad = grads[0], &input = kept[0], &weight = kept[1], &rng_state = kept[2];
     Tensors out(3);

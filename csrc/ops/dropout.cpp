@@ -27,6 +27,8 @@ void drop(const Tensor& x, const Tensor& y, const MaskSource& mask) {
 struct DropoutAttributes {
   double p;
   DropMode mode;
+
+  auto values() const { return std::tie(p, mode); }
 };
 
 // grad_output * the same mask. (The schemas say "scaling": torch's functionalisation has a parameter "mode" of its
@@ -55,12 +57,12 @@ struct DropoutBackwardOp {
     return dx;
   }
   Tensor record() const;
-  static Tensors differentiate(const GradNode<DropoutBackwardOp>& node, const Tensors& grads, const Tensors& kept);
+  static Tensors differentiate(const Recorded<DropoutBackwardOp>& node, const Tensors& grads, const Tensors& kept);
 };
 
 // Linear in its input: the gradient of the gradient is the same call.
 template <class Op>
-Tensors gradient_of(const GradNode<Op>& node, const Tensors& grads, const Tensors& kept) {
+Tensors gradient_of(const Recorded<Op>& node, const Tensors& grads, const Tensors& kept) {
   const auto& [p, mode] = node.attributes;
   return {call(DropoutBackwardOp{grads[0], kept[0], p, name_of(mode)})};
 }
@@ -74,7 +76,7 @@ Tensor DropoutBackwardOp::record() const {
   return result;
 }
 
-Tensors DropoutBackwardOp::differentiate(const GradNode<DropoutBackwardOp>& node, const Tensors& grads,
+Tensors DropoutBackwardOp::differentiate(const Recorded<DropoutBackwardOp>& node, const Tensors& grads,
                                          const Tensors& kept) {
   return gradient_of(node, grads, kept);
 }
@@ -112,7 +114,7 @@ struct DropoutOp {
     gradient.of(output);
     return {output, rng_state};
   }
-  static Tensors differentiate(const GradNode<DropoutOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<DropoutOp>& node, const Tensors& grads, const Tensors& kept) {
     return gradient_of(node, grads, kept);
   }
 };
@@ -153,7 +155,7 @@ struct DropoutInPlaceOp {
     gradient.of_changed(input);
     return rng_state;
   }
-  static Tensors differentiate(const GradNode<DropoutInPlaceOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<DropoutInPlaceOp>& node, const Tensors& grads, const Tensors& kept) {
     return gradient_of(node, grads, kept);
   }
 };

@@ -36,6 +36,8 @@ struct FeatureDropoutAttributes {
   int64_t mask_dims;
   double p;
   DropMode mode;
+
+  auto values() const { return std::tie(mask_dims, p, mode); }
 };
 
 // grad_output * the same mask.
@@ -63,13 +65,13 @@ struct FeatureDropoutBackwardOp {
     return dx;
   }
   Tensor record() const;
-  static Tensors differentiate(const GradNode<FeatureDropoutBackwardOp>& node, const Tensors& grads,
+  static Tensors differentiate(const Recorded<FeatureDropoutBackwardOp>& node, const Tensors& grads,
                                const Tensors& kept);
 };
 
 // Linear in its input: the gradient of the gradient is the same call.
 template <class Op>
-Tensor gradient_of(const GradNode<Op>& node, const Tensors& grads, const Tensors& kept) {
+Tensor gradient_of(const Recorded<Op>& node, const Tensors& grads, const Tensors& kept) {
   const auto& [mask_dims, p, mode] = node.attributes;
   return call(FeatureDropoutBackwardOp{grads[0], kept[0], mask_dims, p, name_of(mode)});
 }
@@ -83,7 +85,7 @@ Tensor FeatureDropoutBackwardOp::record() const {
   return result;
 }
 
-Tensors FeatureDropoutBackwardOp::differentiate(const GradNode<FeatureDropoutBackwardOp>& node, const Tensors& grads,
+Tensors FeatureDropoutBackwardOp::differentiate(const Recorded<FeatureDropoutBackwardOp>& node, const Tensors& grads,
                                                 const Tensors& kept) {
   return {gradient_of(node, grads, kept)};
 }
@@ -123,7 +125,7 @@ struct FeatureDropoutOp {
     gradient.of(output);
     return {output, rng_state};
   }
-  static Tensors differentiate(const GradNode<FeatureDropoutOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<FeatureDropoutOp>& node, const Tensors& grads, const Tensors& kept) {
     return {node.wants(0) ? gradient_of(node, grads, kept) : Tensor(), node.wants(1) ? grads[0] : Tensor()};
   }
   // A residual may come in another dtype than the input: the sum is then of the wider type, as in stock.
@@ -170,7 +172,7 @@ struct FeatureDropoutInPlaceOp {
     gradient.of_changed(input);
     return rng_state;
   }
-  static Tensors differentiate(const GradNode<FeatureDropoutInPlaceOp>& node, const Tensors& grads,
+  static Tensors differentiate(const Recorded<FeatureDropoutInPlaceOp>& node, const Tensors& grads,
                                const Tensors& kept) {
     return {gradient_of(node, grads, kept)};
   }

@@ -9,6 +9,7 @@
 #include <c10/core/DeviceGuard.h>
 
 #include "checks/fractional_max_pool.h"
+#include "ops/autocast.h"
 #include "ops/compositions.h"
 #include "ops/grad_node.h"
 #include "ops/python.h"
@@ -101,6 +102,8 @@ struct PoolAttributes {
   std::vector<int64_t> kernel_size;
   bool channels_last = false;
   Activation act{};
+
+  auto values() const { return std::tie(input_size, kernel_size, channels_last, act); }
 };
 
 // The gradient of input, whose pooled dimensions are input_size. output is not needed for the identity.
@@ -127,7 +130,7 @@ struct FractionalMaxPoolBackwardOp {
 
   Tensor run() const;
   Tensor record() const;
-  static Tensors differentiate(const GradNode<FractionalMaxPoolBackwardOp>& node, const Tensors& grads,
+  static Tensors differentiate(const Recorded<FractionalMaxPoolBackwardOp>& node, const Tensors& grads,
                                const Tensors& kept);
 };
 
@@ -163,7 +166,7 @@ Tensor FractionalMaxPoolBackwardOp::record() const {
 
 // From the gradient of the backward's result to those of what it took: what lies at each window's maximum, times the
 // activation's derivative, and times grad_output and the derivative of that.
-Tensors FractionalMaxPoolBackwardOp::differentiate(const GradNode<FractionalMaxPoolBackwardOp>& node,
+Tensors FractionalMaxPoolBackwardOp::differentiate(const Recorded<FractionalMaxPoolBackwardOp>& node,
                                                    const Tensors& grads, const Tensors& kept) {
   const auto& [input_size, kernel_size, channels_last, act] = node.attributes;
   const Tensor &y = kept[kOutput], &dy = kept[kGradOutput];
@@ -203,7 +206,12 @@ struct FractionalMaxPoolOp {
 
   Results run() const;
   Results record() const;
-  static Tensors differentiate(const GradNode<FractionalMaxPoolOp>& node, const Tensors& grads, const Tensors& kept);
+  Results cast() const {
+    const Tensor x = autocast_for(act, autocast_for("fractional_max_pool", input));
+    const OptionalTensor s = autocast_for(act, autocast_for("fractional_max_pool", samples));
+    return call(FractionalMaxPoolOp{x, kernel_size, output_size, s, seed, act, act_args});
+  }
+  static Tensors differentiate(const Recorded<FractionalMaxPoolOp>& node, const Tensors& grads, const Tensors& kept);
 };
 
 FractionalMaxPoolOp::Results FractionalMaxPoolOp::run() const {
@@ -241,7 +249,7 @@ FractionalMaxPoolOp::Results FractionalMaxPoolOp::record() const {
   return results;
 }
 
-Tensors FractionalMaxPoolOp::differentiate(const GradNode<FractionalMaxPoolOp>& node, const Tensors& grads,
+Tensors FractionalMaxPoolOp::differentiate(const Recorded<FractionalMaxPoolOp>& node, const Tensors& grads,
                                            const Tensors& kept) {
   const auto& [input_size, kernel_size, channels_last, act] = node.attributes;
   const OptionalTensor output = or_none(kept[kOutput]), samples = or_none(kept[kSamples]);

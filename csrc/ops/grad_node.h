@@ -8,16 +8,20 @@
 //   gradient.keep(0, rng_state);
 //   gradient.of(output);  // output's gradient comes from this node
 // The operator's struct says what the node keeps and does:
-//   using Attributes = ...;
+//   using Attributes = ...;  // known to for_each_attribute
 //   static constexpr int kKept = 1;  // tensors
-//   static Tensors differentiate(const GradNode<DropoutOp>& node, const Tensors& grads, const Tensors& kept);
+//   static Tensors differentiate(const Recorded<DropoutOp>& node, const Tensors& grads, const Tensors& kept);
+// differentiate calls differentiable operators, so that gradients of any order follow from it.
 #pragma once
 
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <array>
 #include <mutex>
 
+#include "ops/attributes.h"
+#include "ops/one_thread.h"
 #include "ops/operator.h"
 
 namespace fusedtricks {
@@ -29,6 +33,26 @@ inline torch::autograd::Edge edge_to(const Tensor& t) {
   return t.defined() ? torch::autograd::impl::gradient_edge(t) : torch::autograd::Edge();
 }
 inline torch::autograd::Edge edge_to(const OptionalTensor& t) { return t ? edge_to(*t) : torch::autograd::Edge(); }
+
+// What a call recorded, besides tensors, and which gradients are asked for: of the node that the engine runs, or of a
+// node that was compiled into a graph.
+template <class Op>
+class Recorded {
+ public:
+  const typename Op::Attributes& attributes;
+
+  explicit Recorded(const typename Op::Attributes& recorded, const torch::autograd::Node* running)
+      : attributes(recorded), running_(running) {}
+  explicit Recorded(const typename Op::Attributes& recorded, const std::vector<bool>& wanted)
+      : attributes(recorded), wanted_(&wanted) {}
+
+  // Whether the gradient of an input is needed, by its number in differentiable().
+  bool wants(size_t input) const { return running_ ? running_->task_should_compute_output(input) : (*wanted_)[input]; }
+
+ private:
+  const torch::autograd::Node* running_ = nullptr;
+  const std::vector<bool>* wanted_ = nullptr;
+};
 
 template <class Op>
 class GradNode final : public torch::autograd::Node {
@@ -46,18 +70,63 @@ class GradNode final : public torch::autograd::Node {
     for (auto& saved : kept) saved.reset_data();
   }
 
-  // Whether the gradient of an input is needed, by its number in differentiable().
-  bool wants(size_t input) const { return task_should_compute_output(input); }
-
   Tensors apply(Tensors&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
-      return Tensors(num_outputs());
+    return differentiate(Recorded<Op>(attributes, this), grads, unpacked());
+  }
+
+  // For compiled autograd: what a compiled graph with this node depends on.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(name());
+    for_each_attribute([&](const auto& value) { args.collect(value); }, attributes);
+    for (const auto& saved : kept) args.collect(saved, /*is_output=*/true);
+  }
+
+  // For compiled autograd: puts a call of this node's function into the graph. The attributes are part of the function.
+  Tensors apply_with_saved(const Tensors& grads, torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    for (auto& saved : kept) swap.before(saved);
+    std::vector<bool> wanted, is_kept;
+    for (size_t i = 0; i < next_edges().size(); ++i) wanted.push_back(task_should_compute_output(i));
+    std::vector<c10::IValue> tensors;
+    for (const Tensor& t : unpacked()) {
+      is_kept.push_back(t.defined());
+      if (t.defined()) tensors.emplace_back(t);
     }
+    const auto function = [attributes = attributes, wanted, is_kept](const Tensors& inputs,
+                                                                     const std::vector<c10::IValue>& saved) {
+      Tensors all;
+      for (size_t i = 0, next = 0; i < is_kept.size(); ++i) {
+        all.push_back(is_kept[i] ? saved[next++].toTensor() : Tensor());
+      }
+      return differentiate(Recorded<Op>(attributes, wanted), inputs, all);
+    };
+    using namespace torch::dynamo::autograd;
+    const auto& compiler = getPyCompilerInterface();
+    const auto bound = compiler->bind_function(swap.get_py_compiler(), name(), function,
+                                               std::vector<at::TypePtr>(tensors.size(), at::TensorType::get()),
+                                               /*is_custom_function=*/true, /*is_traceable=*/true);
+    const auto metadata = IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+        get_input_metadata(next_edges()));
+    Tensors results =
+        compiler->call_function(swap.get_py_compiler(), "apply_functional", bound, grads, tensors, metadata);
+    for (auto& saved : kept) swap.after(saved);
+    return results;
+  }
+
+ private:
+  Tensors unpacked() {
     Tensors tensors;
     tensors.reserve(kept.size());
     for (const auto& saved : kept) tensors.push_back(saved.unpack(getptr()));
-    return Op::differentiate(*this, grads, tensors);
+    return tensors;
+  }
+
+  static Tensors differentiate(const Recorded<Op>& node, const Tensors& grads, const Tensors& kept) {
+    if (!std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
+      return Tensors(std::tuple_size_v<decltype(std::declval<const Op&>().differentiable())>);
+    }
+    const OneThreadIfForked one_thread;
+    return Op::differentiate(node, grads, kept);
   }
 };
 

@@ -22,6 +22,7 @@ AnyFunction KernelSlot::missing(c10::DeviceType device) const {
 }
 
 void KernelSlot::fill(c10::DeviceType device, const std::vector<NamedFunction>& provided) {
+  loaded()[place(device)] = true;
   for (KernelSlot* slot : all()) {
     for (const NamedFunction& each : provided) {
       if (std::string_view(each.name) == slot->name_) slot->functions_[place(device)] = each.function;

@@ -25,6 +25,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
 
@@ -34,6 +35,7 @@
 #include <vector>
 
 #include "ops/fields.h"
+#include "ops/one_thread.h"
 
 namespace fusedtricks {
 
@@ -77,6 +79,7 @@ struct Unpacked<Op, std::tuple<F...>> {
 
   template <Results (*function)(const Op&)>
   static Results call(F... fields) {
+    const OneThreadIfForked one_thread;
     return function(Op{std::forward<F>(fields)...});
   }
 };
@@ -152,10 +155,26 @@ void bump_versions(const std::tuple<T...>& changed) {
   std::apply([](const auto&... t) { (bump_version(t), ...); }, changed);
 }
 
+// RuntimeError, as stock's, where t may not be written to.
+inline void check_writable(const Tensor& t) {
+  TORCH_CHECK(!t.defined() || !t.is_inference() || c10::InferenceMode::is_enabled(),
+              "Inplace update to inference tensor outside InferenceMode is not allowed. "
+              "You can make a clone to get a normal tensor before doing inplace update.");
+}
+inline void check_writable(const OptionalTensor& t) {
+  if (t) check_writable(*t);
+}
+
+template <class Op>
+void check_writable_arguments(const Op& op) {
+  if constexpr (has_changed<Op>) std::apply([](const auto&... t) { (check_writable(t), ...); }, op.changed());
+}
+
 // Calls run() below autograd, so that nothing is recorded, and bumps the version of the arguments that it changes.
 template <class Op>
 typename Op::Results call_below(const Op& op) {
   const bool plain = is_plain(op);
+  check_writable_arguments(op);
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
     return plain ? op.run() : dispatch(op);
@@ -194,6 +213,7 @@ void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack)
 
 template <class Op>
 typename Op::Results run(const Op& op) {
+  check_writable_arguments(op);
   return op.run();
 }
 

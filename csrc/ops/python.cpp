@@ -7,6 +7,8 @@
 
 #include <deque>
 
+#include "calls/kernel.h"
+#include "core/dtypes.h"
 #include "ops/python.h"
 
 namespace fusedtricks {
@@ -17,8 +19,15 @@ std::deque<PyMethodDef>& methods() {
   return all;
 }
 
+// Whether a transform or torch.jit.trace is active.
 bool in_transform() {
-  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  constexpr c10::DispatchKeySet modes({c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::Tracer});
+  return c10::impl::tls_local_dispatch_key_set().included_.has_any(modes);
+}
+
+bool has_kernels(const at::Tensor& t) {
+  return is_supported(t.scalar_type()) && t.layout() == at::kStrided && !t.is_nested() && !t.is_neg() &&
+         KernelSlot::is_loaded(t.device().type());
 }
 
 }  // namespace
@@ -71,6 +80,11 @@ const at::Tensor* PythonArguments::plain_tensor(PyObject* value) {
 }
 
 const at::Tensor& PythonArguments::tensor() {
+  const at::Tensor& t = tensor_of_any_dtype();
+  return fits_ && !has_kernels(t) ? unfit<const at::Tensor&>(t) : t;
+}
+
+const at::Tensor& PythonArguments::tensor_of_any_dtype() {
   static const at::Tensor undefined;
   const at::Tensor* t = plain_tensor(next());
   return t ? *t : unfit<const at::Tensor&>(undefined);

@@ -2,8 +2,8 @@
 // time that a generic binding takes.
 //
 // A function answers None for every call that is not an ordinary one: an argument of another type than it takes, a
-// subclass of Tensor, a transform or a forward-mode gradient. The Python function around it then knows what to do or
-// what to say, and nothing has happened yet.
+// subclass of Tensor, a dtype, layout or device without kernels, a transform, a tracer or a forward-mode gradient. The
+// Python function around it then knows what to do or what to say, and nothing has happened yet.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/activation_functions.h"
+#include "ops/one_thread.h"
 
 struct _object;  // Python's PyObject, whose headers the sources of operators do without
 using PyObject = _object;
@@ -40,7 +41,9 @@ class PythonArguments {
   PythonArguments(PyObject* const* values, ptrdiff_t count) : values_(values), count_(count) {}
 
   // Each reads the next argument. What it answers counts only where fit() does.
+  // A tensor that there are kernels for.
   const at::Tensor& tensor();
+  const at::Tensor& tensor_of_any_dtype();
   std::optional<at::Tensor> optional_tensor();
   double number();
   std::optional<double> optional_number();
@@ -64,12 +67,14 @@ class PythonArguments {
   PyObject* released(const F& f) const {
     if constexpr (std::is_void_v<decltype(f())>) {
       const WithoutGil released;
+      const OneThreadIfForked one_thread;
       f();
       return nullptr;
     } else {
       at::Tensor result;
       {
         const WithoutGil released;
+        const OneThreadIfForked one_thread;
         result = f();
       }
       return to_python(std::move(result));

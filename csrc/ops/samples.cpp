@@ -42,6 +42,8 @@ Tensor add_to(const OptionalTensor& base, const Tensor& rows, const Tensor& inde
 struct SamplesAttributes {
   double scale = 1;
   c10::SymInt samples = 0;  // of the batch, symbolic where a graph for any size is traced
+
+  auto values() const { return std::tie(scale, samples); }
 };
 
 // scale * input[index].
@@ -73,7 +75,7 @@ struct SelectSamplesOp {
     gradient.of(result);
     return result;
   }
-  static Tensors differentiate(const GradNode<SelectSamplesOp>& node, const Tensors& grads, const Tensors& kept);
+  static Tensors differentiate(const Recorded<SelectSamplesOp>& node, const Tensors& grads, const Tensors& kept);
 };
 
 // As many samples of zeros, with scale * rows[j] in place of sample index[j].
@@ -104,12 +106,12 @@ struct PlaceSamplesOp {
     gradient.of(result);
     return result;
   }
-  static Tensors differentiate(const GradNode<PlaceSamplesOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<PlaceSamplesOp>& node, const Tensors& grads, const Tensors& kept) {
     return {call(SelectSamplesOp{grads[0], kept[0], node.attributes.scale})};
   }
 };
 
-Tensors SelectSamplesOp::differentiate(const GradNode<SelectSamplesOp>& node, const Tensors& grads,
+Tensors SelectSamplesOp::differentiate(const Recorded<SelectSamplesOp>& node, const Tensors& grads,
                                        const Tensors& kept) {
   return {call(PlaceSamplesOp{grads[0], kept[0], node.attributes.samples, node.attributes.scale})};
 }
@@ -140,7 +142,7 @@ struct AddSamplesOp {
     gradient.of(result);
     return result;
   }
-  static Tensors differentiate(const GradNode<AddSamplesOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<AddSamplesOp>& node, const Tensors& grads, const Tensors& kept) {
     Tensors out(2);
     if (node.wants(0)) out[0] = grads[0];
     if (node.wants(1)) out[1] = call(SelectSamplesOp{grads[0], kept[0], node.attributes.scale});
@@ -173,7 +175,7 @@ struct BranchSamplesOp {
     gradient.of(skip);
     return {rows, skip};
   }
-  static Tensors differentiate(const GradNode<BranchSamplesOp>& node, const Tensors& grads, const Tensors& kept) {
+  static Tensors differentiate(const Recorded<BranchSamplesOp>& node, const Tensors& grads, const Tensors& kept) {
     const Tensor &rows = grads[0], &skip = grads[1], &index = kept[0];
     if (!rows.defined()) return {skip};
     if (skip.defined()) return {call(AddSamplesOp{skip, rows, index, 1})};
@@ -185,7 +187,7 @@ const Operators<AddSamplesOp, SelectSamplesOp, PlaceSamplesOp, BranchSamplesOp> 
 
 // add_samples(input, rows, index, scale)
 PyObject* python_add_samples(PythonArguments& arguments) {
-  const Tensor &input = arguments.tensor(), &rows = arguments.tensor(), &index = arguments.tensor();
+  const Tensor &input = arguments.tensor(), &rows = arguments.tensor(), &index = arguments.tensor_of_any_dtype();
   const double scale = arguments.number();
   if (!arguments.fit()) return nullptr;
   return arguments.released([&] { return call(AddSamplesOp{input, rows, index, scale}); });
@@ -193,14 +195,14 @@ PyObject* python_add_samples(PythonArguments& arguments) {
 
 // select_samples(input, index)
 PyObject* python_select_samples(PythonArguments& arguments) {
-  const Tensor &input = arguments.tensor(), &index = arguments.tensor();
+  const Tensor &input = arguments.tensor(), &index = arguments.tensor_of_any_dtype();
   if (!arguments.fit()) return nullptr;
   return arguments.released([&] { return call(SelectSamplesOp{input, index, 1}); });
 }
 
 // branch_samples(input, index): the rows and the skip connection.
 PyObject* python_branch_samples(PythonArguments& arguments) {
-  const Tensor &input = arguments.tensor(), &index = arguments.tensor();
+  const Tensor &input = arguments.tensor(), &index = arguments.tensor_of_any_dtype();
   if (!arguments.fit()) return nullptr;
   Tensor skip;
   PyObject* rows = arguments.released([&] {

@@ -1,9 +1,13 @@
 """The operators as functions, with the arguments of `torch.nn.functional`.
 
-Each goes through PyTorch's dispatcher to one C++ or CUDA kernel per direction. `torch.func` transforms and forward-mode
-differentiation do not support C++ autograd functions, so there the same values come from the eager composition in
-`fusedtricks.eager`. So they do when a model is exported in evaluation mode (`torch.export`, ONNX): the exported model
-then needs none of our operators.
+Each goes through PyTorch's dispatcher to one C++ or CUDA kernel per direction. The kernels take dense float32, float64,
+bfloat16 and float16 tensors. For any other tensor (integers, sparse and nested tensors, DTensor and other subclasses,
+devices without a backend) stock's functions answer, with stock's result or error; `fallbacks()` counts such calls, and
+with `FUSEDTRICKS_STRICT=1` in the environment they raise NotImplementedError.
+
+`torch.func` transforms and forward-mode differentiation do not support C++ autograd functions, so there the same values
+come from the eager composition in `fusedtricks.eager`. So they do when a model is traced by `torch.jit.trace`, or
+exported in evaluation mode (`torch.export`, ONNX): what comes out then needs none of our operators.
 """
 
 from ._act_dropout import act_dropout
@@ -43,6 +47,7 @@ from ._feature_dropout import (
     feature_alpha_dropout,
 )
 from ._fractional_max_pool import fractional_max_pool2d, fractional_max_pool3d
+from ._kernels import fallbacks
 from ._samples import add_samples, branch_samples, select_samples
 
 __all__ = [
@@ -65,6 +70,7 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "elu",
+    "fallbacks",
     "feature_alpha_dropout",
     "fractional_max_pool2d",
     "fractional_max_pool3d",

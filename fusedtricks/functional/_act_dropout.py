@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _C, eager
-from ._arguments import activation_arguments, check_dropout, check_types, signed_seed
+from ._arguments import activation_arguments, check_dropout, check_tensors, signed_seed
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
@@ -51,7 +51,6 @@ def act_dropout(
         ValueError: unknown `act`; `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `x` is not a tensor; `act_kwargs` that the activation does not take.
         RuntimeError: the shape, dtype or device of the bias or residual does not match `x`.
-        NotImplementedError: `x` has another dtype, or is on a device without a backend.
     """
     arguments = (x, bias, residual, act, act_kwargs, p, training, seed)
     y = None if is_dynamo_compiling() else _C.act_dropout(*arguments)
@@ -62,7 +61,7 @@ def _check(x: Any, bias: Any, residual: Any, act: Any, act_kwargs: Any, p: Any, 
     activation_arguments(act, act_kwargs)
     check_dropout(p)
     signed_seed(seed)
-    check_types("act_dropout", {"x": x, "bias": bias, "residual": residual}, {"p": p})
+    check_tensors("act_dropout", x=x, bias=bias, residual=residual)
 
 
 def _operator(
@@ -85,5 +84,6 @@ _ROUTE = Route(
     check=_check,
     operator=_operator,
     composition=eager.act_dropout,
+    numbers=("p",),
     is_exported=lambda p, training, **others: p == 0 or not training,
 )

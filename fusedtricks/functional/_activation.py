@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .. import _C, eager
-from ._arguments import activation_arguments, check_types
+from ._arguments import activation_arguments, check_tensors
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
@@ -29,7 +31,6 @@ def activation(input: Tensor, act: str, *, inplace: bool = False, **act_kwargs: 
     Raises:
         ValueError: unknown `act`.
         TypeError: a parameter that the activation does not take; `input` is not a tensor.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
     if has_torch_function_unary(input):
@@ -44,7 +45,7 @@ def _activation(input: Tensor, act: str, inplace: bool, act_kwargs: dict[str, fl
 
 
 def _check(input: Any, act: str, inplace: Any, act_kwargs: dict[str, float]) -> None:
-    check_types(act, {"input": input}, {})
+    check_tensors(act, input=input)
 
 
 def _operator(input: Tensor, act: str, inplace: bool, act_kwargs: dict[str, float]) -> Tensor:
@@ -61,12 +62,26 @@ def _composition(input: Tensor, act: str, inplace: bool, act_kwargs: dict[str, f
     return input.copy_(eager.activation(input.clone(), act, **act_kwargs))
 
 
+_IN_PLACE = {"relu", "relu6", "leaky_relu", "elu", "selu", "silu", "mish", "hardswish", "hardsigmoid"}
+"""Activations that stock has in place."""
+
+
+def _stock(input: Tensor, act: str, inplace: bool, act_kwargs: dict[str, float]) -> Tensor:
+    function: Callable[..., Tensor] = F.hardsigmoid if act == "hardsigmoid" else eager.FORMULAS[act]
+    if not inplace:
+        return function(input, **act_kwargs)
+    if act in _IN_PLACE:
+        return function(input, inplace=True, **act_kwargs)
+    return input.copy_(function(input, **act_kwargs))
+
+
 _ROUTE = Route(
     _activation,
     ("input",),
     check=_check,
     operator=_operator,
     composition=_composition,
+    stock=_stock,
     is_exported=lambda **arguments: True,
 )
 
@@ -110,7 +125,10 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
 
     Raises:
         RuntimeError: `approximate` is neither "none" nor "tanh".
+        TypeError: `approximate` is not a string.
     """
+    if not isinstance(approximate, str):
+        raise TypeError(f"gelu(): argument 'approximate' must be str, not {type(approximate).__name__}")
     if approximate not in ("none", "tanh"):
         raise RuntimeError(f"approximate argument must be either none or tanh, but got {approximate!r}")
     act = "gelu" if approximate == "none" else "gelu_tanh"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _C
@@ -31,25 +33,29 @@ def activation_arguments(act: str, act_kwargs: Mapping[str, float] | None) -> li
         if name not in parameters:
             takes = ", ".join(parameters) or "none"
             raise TypeError(f"act_kwargs: {act} has no parameter {name!r}; it takes: {takes}")
-    return [_number(act, name, act_kwargs.get(name, default)) for name, default in parameters.items()]
+    return [float(as_number(act, name, act_kwargs.get(name, default))) for name, default in parameters.items()]
 
 
-def _number(act: str, name: str, value: Any) -> float:
-    try:
+def as_number(op: str, name: str, value: Any) -> Any:
+    """What stock takes for a number (one of Python's or numpy's, a tensor without dimensions) as one of Python's.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        return value
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad and not value.is_complex():
+        return value.item()
+    if type(value).__module__ == "numpy" and isinstance(value, numbers.Real):
         return float(value)
-    except (TypeError, ValueError):
-        kind = type(value).__name__
-        raise TypeError(f"{act}(): argument {name!r} must be a number, not {kind}") from None
+    raise TypeError(f"{op}(): argument {name!r} must be a number, not {type(value).__name__}")
 
 
-def check_types(op: str, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-    """TypeError for the first argument of a wrong type. Only the first of `tensors` must not be None."""
+def check_tensors(op: str, **tensors: Any) -> None:
+    """TypeError for the first argument that is no tensor. Only the first of them must not be None."""
     for i, (name, value) in enumerate(tensors.items()):
         if not isinstance(value, Tensor) and (i == 0 or value is not None):
             raise TypeError(f"{op}(): argument {name!r} must be Tensor, not {type(value).__name__}")
-    for name, value in numbers.items():
-        if value is not None and not isinstance(value, (int, float)):
-            raise TypeError(f"{op}(): argument {name!r} must be a number, not {type(value).__name__}")
 
 
 def signed_seed(seed: int | None) -> int | None:
@@ -65,8 +71,7 @@ def signed_seed(seed: int | None) -> int | None:
 
 def check_dropout(p: float, mode: str = "inverted") -> None:
     """ValueError unless 0 <= p <= 1 and the mode is known; TypeError if p is not a number."""
-    check_types("dropout", {}, {"p": p})
-    if not 0.0 <= p <= 1.0:
+    if not 0.0 <= as_number("dropout", "p", p) <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if mode not in ("inverted", "classic"):
         raise ValueError(f"mode has to be 'inverted' or 'classic', but got {mode!r}")

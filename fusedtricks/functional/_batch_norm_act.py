@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _C, eager
-from ._arguments import activation_arguments, check_dropout, check_types, signed_seed
+from ._arguments import activation_arguments, check_dropout, check_tensors, signed_seed
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
@@ -54,7 +55,8 @@ def batch_norm_act(
             statistics, without dropout.
         momentum: weight of the batch in the running statistics (the lecture's α), or None for a cumulative average.
         eps: added to the variance.
-        num_batches_tracked: int64 scalar that counts the batches in training, or None. `momentum=None` needs it.
+        num_batches_tracked: int64 scalar that counts the batches in training, or None. Without it, `momentum=None`
+            leaves the running statistics as they are.
         p: probability of *dropping* a value of the result, in [0, 1]; kept values are divided by 1 - p. A layer without
             running statistics uses batch statistics (`training=True`) in evaluation too; it must pass 0 there.
         seed: 64-bit seed of the mask. None draws one from torch's generator if anything is dropped.
@@ -64,9 +66,8 @@ def batch_norm_act(
 
     Raises:
         ValueError: unknown `act`; in training `eps` not positive, only one value per channel, only one of the running
-            statistics, or `momentum` outside [0, 1]; `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
+            statistics; `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor; `act_kwargs` that the activation does not take.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         IndexError: `input` has fewer than 2 dimensions.
         RuntimeError: a tensor's shape, dtype or device does not match `input`; evaluation without running statistics.
     """
@@ -78,27 +79,47 @@ def batch_norm_act(
     return otherwise(_ROUTE, *arguments) if y is None else y
 
 
+_COUNT = "num_batches_tracked"
 _TENSORS = ("input", "running_mean", "running_var", "weight", "bias", "residual")
 
 
 def check_batch_norm_act(
     *, act: Any, act_kwargs: Any, momentum: Any, eps: Any, p: Any = 0.0, seed: Any = None, **others: Any
 ) -> None:
-    """TypeError or ValueError for arguments that are wrong for any tensors."""
+    """TypeError, ValueError or OverflowError for arguments that are wrong for any tensors."""
     activation_arguments(act, act_kwargs)
+    for number in (eps, 0 if momentum is None else momentum):
+        float(number)
     check_dropout(p)
     signed_seed(seed)
-    tensors = {name: others[name] for name in (*_TENSORS, "num_batches_tracked") if name in others}
-    check_types("batch_norm_act", tensors, {"momentum": momentum, "eps": eps})
+    check_tensors("batch_norm_act", **{name: others[name] for name in (*_TENSORS, _COUNT) if name in others})
+
+
+def counted(operator: Callable[..., Any], input: Tensor, arguments: dict[str, Any]) -> Any:
+    """Calls an operator with BatchNorm's arguments.
+
+    What the operators cannot count in, a tensor of any other kind than an int64 scalar on the input's device, is
+    counted in here, as in stock's modules.
+    """
+    count = arguments[_COUNT]
+    if count is None or not arguments["training"]:
+        return operator(input, **arguments | {_COUNT: None})
+    if count.dim() == 0 and count.dtype == torch.int64 and count.device == input.device:
+        return operator(input, **arguments)
+    momentum = eager.average_factor(arguments["momentum"], count)
+    result = operator(input, **arguments | {_COUNT: None, "momentum": momentum})
+    count.add_(1)
+    return result
 
 
 def _operator(
-    *, act: str, act_kwargs: Mapping[str, float] | None, training: bool, p: float, seed: int | None, **others: Any
+    *, input: Tensor, act: str, act_kwargs: Mapping[str, float] | None, p: float, seed: int | None, **others: Any
 ) -> Tensor:
-    settings = {"act": act, "act_args": activation_arguments(act, act_kwargs), "training": training}
-    if training and p > 0:
-        return ops.batch_norm_act_dropout(**others, **settings, p=p, seed=signed_seed(seed))[0]
-    return ops.batch_norm_act(**others, **settings)[0]
+    arguments = others | {"act": act, "act_args": activation_arguments(act, act_kwargs)}
+    if others["training"] and p > 0:
+        arguments |= {"p": p, "seed": signed_seed(seed)}
+        return counted(ops.batch_norm_act_dropout, input, arguments)[0]
+    return counted(ops.batch_norm_act, input, arguments)[0]
 
 
 _ROUTE = Route(
@@ -107,5 +128,7 @@ _ROUTE = Route(
     check=check_batch_norm_act,
     operator=_operator,
     composition=eager.batch_norm_act,
+    numbers=("eps", "p"),
+    optional_numbers=("momentum",),
     is_exported=lambda training, **others: not training,
 )

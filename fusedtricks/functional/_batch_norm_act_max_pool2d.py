@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .. import _C, eager
 from ._arguments import activation_arguments
-from ._batch_norm_act import batch_norm_act, check_batch_norm_act
+from ._batch_norm_act import batch_norm_act, check_batch_norm_act, counted
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 Pair = int | Sequence[int]
@@ -73,7 +74,6 @@ def batch_norm_act_max_pool2d(
     Raises:
         ValueError: `input` does not have 4 dimensions; also as in `batch_norm_act`.
         TypeError: `input` is not a tensor; a window argument is not an integer; also as in `batch_norm_act`.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: `F.max_pool2d` does not take the windows, or they do not fit into the image; the image is empty;
             a tensor's shape, dtype or device does not match `input`; evaluation without running statistics.
     """
@@ -102,19 +102,20 @@ def pool_arguments(kernel_size: Pair, stride: Pair | None, padding: Pair, dilati
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"ceil_mode must be bool, not {type(ceil_mode).__name__}")
     kernel = _pair("kernel_size", kernel_size)
-    omitted = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
+    omitted = stride is None or (isinstance(stride, (list, tuple)) and len(stride) == 0)
     strides = kernel if omitted else _pair("stride", stride)
     return kernel, strides, _pair("padding", padding), _pair("dilation", dilation), ceil_mode
 
 
 def _pair(name: str, value: Any) -> list[int]:
-    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
+        if isinstance(number, bool) or not (isinstance(number, torch.SymInt) or hasattr(number, "__index__")):
             raise TypeError(f"{name} must be an int or a pair of ints, not {type(number).__name__}")
     if len(numbers) not in (1, 2):
         raise RuntimeError(f"{name} must be an int or a pair of ints, got {len(numbers)} of them")
-    return numbers * (3 - len(numbers))
+    integers: list[Any] = [n if isinstance(n, torch.SymInt) else operator.index(n) for n in numbers]
+    return integers * (3 - len(integers))
 
 
 def _fits_a_byte(input: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> bool:
@@ -159,14 +160,20 @@ def _pooled_by_stock(**arguments: Any) -> Tensor | None:
 
 def _operator(**arguments: Any) -> Tensor:
     windows, others = _windows(**arguments)
-    act_args = activation_arguments(others["act"], others.pop("act_kwargs"))
+    others["act_args"] = activation_arguments(others["act"], others.pop("act_kwargs"))
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    return ops.batch_norm_act_max_pool2d(**others, act_args=act_args, **dict(zip(names, windows, strict=True)))[0]
+    others |= dict(zip(names, windows, strict=True))
+    return counted(ops.batch_norm_act_max_pool2d, others.pop("input"), others)[0]
 
 
 def _composition(**arguments: Any) -> Tensor:
     windows, others = _windows(**arguments)
     _check_windows(others["input"], windows)
+    return eager.batch_norm_act_max_pool2d(windows=windows, **others)
+
+
+def _stock(**arguments: Any) -> Tensor:
+    windows, others = _windows(**arguments)
     return eager.batch_norm_act_max_pool2d(windows=windows, **others)
 
 
@@ -176,6 +183,9 @@ _ROUTE = Route(
     check=_check,
     operator=_operator,
     composition=_composition,
+    stock=_stock,
+    numbers=("eps",),
+    optional_numbers=("momentum",),
     shortcut=_pooled_by_stock,
     is_exported=lambda training, **others: not training,
 )

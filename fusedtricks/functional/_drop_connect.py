@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
-from ._arguments import check_dropout, check_types, signed_seed
+from ._arguments import check_dropout, check_tensors, signed_seed
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 Sizes = int | Sequence[int]
@@ -50,11 +50,10 @@ def drop_connect_linear(
     Raises:
         ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` or `weight` is not a tensor.
-        NotImplementedError: a tensor has another dtype, or is on a device without a backend.
         RuntimeError: the tensors' shapes, dtypes or devices do not match.
     """
     y = None
-    if training and p and not is_dynamo_compiling():
+    if training is True and p and not is_dynamo_compiling():
         y = _C.drop_connect_linear(input, weight, bias, p, seed)
     return otherwise(_LINEAR, input, weight, bias, p, training, seed) if y is None else y
 
@@ -62,8 +61,8 @@ def drop_connect_linear(
 def _check_linear(input: Any, weight: Any, bias: Any, p: Any, training: Any, seed: Any) -> None:
     check_dropout(p)
     signed_seed(seed)
-    check_types("drop_connect_linear", {"input": input}, {})
-    check_types("drop_connect_linear", {"weight": weight, "bias": bias}, {})
+    check_tensors("drop_connect_linear", input=input)
+    check_tensors("drop_connect_linear", weight=weight, bias=bias)
 
 
 def _linear(
@@ -85,6 +84,7 @@ _LINEAR = Route(
     check=_check_linear,
     operator=_linear_operator,
     composition=lambda training, **others: eager.drop_connect_linear(**others),
+    numbers=("p",),
     shortcut=_linear,
 )
 
@@ -166,8 +166,8 @@ def _convolution(function: Callable[..., Tensor], n: int) -> Route:
     def check(input: Any, weight: Any, bias: Any, p: Any, training: Any, seed: Any, **geometry: Any) -> None:
         check_dropout(p)
         signed_seed(seed)
-        check_types(name, {"input": input}, {})
-        check_types(name, {"weight": weight, "bias": bias}, {})
+        check_tensors(name, input=input)
+        check_tensors(name, weight=weight, bias=bias)
 
     def stock(p: float, training: bool, seed: int | None, **arguments: Any) -> Tensor | None:
         return eager.CONVOLUTIONS[n](**arguments) if not training or p == 0 else None
@@ -178,6 +178,7 @@ def _convolution(function: Callable[..., Tensor], n: int) -> Route:
         check=check,
         operator=lambda training, **others: _convolve(name, n, **others),
         composition=lambda training, **others: eager.drop_connect_convolution(**others),
+        numbers=("p",),
         shortcut=stock,
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _C, eager
-from ._arguments import check_dropout, check_types, signed_seed
+from ._arguments import check_dropout, check_tensors, signed_seed
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
@@ -44,11 +45,10 @@ def dropout(
     Raises:
         ValueError: `p` outside [0, 1] or NaN; unknown `mode`; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
     y = None
-    if training and mode in ("inverted", "classic") and not is_dynamo_compiling():
+    if training is True and mode in ("inverted", "classic") and not is_dynamo_compiling():
         y = _C.dropout(input, p, mode, seed, inplace)
     return otherwise(_ROUTE, input, p, training, inplace, seed, mode) if y is None else y
 
@@ -62,7 +62,7 @@ def drop_by_operator(input: Tensor, p: float, mode: str, seed: int | None, inpla
 
 
 def drop_by_composition(input: Tensor, p: float, mode: str, seed: int | None, inplace: bool) -> Tensor:
-    """The same with stock PyTorch."""
+    """The same with stock PyTorch's operators."""
     result = eager.dropout(input, p, seed=seed, mode=mode)
     return input.copy_(result) if inplace else result
 
@@ -70,7 +70,7 @@ def drop_by_composition(input: Tensor, p: float, mode: str, seed: int | None, in
 def _check(input: Any, p: Any, training: Any, inplace: Any, seed: Any, mode: Any) -> None:
     check_dropout(p, mode)
     signed_seed(seed)
-    check_types("dropout", {"input": input}, {"p": p})
+    check_tensors("dropout", input=input)
 
 
 def _undropped(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None, mode: str) -> Tensor | None:
@@ -81,11 +81,19 @@ def _undropped(input: Tensor, p: float, training: bool, inplace: bool, seed: int
     return input.mul_(1 - p) if inplace else input * (1 - p)
 
 
+def _stock(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None, mode: str) -> Tensor:
+    if seed is None and mode == "inverted":
+        return F.dropout(input, p, training, inplace)
+    return drop_by_composition(input, p, mode, seed, inplace)
+
+
 _ROUTE = Route(
     dropout,
     ("input",),
     check=_check,
     operator=lambda training, **others: drop_by_operator(**others),
     composition=lambda training, **others: drop_by_composition(**others),
+    stock=_stock,
+    numbers=("p",),
     shortcut=_undropped,
 )

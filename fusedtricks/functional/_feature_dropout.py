@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _C, eager
-from ._arguments import check_dropout, check_types, signed_seed
+from ._arguments import check_dropout, check_tensors, signed_seed
 from ._dropout import drop_by_composition, drop_by_operator
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
@@ -35,9 +37,8 @@ def dropout1d(
         ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
         RuntimeError: `input` has another number of dimensions; `inplace` on a leaf that requires grad.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
     """
-    y = _dropped_channels(input, _DIMS_1D, p, seed, inplace) if training else None
+    y = _dropped_channels(input, _DIMS_1D, p, seed, inplace) if training is True else None
     return otherwise(_DROPOUT1D, input, p, training, inplace, seed) if y is None else y
 
 
@@ -47,13 +48,13 @@ def dropout2d(
     """Equivalent to `F.dropout2d(input, p, training, inplace)`, with different random numbers. See `dropout1d`.
 
     Args:
-        input: (N, C, H, W); like stock, (N, C, L) is treated as in `dropout1d`.
+        input: (N, C, H, W); like stock, others with samples and channels are taken with a warning.
         p: probability of dropping a channel, in [0, 1].
         training: apply dropout; otherwise return the input.
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
     """
-    y = _dropped_channels(input, _DIMS_2D, p, seed, inplace) if training else None
+    y = _dropped_channels(input, _DIMS_2D, p, seed, inplace) if training is True else None
     return otherwise(_DROPOUT2D, input, p, training, inplace, seed) if y is None else y
 
 
@@ -63,13 +64,13 @@ def dropout3d(
     """Equivalent to `F.dropout3d(input, p, training, inplace)`, with different random numbers. See `dropout1d`.
 
     Args:
-        input: (N, C, D, H, W), or (C, D, H, W).
+        input: (N, C, D, H, W), or (C, D, H, W); like stock, others are taken with a warning.
         p: probability of dropping a channel, in [0, 1].
         training: apply dropout; otherwise return the input.
         inplace: write the result over `input`.
         seed: 64-bit seed of the mask. None draws one from torch's generator.
     """
-    y = _dropped_channels(input, _DIMS_3D, p, seed, inplace) if training else None
+    y = _dropped_channels(input, _DIMS_3D, p, seed, inplace) if training is True else None
     return otherwise(_DROPOUT3D, input, p, training, inplace, seed) if y is None else y
 
 
@@ -95,11 +96,10 @@ def alpha_dropout(
     Raises:
         ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: `inplace` on a leaf that requires grad.
     """
     y = None
-    if training and not is_dynamo_compiling():
+    if training is True and not is_dynamo_compiling():
         y = _C.dropout(input, p, "alpha", seed, inplace)
     return otherwise(_ALPHA_DROPOUT, input, p, training, inplace, seed) if y is None else y
 
@@ -122,10 +122,9 @@ def feature_alpha_dropout(
         ValueError: `p` outside [0, 1] or NaN; `seed` does not fit 64 bits.
         TypeError: `input` is not a tensor.
         RuntimeError: `input` has fewer than 2 dimensions; `inplace` on a leaf that requires grad.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
     """
     y = None
-    if training and isinstance(input, Tensor) and input.dim() >= 2 and not is_dynamo_compiling():
+    if training is True and isinstance(input, Tensor) and input.dim() >= 2 and not is_dynamo_compiling():
         y = _C.feature_dropout(input, None, 2, p, "alpha", seed, inplace)
     return otherwise(_FEATURE_ALPHA_DROPOUT, input, p, training, inplace, seed) if y is None else y
 
@@ -162,10 +161,9 @@ def drop_path(
         ValueError: `p` outside [0, 1] or NaN; unknown `mode`; `seed` does not fit 64 bits.
         TypeError: `x` is not a tensor.
         RuntimeError: `residual` has another shape, dtype or device; `x` has no dimension for samples.
-        NotImplementedError: `x` has another dtype, or is on a device without a backend.
     """
     y = None
-    if training and p and mode in _MASK_DIMS and not is_dynamo_compiling() and _have_one_shape(x, residual):
+    if training is True and p and mode in _MASK_DIMS and not is_dynamo_compiling() and _have_one_shape(x, residual):
         scaling = "inverted" if scale_by_keep else "classic"
         y = _C.feature_dropout(x, residual, _MASK_DIMS[mode], p, scaling, seed, False)
     arguments = (x, p, residual, mode, training, scale_by_keep, seed)
@@ -181,7 +179,7 @@ def _have_one_shape(x: Any, residual: Any) -> bool:
 
 # Number of input dimensions -> number of leading dimensions that the mask has.
 _DIMS_1D = {2: 1, 3: 2}
-_DIMS_2D = {3: 2, 4: 2}  # like stock, (N, C, L) is treated as in dropout1d
+_DIMS_2D = {4: 2}
 _DIMS_3D = {4: 1, 5: 2}
 
 
@@ -212,38 +210,92 @@ def _unchanged(input: Tensor, p: float, training: bool, **others: Any) -> Tensor
     return input if not training or p == 0 else None
 
 
-def _channels(function: Callable[..., Tensor], dims: dict[int, int], expected: str, mode: str = "inverted") -> Route:
-    """The route of a channel dropout. Empty `dims` allow any input with samples and channels."""
+def _channels(
+    function: Callable[..., Tensor],
+    dims: dict[int, int],
+    check_dims: Callable[[Tensor], None],
+    mask_dims: int = 2,
+    mode: str = "inverted",
+) -> Route:
+    """The route of a channel dropout. mask_dims: of the mask for an input with other dimensions than `dims`."""
     op = function.__name__
+    stock = getattr(F, op)
 
     def check(input: Any, p: Any, training: Any, inplace: Any, seed: Any) -> None:
         check_dropout(p)
         signed_seed(seed)
-        check_types(op, {"input": input}, {})
-        if dims and input.dim() not in dims:
-            raise RuntimeError(f"{op}: Expected {expected} input, but received a {input.dim()}D input")
-        if not dims and input.dim() < 2:
+        check_tensors(op, input=input)
+        check_dims(input)
+
+    def by_operator(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
+        return _drop_by_operator(input, None, dims.get(input.dim(), mask_dims), p, mode, seed, inplace)
+
+    def by_composition(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
+        return _drop_by_composition(input, None, dims.get(input.dim(), mask_dims), p, mode, seed, inplace)
+
+    def by_stock(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
+        if seed is None:
+            return stock(input, p, training, inplace)
+        return by_composition(input, p, training, inplace, seed)
+
+    return Route(
+        function,
+        ("input",),
+        check=check,
+        operator=by_operator,
+        composition=by_composition,
+        stock=by_stock,
+        numbers=("p",),
+        shortcut=_unchanged,
+    )
+
+
+def _check_dims_1d(input: Tensor) -> None:
+    if input.dim() not in _DIMS_1D:
+        raise RuntimeError(f"dropout1d: Expected 2D or 3D input, but received a {input.dim()}D input")
+
+
+def _has_channels(op: str) -> Callable[[Tensor], None]:
+    def check(input: Tensor) -> None:
+        if input.dim() < 2:
             raise RuntimeError(f"{op}: input has {input.dim()} dimensions; at least 2 are needed")
 
-    def operator(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
-        return _drop_by_operator(input, None, dims.get(input.dim(), 2), p, mode, seed, inplace)
-
-    def composition(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
-        return _drop_by_composition(input, None, dims.get(input.dim(), 2), p, mode, seed, inplace)
-
-    return Route(function, ("input",), check=check, operator=operator, composition=composition, shortcut=_unchanged)
+    return check
 
 
-_DROPOUT1D = _channels(dropout1d, _DIMS_1D, "2D or 3D")
-_DROPOUT2D = _channels(dropout2d, _DIMS_2D, "4D")
-_DROPOUT3D = _channels(dropout3d, _DIMS_3D, "4D or 5D")
-_FEATURE_ALPHA_DROPOUT = _channels(feature_alpha_dropout, {}, "", mode="alpha")
+def _check_dims_2d(input: Tensor) -> None:
+    """As stock, takes other inputs than images with a warning."""
+    _has_channels("dropout2d")(input)
+    if input.dim() == 3:
+        warnings.warn("dropout2d: Received a 3D input and drops channels of (N, C, L); use dropout1d", stacklevel=5)
+    elif input.dim() != 4:
+        warnings.warn(f"dropout2d: Received a {input.dim()}D input; it takes 4D, (N, C, H, W)", stacklevel=5)
+
+
+def _check_dims_3d(input: Tensor) -> None:
+    """As stock, takes other inputs than volumes with a warning, and drops their first dimension's elements."""
+    if input.dim() < 1:
+        raise RuntimeError("dropout3d: input has 0 dimensions; at least 1 is needed")
+    if input.dim() not in _DIMS_3D:
+        warnings.warn(f"dropout3d: Received a {input.dim()}D input; it takes 4D or 5D, (N, C, D, H, W)", stacklevel=5)
+
+
+_DROPOUT1D = _channels(dropout1d, _DIMS_1D, _check_dims_1d)
+_DROPOUT2D = _channels(dropout2d, _DIMS_2D, _check_dims_2d)
+_DROPOUT3D = _channels(dropout3d, _DIMS_3D, _check_dims_3d, mask_dims=1)
+_FEATURE_ALPHA_DROPOUT = _channels(feature_alpha_dropout, {}, _has_channels("feature_alpha_dropout"), mode="alpha")
 
 
 def _check_alpha(input: Any, p: Any, training: Any, inplace: Any, seed: Any) -> None:
     check_dropout(p)
     signed_seed(seed)
-    check_types("alpha_dropout", {"input": input}, {"p": p})
+    check_tensors("alpha_dropout", input=input)
+
+
+def _alpha_by_stock(input: Tensor, p: float, training: bool, inplace: bool, seed: int | None) -> Tensor:
+    if seed is None:
+        return F.alpha_dropout(input, p, training, inplace)
+    return drop_by_composition(input, p, "alpha", seed, inplace)
 
 
 _ALPHA_DROPOUT = Route(
@@ -252,6 +304,8 @@ _ALPHA_DROPOUT = Route(
     check=_check_alpha,
     operator=lambda training, **others: drop_by_operator(mode="alpha", **others),
     composition=lambda training, **others: drop_by_composition(mode="alpha", **others),
+    stock=_alpha_by_stock,
+    numbers=("p",),
     shortcut=_unchanged,
 )
 
@@ -261,7 +315,7 @@ def _check_drop_path(x: Any, p: Any, residual: Any, mode: Any, training: Any, sc
     signed_seed(seed)
     if mode not in _MASK_DIMS:
         raise ValueError(f"mode has to be 'row' or 'batch', but got {mode!r}")
-    check_types("drop_path", {"x": x, "residual": residual}, {})
+    check_tensors("drop_path", x=x, residual=residual)
     if residual is not None and residual.shape != x.shape:
         shapes = tuple(residual.shape), tuple(x.shape)
         raise RuntimeError(f"drop_path: residual has shape {shapes[0]}; it needs that of x, {shapes[1]}")
@@ -293,5 +347,6 @@ _DROP_PATH = Route(
     check=_check_drop_path,
     operator=lambda **arguments: _drop_by_operator(**_as_mask(**arguments)),
     composition=lambda **arguments: _drop_by_composition(**_as_mask(**arguments)),
+    numbers=("p",),
     shortcut=_undropped,
 )

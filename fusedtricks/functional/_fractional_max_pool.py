@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, eager
-from ._arguments import activation_arguments, check_types, signed_seed
+from ._arguments import activation_arguments, as_number, check_tensors, signed_seed
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
@@ -34,7 +34,7 @@ def check_fractional_max_pool(
     if any(length <= 0 for length in kernel):
         raise ValueError(f"kernel_size must be greater than 0, but got {kernel_size}")
     size = None if output_size is None else _integers(op, "output_size", output_size, rank)
-    ratio = None if output_ratio is None else _ratios(op, output_ratio, rank)
+    ratio = None if size is not None else _ratios(op, output_ratio, rank)
     arguments = activation_arguments(act, act_kwargs)
     if not torch.compiler.is_compiling():  # it could not trace this; the operator checks too
         _C.check_monotone(act, arguments)
@@ -43,17 +43,20 @@ def check_fractional_max_pool(
 
 def _integers(op: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
     values = value if isinstance(value, Sequence) else (value,) * rank
-    if isinstance(value, str) or not all(isinstance(v, torch.SymInt) or hasattr(v, "__index__") for v in values):
+    if isinstance(value, (str, bytes)) or not all(_is_integer(v) for v in values):
         raise TypeError(f"{op}(): argument {name!r} must be an int or a tuple of {rank} ints, not {value!r}")
     if len(values) != rank:
         raise RuntimeError(f"{op}: {name} must either be a single int or a tuple of {rank} ints, but got {value}")
     return tuple(v if isinstance(v, torch.SymInt) else operator.index(v) for v in values)  # type: ignore[misc]
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, torch.SymInt) or (hasattr(value, "__index__") and not isinstance(value, bool))
+
+
 def _ratios(op: str, value: Any, rank: int) -> tuple[float, ...]:
     ratios = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    if not all(isinstance(ratio, (int, float)) for ratio in ratios):
-        raise TypeError(f"{op}(): argument 'output_ratio' must be a number or a tuple of {rank} numbers, not {value!r}")
+    ratios = tuple(as_number(op, "output_ratio", ratio) for ratio in ratios)
     if len(ratios) != rank:
         raise ValueError(f"{op} requires output_ratio to be a single number or a tuple of {rank}, but got {value}")
     if not all(0 < ratio < 1 for ratio in ratios):
@@ -113,7 +116,6 @@ def fractional_max_pool2d(
         TypeError: an argument has the wrong type; `act_kwargs` that the activation does not take.
         RuntimeError: `output_size` is below 1 or the windows do not fit; `input` has another rank or no channels; the
             shape, dtype or device of `_random_samples` does not match `input`; a size has the wrong number of values.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
     """
     arguments = (input, kernel_size, output_size, output_ratio, return_indices, _random_samples, act, act_kwargs, seed)
     return otherwise(_POOL2D, *arguments)
@@ -227,7 +229,7 @@ def _route(function: Callable[..., Any], rank: int) -> Route:
         **others: Any,
     ) -> None:
         check_fractional_max_pool(op, kernel_size, output_size, output_ratio, act, act_kwargs, rank)
-        check_types(op, {"input": input, "_random_samples": _random_samples}, {})
+        check_tensors(op, input=input, _random_samples=_random_samples)
         signed_seed(seed)
 
     return Route(

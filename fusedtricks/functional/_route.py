@@ -14,6 +14,9 @@ import torch
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ._arguments import as_number
+from ._kernels import note_fallback, why_no_kernel
+
 __all__ = ["Route", "is_dynamo_compiling", "ops", "otherwise"]
 
 ops = torch.ops.fusedtricks
@@ -36,6 +39,9 @@ class Route:
         check: raises TypeError or ValueError for invalid arguments.
         operator: calls the operator through PyTorch's dispatcher.
         composition: the same in stock PyTorch, for transforms that C++ autograd functions do not support.
+        stock: the same for tensors that there are no kernels for; as close to stock as possible, also in its errors.
+        numbers: names of the arguments that are numbers; what stock takes for one becomes a Python number.
+        optional_numbers: the same for arguments that may be None.
         shortcut: the result if there is nothing to compute or stock computes it, else None.
         is_exported: whether models are exported with the composition, so that they need none of our operators.
     """
@@ -48,6 +54,9 @@ class Route:
         check: Callable[..., None],
         operator: Callable[..., Any],
         composition: Callable[..., Any],
+        stock: Callable[..., Any] | None = None,
+        numbers: Sequence[str] = (),
+        optional_numbers: Sequence[str] = (),
         shortcut: Callable[..., Any] = _nothing,
         is_exported: Callable[..., bool] = _never,
     ) -> None:
@@ -57,6 +66,9 @@ class Route:
         self.check = check
         self.operator = operator
         self.composition = composition
+        self.stock = stock or composition
+        self.numbers = tuple(numbers)
+        self.optional_numbers = tuple(optional_numbers)
         self.shortcut = shortcut
         self.is_exported = is_exported
         self.names = tuple(parameter.name for parameter in parameters)
@@ -70,11 +82,16 @@ def otherwise(route: Route, *arguments: Any) -> Any:
     if has_torch_function(tensors):
         by_name = dict(zip(route.names[route.positional :], arguments[route.positional :], strict=True))
         return handle_torch_function(route.function, tensors, *arguments[: route.positional], **by_name)
+    _check_types(route, named)
     route.check(**named)
     result = route.shortcut(**named)
     if result is not None:
         return result
     compiling = torch.compiler.is_compiling()
+    if reason := why_no_kernel(tensors):
+        if not compiling:
+            note_fallback(_describe(route, named), reason)
+        return route.stock(**named)
     if compiling and torch.compiler.is_exporting() and route.is_exported(**named):
         return route.composition(**named)
     if not compiling and needs_composition():
@@ -82,6 +99,25 @@ def otherwise(route: Route, *arguments: Any) -> Any:
     return route.operator(**named)
 
 
+def _check_types(route: Route, named: dict[str, Any]) -> None:
+    """TypeError for a number or a flag of another type. Numbers become Python's."""
+    op = route.function.__name__
+    given = (name for name in route.optional_numbers if named[name] is not None)
+    for name in (*route.numbers, *given):
+        named[name] = as_number(op, name, named[name])
+    if not isinstance(named.get("training", True), bool):
+        raise TypeError(f"{op}(): argument 'training' must be bool, not {type(named['training']).__name__}")
+
+
+def _describe(route: Route, named: dict[str, Any]) -> str:
+    name = route.function.__name__.lstrip("_")
+    return f"{name}({named['act']})" if "act" in named else name
+
+
 def needs_composition() -> bool:
-    """Whether a transform that C++ autograd functions do not support is active."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    """Whether a transform that C++ autograd functions do not support is active, or a trace that others shall read."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _C, eager
-from ._arguments import check_types
+from ._arguments import check_tensors
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 
@@ -34,7 +34,6 @@ def add_samples(input: Tensor, rows: Tensor, index: Tensor, scale: float = 1.0) 
         IndexError: an index is outside the batch (CPU); `input` has no dimensions.
         ValueError: an index occurs twice (CPU).
         TypeError: an argument is not a tensor.
-        NotImplementedError: `input` has another dtype, or is on a device without a backend.
         RuntimeError: the tensors' shapes, dtypes or devices do not match.
     """
     y = None if is_dynamo_compiling() else _C.add_samples(input, rows, index, scale)
@@ -72,9 +71,9 @@ def branch_samples(input: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(op: str) -> Callable[..., None]:
-    def check(scale: Any = 1.0, **tensors: Any) -> None:
+    def check(scale: float = 1.0, **tensors: Any) -> None:
         for name, value in tensors.items():
-            check_types(op, {name: value}, {"scale": scale})
+            check_tensors(op, **{name: value})
 
     return check
 
@@ -85,6 +84,7 @@ _ADD = Route(
     check=_check("add_samples"),
     operator=lambda input, rows, index, scale: ops.add_samples(input, rows, index, scale),
     composition=eager.add_samples,
+    numbers=("scale",),
 )
 _SELECT = Route(
     select_samples,

@@ -19,7 +19,7 @@ constexpr bool kMayPersist = Walk::pack > 1 && !std::is_same_v<T, double>;
 // double the number of kernels, nor for a cumulative average, whose batches are counted in the same kernel.
 template <class T, class Walk>
 std::optional<PersistentPlan<Walk>> persistent_plan(const BatchNormForward& a, Path path) {
-  if (path == Path::kTwo || !a.training || a.drops() || (a.momentum < 0 && a.running_mean)) return std::nullopt;
+  if (path == Path::kTwo || !a.training || a.drops() || (a.cumulative && a.running_mean)) return std::nullopt;
   const PersistentPlan<Walk> plan(a.layout, /*tensors=*/1, merge_bytes<Moments<OpMath<T>>>(Walk::channels));
   return plan.is_used(path) ? std::optional(plan) : std::nullopt;
 }

@@ -28,7 +28,7 @@ def _activation_forward(stock: type[nn.Module]) -> Callable[..., Tensor]:
 
 
 def _norm_forward(self: Any, input: Tensor) -> Tensor:
-    if not members.has_kernels(input) or not norms.has_usual_state(self):
+    if not members.has_kernels(input):
         return nn.modules.batchnorm._BatchNorm.forward(self, input)
     return batch_norm_act_of(self, input, None, "identity", None)
 

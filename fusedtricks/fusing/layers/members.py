@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ... import _build_info, eager
+from ... import eager
 from ... import nn as ftnn
+from ...functional._kernels import DEVICES, why_no_kernel
 from . import activations
 from .classes import is_changed, is_unchanged, remember
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_DEVICES = {"cpu", "meta", *(name for name in _build_info.backends if name == "cuda")}
 _BATCH_NORM_FORWARDS = {_BatchNorm.forward}
 _DROPOUTS: set[type[nn.Module]] = {nn.Dropout, ftnn.Dropout}
 _FRACTIONAL_POOLS: set[type[nn.Module]] = {nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
@@ -89,16 +87,14 @@ def any_global_hooks() -> bool:
 
 def has_kernels(input: Any) -> bool:
     """Whether there are kernels for a tensor. False during export, because exported models use stock operators."""
-    if not isinstance(input, Tensor) or input.dtype not in DTYPES or input.device.type not in _DEVICES:
+    if not isinstance(input, Tensor) or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if input.layout is not torch.strided or input.is_nested or torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False
-    return type(input) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(input)
+    return not why_no_kernel((input,))
 
 
 def runs_on(input: Tensor) -> bool:
     """Whether there is a backend for a tensor's device."""
-    return input.device.type in _DEVICES
+    return input.device.type in DEVICES
 
 
 def is_ours_alone(input: Any) -> bool:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ... import eager
 from ... import functional as F
+from ...functional._kernels import DTYPES
 from ...functional._route import is_dynamo_compiling
 from ...nn.batchnorm import batch_norm_act_of, norm_state
 from ..layers import activations, members
 from ..layers.members import (
-    DTYPES,
     PLAIN,
     Activation,
     Addition,
@@ -33,7 +33,6 @@ from ..layers.members import (
 from . import masks
 
 stock = torch.nn.functional
-_INT64 = torch.int64
 Norm = nn.Module | Mapping[str, Any]
 Pool = nn.Module | tuple[Any, ...]
 _Tensor = Tensor | None
@@ -78,9 +77,6 @@ def norm_act_at_once(
     """Runs `norm_act` without checking the members, which are known to be plain; None if stock may have to run."""
     if is_dynamo_compiling() or input.dtype not in DTYPES or not (input.is_cpu or members.runs_on(input)):
         return None
-    count, momentum = norm._buffers.get("num_batches_tracked"), norm.momentum
-    if count is None or count.dtype is not _INT64 or momentum is None or not 0 <= momentum <= 1:
-        return None  # there may be more that stock takes; `has_usual_state` decides
     if residual is not None and not _is_alike(input, residual, residual_first):
         return None
     if act.__class__ is not str:
@@ -116,16 +112,9 @@ def _state(norm: Norm, input: Tensor) -> _State | None:
         tensors = (norm.get("running_mean"), norm.get("running_var"), norm.get("weight"), norm.get("bias"))
         settings: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
         settings.update({name: norm[name] for name in settings if name in norm})
-        return (tensors, settings) if 0 <= settings["momentum"] <= 1 else None
+        return tensors, settings
     is_plain = members.is_batch_norm(norm) and not members.has_hooks(norm) and not members.any_global_hooks()
-    return norm_state(norm, input) if is_plain and has_usual_state(norm) else None
-
-
-def has_usual_state(norm: Any) -> bool:
-    """Whether the operator supports a BatchNorm's settings and buffers; stock supports some more."""
-    count, momentum = norm.num_batches_tracked, norm.momentum
-    counts = count is not None and count.dtype is torch.int64
-    return (counts or (count is None and momentum is not None)) and (momentum is None or 0 <= momentum <= 1)
+    return norm_state(norm, input) if is_plain else None
 
 
 def _normalised(norm: Norm, input: Tensor) -> Tensor:
