@@ -25,10 +25,24 @@ bool in_transform() {
   return c10::impl::tls_local_dispatch_key_set().included_.has_any(modes);
 }
 
-bool has_kernels(const at::Tensor& t) {
-  return is_supported(t.scalar_type()) && t.layout() == at::kStrided && !t.is_nested() && !t.is_neg() &&
-         KernelSlot::is_loaded(t.device().type());
+// Whether t is dense, and on a device with kernels.
+bool is_dense(const at::Tensor& t) {
+  return t.layout() == at::kStrided && !t.is_nested() && !t.is_neg() && KernelSlot::is_loaded(t.device().type());
 }
+
+bool has_kernels(const at::Tensor& t) { return is_supported(t.scalar_type()) && is_dense(t); }
+
+// has_kernels(tensor, *others): True for plain tensors that kernels take, the others in any dtype, or None.
+PyObject* python_has_kernels(PythonArguments& arguments) {
+  arguments.tensor();
+  while (arguments.has_next()) {
+    const std::optional<at::Tensor> other = arguments.optional_tensor();
+    if (other && !is_dense(*other)) return nullptr;
+  }
+  return arguments.fit() ? PyBool_FromLong(1) : nullptr;
+}
+
+const PythonFunction functions[] = {PythonFunction::of<python_has_kernels>("has_kernels")};
 
 }  // namespace
 

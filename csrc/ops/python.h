@@ -59,6 +59,7 @@ class PythonArguments {
   // All arguments that are left: the parameters of the activation of that name.
   Activation activation_of(std::string_view name);
 
+  bool has_next() const { return next_ < count_; }
   // Whether all arguments were read and fit, and no mode is on that an ordinary call does not take part in.
   bool fit() const;
 

@@ -108,14 +108,21 @@ def pool_arguments(kernel_size: Pair, stride: Pair | None, padding: Pair, dilati
 
 
 def _pair(name: str, value: Any) -> list[int]:
+    if type(value) is int:
+        return [value, value]
     numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
-    for number in numbers:
-        if isinstance(number, bool) or not (isinstance(number, torch.SymInt) or hasattr(number, "__index__")):
-            raise TypeError(f"{name} must be an int or a pair of ints, not {type(number).__name__}")
-    if len(numbers) not in (1, 2):
-        raise RuntimeError(f"{name} must be an int or a pair of ints, got {len(numbers)} of them")
-    integers: list[Any] = [n if isinstance(n, torch.SymInt) else operator.index(n) for n in numbers]
+    integers = [_integer(name, number) for number in numbers]
+    if len(integers) not in (1, 2):
+        raise RuntimeError(f"{name} must be an int or a pair of ints, got {len(integers)} of them")
     return integers * (3 - len(integers))
+
+
+def _integer(name: str, number: Any) -> Any:
+    if type(number) is int or isinstance(number, torch.SymInt):
+        return number
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name} must be an int or a pair of ints, not {type(number).__name__}")
+    return operator.index(number)
 
 
 def _fits_a_byte(input: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> bool:

@@ -51,7 +51,9 @@ def _integers(op: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, torch.SymInt) or (hasattr(value, "__index__") and not isinstance(value, bool))
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return True
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def _ratios(op: str, value: Any, rank: int) -> tuple[float, ...]:

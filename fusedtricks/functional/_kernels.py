@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def note_fallback(call: str, reason: str) -> None:
         _fallbacks[f"{call}: {reason}"] += 1
 
 
-def why_no_kernel(tensors: Iterable[Tensor | None]) -> str:
+def why_no_kernel(tensors: Sequence[Tensor | None]) -> str:
     """Why there is no kernel for a call with these tensors, or "". Of the first, the dtype counts too."""
     first = True
     for tensor in tensors:

@@ -14,6 +14,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
+from .. import _C
 from ._arguments import as_number
 from ._kernels import note_fallback, why_no_kernel
 
@@ -88,7 +89,8 @@ def otherwise(route: Route, *arguments: Any) -> Any:
     if result is not None:
         return result
     compiling = torch.compiler.is_compiling()
-    if reason := why_no_kernel(tensors):
+    plain = not compiling and _C.has_kernels(*tensors)
+    if not plain and (reason := why_no_kernel(tensors)):
         if not compiling:
             note_fallback(_describe(route, named), reason)
         return route.stock(**named)
@@ -102,9 +104,11 @@ def otherwise(route: Route, *arguments: Any) -> Any:
 def _check_types(route: Route, named: dict[str, Any]) -> None:
     """TypeError for a number or a flag of another type. Numbers become Python's."""
     op = route.function.__name__
-    given = (name for name in route.optional_numbers if named[name] is not None)
-    for name in (*route.numbers, *given):
+    for name in route.numbers:
         named[name] = as_number(op, name, named[name])
+    for name in route.optional_numbers:
+        if named[name] is not None:
+            named[name] = as_number(op, name, named[name])
     if not isinstance(named.get("training", True), bool):
         raise TypeError(f"{op}(): argument 'training' must be bool, not {type(named['training']).__name__}")
 
@@ -119,5 +123,5 @@ def needs_composition() -> bool:
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )
