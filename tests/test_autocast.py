@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from twins import LENGTH, TWINS, Outcome, Twin, outcome, values
 
 import fusedtricks.functional as ftF
 import fusedtricks.nn as ftnn
+from fusedtricks import _C
+from fusedtricks.functional import ACTIVATIONS
 
 INPUTS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CASTS = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -134,3 +138,28 @@ def test_dtypes(name, autocast, whole):
                 k: (ours.get(k), stock.get(k)) for k in {**ours, **stock} if ours.get(k) != stock.get(k)
             }
     assert different == {}, "(ours, stock)"
+
+
+def _listed(macro: str) -> set[str]:
+    """The functions of one of torch's autocast lists for CUDA, as its headers have it."""
+    header = (Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h").read_text()
+    found = re.search(rf"#define {macro}\(_\)(.*?[^\\])\n", header, re.DOTALL)
+    assert found is not None
+    return set(re.findall(r"_\((\w+)", found[1]))
+
+
+def test_cuda_by_table():
+    """Without a GPU: what an operator is computed in follows the list for what it is composed of."""
+    in_float32, in_half = _listed("AT_FORALL_FP32"), _listed("AT_FORALL_LOWER_PRECISION_FP")
+    assert "exp" in in_float32 and "conv2d" in in_half
+    names = {"gelu_tanh": "gelu"}
+    for act in ACTIVATIONS:
+        stock = names.get(act, act)
+        assert stock not in in_half
+        assert _C.autocasts_to_float32(act, "cuda") == (stock in in_float32), act
+        assert not _C.autocasts_to_float32(act, "cpu")
+    others = {"batch_norm", "native_batch_norm", "dropout", "native_dropout", "max_pool2d", "feature_dropout"}
+    pools = {"fractional_max_pool2d", "fractional_max_pool3d"}
+    assert not (others | pools) & (in_float32 | in_half)
+    assert not _C.autocasts_to_float32("fractional_max_pool", "cuda")
+    assert _C.autocasts_to_float32("fractional_max_pool", "cpu")
