@@ -12,7 +12,7 @@
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/where.h>
 
-#include <unordered_map>
+#include <iterator>
 
 namespace fusedtricks {
 namespace {
@@ -76,14 +76,13 @@ Tensor softplus(const Tensor& t, const Activation& act) {
   return choose(t * f.beta <= f.threshold, at::sigmoid(t * f.beta), 1);
 }
 
-const std::unordered_map<std::string_view, Slope> slopes{
-    {"identity", one}, {"relu", relu}, {"relu6", relu6},         {"leaky_relu", leaky_relu},   {"elu", elu},
-    {"selu", selu},    {"gelu", gelu}, {"gelu_tanh", gelu_tanh}, {"sigmoid", sigmoid},         {"tanh", tanh},
-    {"silu", silu},    {"mish", mish}, {"hardswish", hardswish}, {"hardsigmoid", hardsigmoid}, {"softplus", softplus},
-};
+// In the order of the list of activations.
+constexpr Slope slopes[] = {one,     relu, relu6, leaky_relu, elu,       selu,        gelu,    gelu_tanh,
+                            sigmoid, tanh, silu,  mish,       hardswish, hardsigmoid, softplus};
+static_assert(std::size(slopes) == Activations<double>::count, "one for each activation");
 
 }  // namespace
 
-Tensor activation_slope(const Activation& act, const Tensor& kept) { return slopes.at(act.info().name)(kept, act); }
+Tensor activation_slope(const Activation& act, const Tensor& kept) { return slopes[act.index](kept, act); }
 
 }  // namespace fusedtricks
