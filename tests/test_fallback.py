@@ -185,6 +185,17 @@ def test_calls_are_counted():
     assert sum(after.values()) == sum(before.values()) + 4
 
 
+def test_fused_models_count_and_are_strict(monkeypatch):
+    model = fusedtricks.fuse(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5)))
+    stock, x = nn.Sequential(nn.ReLU(), nn.Dropout(0.5)), KINDS["wrapped"]()
+    assert type(model(x)) is type(stock(x))
+    assert any(call.startswith("a fused model: the tensor subclass Wrapped") for call in fallbacks())
+    monkeypatch.setenv("FUSEDTRICKS_STRICT", "1")
+    with pytest.raises(NotImplementedError, match="a fused model.*Wrapped"):
+        model(x)
+    assert model(X).shape == X.shape
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     {

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ... import eager
 from ... import nn as ftnn
-from ...functional._kernels import DEVICES, why_no_kernel
+from ...functional._kernels import DEVICES, note_fallback, why_no_kernel
 from . import activations
 from .classes import is_changed, is_unchanged, remember
 
@@ -86,10 +86,19 @@ def any_global_hooks() -> bool:
 
 
 def has_kernels(input: Any) -> bool:
-    """Whether there are kernels for a tensor. False during export, because exported models use stock operators."""
+    """Whether there are kernels for a tensor. False during export, because exported models use stock operators.
+
+    Where there are none, stock's layers run: `functional.fallbacks` counts that.
+
+    Raises:
+        NotImplementedError: there are none, and `FUSEDTRICKS_STRICT` is set.
+    """
     if not isinstance(input, Tensor) or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    return not why_no_kernel((input,))
+    reason = why_no_kernel((input,))
+    if reason and not torch.compiler.is_compiling():
+        note_fallback("a fused model", reason)
+    return not reason
 
 
 def runs_on(input: Tensor) -> bool:
