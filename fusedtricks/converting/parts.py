@@ -15,7 +15,7 @@ from ..fusing.layers.classes import set_class
 from ..nn.batchnorm_pool import WINDOWS
 from ..stock import activation_layer
 from .layers import ActivatedMaxima, AddAfterFirst, AddAtEnd
-from .state import bare, hand_over, settings_of
+from .state import bare, hand_over, settings_of, share
 
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
     ftnn.BatchNormAct1d: nn.BatchNorm1d,
@@ -127,11 +127,27 @@ def joined(parts: list[nn.Module]) -> Joined | None:
         return _joined_norm(first, act, third)
     if kinds[0] is nn.Linear and (act := _activation(second)) and (drop := _dropout(third)):
         return Joined(3, ftnn.LinearActDropout, act | drop)
-    if (act := _activation(first)) and (drop := _dropout(second)):
+    if (act := _activation(first)) and (drop := _dropout(second)) and not _writes(first) and not _writes(second):
         return Joined(2, ftnn.ActDropout, act | drop)
     if kinds[0] in _OURS and (act := _activation(second)) and activations.never_decreases(**_named(act)):
         return Joined(2, _OURS[kinds[0]], act) if act["act"] != "identity" else None
     return None
+
+
+def joined_inside(parts: list[nn.Module]) -> Joined | None:
+    """The same in a longer container, where others may look at what the members return, and change their modes.
+
+    So dropout, pooling and what follows them stay apart, but for dropout that a linear layer begins: that has no mode.
+    """
+    if parts and type(parts[0]) is nn.Linear:
+        return joined(parts)
+    found = joined(parts[:2])
+    return found if found is not None and issubclass(found.kind, _BatchNorm) else None
+
+
+def _writes(part: Any) -> bool:
+    """Whether an activation or dropout writes to its input: that of a chain is somebody else's."""
+    return bool(getattr(part, "inplace", False))
 
 
 def _joined_norm(norm: nn.Module, act: dict[str, Any], third: Any) -> Joined | None:
@@ -182,11 +198,18 @@ def is_exposed(found: Joined) -> bool:
     return not is_norm and activations.keeps_result(found.settings["act"], found.settings["act_kwargs"])
 
 
-def join(parts: list[nn.Module], found: Joined, into: nn.Module | None = None) -> nn.Module:
-    """Makes the module, or makes `into` that module; it takes over the first part's state."""
-    ours = bare(found.kind, parts[0].training) if into is None else into
-    set_class(ours, found.kind)
-    if FIRST[found.kind] is not None:
-        hand_over(parts[0], ours, settings_of(type(parts[0])))
+def join(first: nn.Module, found: Joined, into: nn.Module | None = None) -> None:
+    """Makes the first part our module; or makes `into` that, with the first part's state, which it keeps too."""
+    ours = first if into is None else into
+    if into is not None and FIRST[found.kind] is not None:
+        share(first, into, settings_of(type(first)))
     vars(ours).update(found.settings)
-    return ours
+    set_class(ours, found.kind)
+
+
+def unfold(module: nn.Module) -> list[nn.Module]:
+    """Makes a module its own first part; returns all its parts."""
+    first, *rest = split(module)
+    hand_over(first, module, settings_of(type(first)))
+    set_class(module, type(first))
+    return [module, *rest]

@@ -57,6 +57,13 @@ def hand_over(giver: Any, taker: Any, settings: tuple[str, ...]) -> None:
             vars(taker)[name] = vars(giver).pop(name)
 
 
+def share(giver: Any, taker: Any, settings: tuple[str, ...]) -> None:
+    """The same, but the giver keeps all of it, so that who holds it sees the same tensors."""
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        vars(taker)[name] = vars(giver)[name]
+    vars(taker).update({name: vars(giver)[name] for name in settings if name in vars(giver)})
+
+
 def is_as_made(module: nn.Module) -> bool:
     """Whether a module of a stock class has only what its class gives it: no hooks, no attributes, all tensors."""
     kind = type(module)
@@ -66,8 +73,8 @@ def is_as_made(module: nn.Module) -> bool:
 
 
 def has_more(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether a module has other attributes than these and every module's."""
-    return bool({*vars(module)} - _OF_EVERY_MODULE - {*names})
+    """Whether a module has other attributes than these and every module's; private ones are marks of libraries."""
+    return any(not name.startswith("_") for name in {*vars(module)} - _OF_EVERY_MODULE - {*names})
 
 
 def has_hooks(module: nn.Module) -> bool:

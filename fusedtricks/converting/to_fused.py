@@ -25,19 +25,22 @@ def to_fused(model: Model, *, inplace: bool = False) -> Model:
     `fuse` finds more, and leaves a model's modules and keys as they are; this gives modules of ours.
 
     - BatchNorm, activations, dropout, fractional pooling, and what `to_stock` made of ours, one for one. Keys stay.
-    - In an `nn.Sequential`, neighbours that one of our modules does together: BatchNorm, an activation, and dropout or
-      `MaxPool2d`; a linear layer, an activation and dropout; an activation and dropout; fractional pooling and an
-      activation. Our module takes the first place, `nn.Identity` the others. Keys stay.
-    - An `nn.Sequential` that has nothing else becomes our module itself: `path.0.weight` becomes `path.weight`, and
-      `stock_keys` of the result maps them back.
+    - In an `nn.Sequential`, BatchNorm and an activation, or a linear layer, an activation and dropout. The first of
+      them becomes our module, the others `nn.Identity`. Keys stay.
+    - An `nn.Sequential` that has nothing else than such neighbours, or than BatchNorm, an activation, and dropout or
+      `MaxPool2d`; an activation and dropout; or fractional pooling and an activation, becomes our module itself:
+      `path.0.weight` becomes `path.weight`, and `stock_keys` of the result maps them back.
 
     Layers of exactly stock's classes only. Neighbours stay apart if one of them has hooks or attributes of its own, has
-    another place in the model, may be called without the container, or is in another mode. Layers that would keep
-    their result for backward stay stock where a forward that can be read changes that result in place.
+    another place in the model, or is in another mode; and if code of the model's classes may look into the container:
+    its source uses the container's name for more than a call (`self.layers[0]`, `for layer in self.layers`), or cannot
+    be read. Code elsewhere, such as a script's, is not looked at. Layers that would keep their result for backward stay
+    stock where a forward changes that result in place, or may, because it cannot be read.
 
     Args:
         model: any module. What `fuse` did to it is undone.
-        inplace: change this model instead of a deep copy. Its modules stay the same objects, but for joined neighbours.
+        inplace: change this model instead of a deep copy. Its modules stay the same objects, but for those whose place
+            `nn.Identity` takes or whose container becomes our module; parameters and buffers always do.
 
     Returns:
         The model with our modules; dropout draws other random numbers than stock's.
@@ -89,6 +92,8 @@ def _found(sequential: nn.Module, members: list[nn.Module | None], calls: Calls)
             break
         following.append(member)
     found = parts.joined(following)
+    if found is None or not _is_whole(sequential, found):
+        found = parts.joined_inside(following)
     if found is None or not parts.is_exposed(found):
         return found
     return None if calls.is_changed_later(following[found.length - 1]) else found
@@ -109,13 +114,14 @@ def _is_whole(sequential: nn.Module, found: parts.Joined) -> bool:
 
 def _join(run: _Run) -> None:
     names = list(run.sequential._modules)
+    first = run.parts[0]
     if _is_whole(run.sequential, run.found):
         run.sequential._modules.clear()
-        parts.join(run.parts, run.found, run.sequential)
+        parts.join(first, run.found, run.sequential)
         return
-    members = [parts.join(run.parts, run.found)]
-    members += [nn.Identity().train(run.sequential.training) for _ in run.parts[1:]]
-    run.sequential._modules.update(zip(names[run.position :], members, strict=False))
+    parts.join(first, run.found)
+    emptied = [nn.Identity().train(run.sequential.training) for _ in run.parts[1:]]
+    run.sequential._modules.update(zip(names[run.position + 1 :], emptied, strict=False))
 
 
 def _may_replace(module: nn.Module, calls: Calls) -> bool:

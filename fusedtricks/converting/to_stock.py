@@ -31,9 +31,10 @@ def to_stock(model: Model, *, inplace: bool = False) -> Model:
       without activation. Their keys in the `state_dict` stay.
     - The others become an `nn.Sequential` of their parts, for example BatchNorm, activation and dropout: the keys
       `path.weight` become `path.0.weight`. `stock_keys` maps them. Where a residual is passed to the module, or may
-      be, it is a subclass of `nn.Sequential` that adds it.
+      be (code of the model's classes uses the module's name for more than a call with one argument, or cannot be
+      read), it is a subclass of `nn.Sequential` that adds it.
     - In an `nn.Sequential` where enough `nn.Identity` follow, as `to_fused` leaves them, the parts take their places,
-      and keys stay.
+      and keys stay; but not where code may look into it.
     - What `torch.nn` has nothing like, such as stochastic depth, becomes a module of plain torch operations.
 
     Classes that are derived from ours stay. Forwards are read, not run, to find out where residuals are passed.
@@ -58,7 +59,7 @@ def to_stock(model: Model, *, inplace: bool = False) -> Model:
     stock = own(model, inplace)
     plan = _Plan(stock)
     for place in plan.unfolded:
-        _put(place.sequential, place.position, parts.split(place.module))
+        _put(place.sequential, place.position, parts.unfold(place.module))
     for module in plan.others:
         _replace(module, plan.takes_more(module))
     return stock
@@ -120,7 +121,9 @@ class _Plan:
 
     def takes_more(self, module: nn.Module) -> bool:
         """Whether more than one argument may be passed to a module that takes more."""
-        return _takes_more(module) and not (self._calls and self._calls.takes_one(module))
+        if not _takes_more(module):
+            return False
+        return bool(vars(module)["_forward_pre_hooks"]) or not (self._calls and self._calls.takes_one(module))
 
     def _places(self, sequential: nn.Module) -> Iterator[_Place]:
         if self._calls is None or not is_plain_sequential(sequential) or not self._calls.is_called_whole(sequential):
