@@ -561,6 +561,19 @@ def test_results_of_unread_code_may_be_changed():
     assert not ours_in(fused)
     step(fused, torch.ones(2, 6))
 
+    class Loops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 6), nn.ELU(), nn.Dropout(0.0))
+
+        def forward(self, x: Tensor) -> Any:
+            for layer in (self.layers,):
+                y = layer(x)
+            y += 1
+            return y
+
+    step(to_fused(Loops()).eval(), torch.ones(2, 6))
+
 
 # TorchScript
 
@@ -603,6 +616,47 @@ def test_script_of_residuals_and_whole_models():
         torch.jit.script(fused)
         unfused = fusedtricks.unfuse(fused, inplace=inplace)
         assert [type(module) for module in unfused.modules()] == [type(module) for module in stock.modules()]
+
+
+def test_script_again_with_other_settings():
+    model = nn.Sequential(ftnn.BatchNormAct2d(4, act="leaky_relu", act_kwargs={"negative_slope": 0.1})).eval()
+    torch.jit.script(model)
+    model[0].act_kwargs = {"negative_slope": 0.9}
+    x = sample(model)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+def test_script_of_derived_classes():
+    class Mine(ftnn.BatchNormReLU2d):
+        pass
+
+    model, x = nn.Sequential(Mine(4)).eval(), torch.randn(2, 4, 3, 3)
+    expected = model(x)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    torch.testing.assert_close(model(x), expected)
+    assert type(model[0]) is Mine
+
+
+def test_after_script():
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = ftnn.BatchNormReLU2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm.forward(x)
+
+    model, x = Calls().eval(), torch.randn(2, 4, 3, 3)
+    expected = model(x)
+    torch.jit.script(model)
+    torch.testing.assert_close(model(x), expected)  # does not call the module
+    torch.jit.script(model)
+    kind = type(model.norm)
+    model.norm.__class__ = type("Sharded", (kind,), {})  # as FSDP does
+    torch.testing.assert_close(model.norm(x), expected)
+    model.norm.__class__ = kind
+    nn.utils.parametrize.register_parametrization(model.norm, "weight", nn.Identity())
+    torch.testing.assert_close(model.norm(x), expected)
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)

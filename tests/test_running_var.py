@@ -38,7 +38,7 @@ GUARDED: list[nn.Module] = [
 @pytest.mark.parametrize("module", GUARDED, ids=lambda m: type(m).__name__ + m.act)
 def test_what_would_lose_something_is_refused(module):
     module, conv = module.eval(), nn.Conv2d(4, 4, 1).eval()
-    lost = rf"^running_var \+ eps: this would drop the .* of {type(module).__name__} .*fusedtricks\.to_stock"
+    lost = rf"^running_var of {type(module).__name__} .* \+ a number looks like folding, .*fusedtricks\.to_stock"
     var = module.running_var
     for use in (
         *(lambda: fuse_conv_bn_eval(conv, module), lambda: fuse_linear_bn_eval(nn.Linear(3, 4).eval(), module)),
@@ -56,8 +56,10 @@ def test_what_would_lose_something_is_refused(module):
             X, X[0, :1, 0], X[0, :1, 0], module.running_mean, var, 0.1, 1e-5, torch.ones(1)
         ),
     ):
-        with pytest.raises(RuntimeError, match="another module's running_var: this would drop the"):
+        with pytest.raises(RuntimeError, match=r"batch_norm\w* with running_var of .* looks like a converted layer"):
             use()
+    with pytest.raises(RuntimeError, match=r"to_mkldnn with running_var of .* looks like a converted layer"):
+        var.to_mkldnn()
     assert type(var.detach() + 1e-5) is Tensor
     torch.testing.assert_close(module(X), copy.deepcopy(module)(X))  # it still works itself
 
@@ -68,6 +70,31 @@ def test_nothing_to_lose():
     fuse_conv_bn_eval(nn.Conv2d(4, 4, 1).eval(), plain)
     untracked = ftnn.BatchNormReLU2d(4, track_running_stats=False)
     assert untracked.running_var is None and untracked(X).min() == 0
+
+
+def test_other_sums_are_not_folding():
+    var = norm().running_var
+    assert sum(norm().running_var for _ in range(3)).tolist() == [3.0] * 4
+    for total in (
+        var.add(torch.ones(4), alpha=0.1),
+        torch.add(var, torch.ones(4), alpha=0.1),
+        var + 0.1 * torch.ones(4),
+    ):
+        assert total.tolist() == pytest.approx([1.1] * 4)
+    assert torch.log(var + 1).shape == (var + 0).shape == (4,)
+
+
+def test_a_forward_of_ones_own_knows_what_follows():
+    class Mine(ftnn.BatchNormReLU2d):
+        def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+            return F.silu(nn.BatchNorm2d.forward(self, x))
+
+    class Same(ftnn.BatchNormReLU2d):
+        pass
+
+    assert Mine(4)(X).shape == X.shape and type(Mine(4).running_var) is Tensor
+    with pytest.raises(RuntimeError, match="looks like folding"):
+        Same(4).running_var + 1e-5
 
 
 def write_data(var: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.fx import Node
 
-from ..fusing.graph.aliases import Modules, may_change
+from ..fusing.graph.aliases import Modules, may_change, may_share_memory
 from ..fusing.graph.rewrite import Singles
 from ..fusing.layers.walk import children_of, module_at, modules, named_modules
 from ..fusing.planning import Session, has_own_forward
@@ -115,7 +115,7 @@ class Calls:
             if any(self._is_unread_code(owner) for owner in self._owners(module)):
                 return True
             return any(
-                may_change(node, _after(node), members) or (node in _returned(node) and changed(caller))
+                may_change(node, _after(node), members) or (_may_be_returned(node, members) and changed(caller))
                 for caller, node, members in self._calls.get(module, [])
             )
 
@@ -136,5 +136,6 @@ def _after(node: Node) -> list[Node]:
     return nodes[nodes.index(node) + 1 :]
 
 
-def _returned(node: Node) -> list[Node]:
-    return node.graph.output_node().all_input_nodes
+def _may_be_returned(node: Node, members: Modules) -> bool:
+    shared = may_share_memory(node, members, is_new=True)
+    return any(user.op == "output" for other in shared for user in other.users)

@@ -10,12 +10,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import nn as ftnn
 from ..fusing.install import swaps
-from ..fusing.install.scriptable import ACT_PARAMETERS, scriptable_class
+from ..fusing.install.scriptable import ACT_PARAMETERS, restore, scriptable_class
 from ..fusing.layers.classes import set_class
 from ..nn.batchnorm_pool import WINDOWS
 from . import layers, scripted, singles
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_MEMBERS: dict[type[nn.Module], dict[str, Any]] = {}
+_DERIVED = "_fusedtricks_scriptable"
+"""The attribute of a user's class, derived from one of ours, with the class for TorchScript."""
 
 
 def install() -> None:
@@ -37,14 +40,26 @@ def install() -> None:
 
 def _define(kind: type[nn.Module], forward: Callable[..., Any], **others: Any) -> None:
     annotations = {"training": bool}  # without any, TorchScript would read those of our class
-    _CLASSES[kind] = scriptable_class(kind, kind, forward=forward, __annotations__=annotations, **others)
+    _MEMBERS[kind] = {"forward": forward, "__annotations__": annotations, **others}
+    _CLASSES[kind] = scriptable_class(kind, kind, **_MEMBERS[kind])
     kind.__prepare_scriptable__ = _scriptable  # type: ignore[attr-defined]
 
 
 def _scriptable(module: Any) -> nn.Module:
-    kind = _CLASSES.get(type(module))
+    restore(module)  # it may have been compiled with other settings
+    kind = _class_for(type(module))
     if kind is not None and "forward" not in vars(module):
         if isinstance(vars(module).get("act"), str):
             setattr(module, ACT_PARAMETERS, singles.act_parameters(module))
         set_class(module, kind)
     return module
+
+
+def _class_for(kind: type[nn.Module]) -> type[nn.Module] | None:
+    if kind in _CLASSES or _DERIVED in vars(kind):
+        return _CLASSES.get(kind) or vars(kind)[_DERIVED]
+    ours = next((base for base in kind.__mro__ if base in _CLASSES), None)
+    if ours is None or kind.forward is not ours.forward:
+        return None
+    setattr(kind, _DERIVED, scriptable_class(kind, kind, **_MEMBERS[ours]))
+    return kind.__dict__[_DERIVED]

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
 from ._tracing import Proxy, traced
-from ._variance import GuardsVariance, plain
+from ._variance import GuardsVariance, Lost, plain
 
 
 def batch_norm_act_of(
@@ -80,12 +80,12 @@ def act_repr(module: Any) -> str:
     return f", act={module.act}{arguments}" + (f", p={module.p}" if module.p else "")
 
 
-def beyond_norm(module: Any) -> str:
-    """Describes what would be lost if a stock BatchNorm replaced this module; "" for nothing."""
+def beyond_norm(module: Any) -> Lost | None:
+    """What would be lost if a stock BatchNorm replaced this module."""
     name = type(module).__name__
     if module.act != "identity":
-        return f"the activation of {name} ({module.act})"
-    return f"the dropout of {name} (p={module.p})" if module.p else ""
+        return Lost(f"{name} ({module.act})", "the activation")
+    return Lost(f"{name} (p={module.p})", "the dropout") if module.p else None
 
 
 class _BatchNormAct(GuardsVariance, _BatchNorm):
@@ -123,7 +123,7 @@ class _BatchNormAct(GuardsVariance, _BatchNorm):
             return traced(self, input, residual)
         return batch_norm_act_of(self, input, residual, self.act, self.act_kwargs, self.p)
 
-    def _beyond_norm(self) -> str:
+    def _beyond_norm(self) -> Lost | None:
         return beyond_norm(self)
 
     def extra_repr(self) -> str:

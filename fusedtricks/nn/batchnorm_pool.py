@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import functional as F
 from ..functional._batch_norm_act_max_pool2d import Pair, pool_arguments
 from ._tracing import Proxy, traced
+from ._variance import Lost
 from .batchnorm import _BatchNormAct, norm_state
 
 WINDOWS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -82,8 +83,8 @@ class BatchNormActMaxPool2d(_BatchNormAct, nn.BatchNorm2d):
         running_mean, running_var, weight, bias = tensors
         return F.batch_norm_act_max_pool2d(input, running_mean, running_var, weight, bias, **settings)
 
-    def _beyond_norm(self) -> str:
-        return f"the activation and the pooling of {type(self).__name__} ({self.act})"
+    def _beyond_norm(self) -> Lost:
+        return Lost(f"{type(self).__name__} ({self.act})", "the activation and the pooling")
 
     def extra_repr(self) -> str:
         windows = "".join(f", {name}={getattr(self, name)}" for name in WINDOWS)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
 from ._tracing import Proxy, traced
-from ._variance import GuardsVariance
+from ._variance import GuardsVariance, Lost
 from .batchnorm import _BatchNormAct, act_repr, beyond_norm
 from .batchnorm_pool import WINDOWS, BatchNormActMaxPool2d
 
@@ -45,7 +45,7 @@ class SyncBatchNormAct(GuardsVariance, nn.SyncBatchNorm):
         z = z if residual is None else z + residual
         return F.act_dropout(z, act=self.act, act_kwargs=self.act_kwargs, p=self.p, training=self.training)
 
-    def _beyond_norm(self) -> str:
+    def _beyond_norm(self) -> Lost | None:
         return beyond_norm(self)
 
     def extra_repr(self) -> str:
@@ -80,8 +80,8 @@ class SyncBatchNormActMaxPool2d(SyncBatchNormAct):
             return traced(self, input)
         return torch.nn.functional.max_pool2d(super().forward(input), **self.windows)
 
-    def _beyond_norm(self) -> str:
-        return f"the activation and the pooling of {type(self).__name__} ({self.act})"
+    def _beyond_norm(self) -> Lost:
+        return Lost(f"{type(self).__name__} ({self.act})", "the activation and the pooling")
 
     def extra_repr(self) -> str:
         return super().extra_repr() + "".join(f", {name}={value}" for name, value in self.windows.items())

@@ -22,17 +22,22 @@ _OWN = "_fusedtricks_own"
 
 
 def scriptable_class(own: Any, base: Any, **members: Any) -> Any:
-    """A class derived from `base`, for modules of class `own`, with further members such as a forward."""
+    """A class derived from `base`, for modules of class `own`, with further members such as a forward.
+
+    Modules of classes that others derive from it meanwhile (parametrizations, FSDP) keep theirs.
+    """
 
     def call(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         if is_dynamo_compiling():  # which does not set classes
             return own.forward(self, *arguments, **keywords)
+        kind = type(self)
         restore(self)
-        return self(*arguments, **keywords)
+        return base.__call__(self, *arguments, **keywords) if type(self) is kind else self(*arguments, **keywords)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
+        kind = type(self)
         restore(self)
-        return self.__reduce_ex__(protocol)
+        return base.__reduce_ex__(self, protocol) if type(self) is kind else self.__reduce_ex__(protocol)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__, _OWN: own}
     methods = {"__call__": call, "__reduce_ex__": reduce}
