@@ -95,6 +95,78 @@ def test_a_gradient_that_is_wrong_by_one_per_cent_is_found(castable, argument, m
     fusedtricks.fuse(model, example_inputs=torch.randn(4, 3, 12, 12))
 
 
+@pytest.mark.parametrize("gain", [1e-2, 1e-3])
+def test_a_small_gradient_that_is_wrong_is_found_beside_large_ones(gain, monkeypatch):
+    right = functional.batch_norm_act
+
+    def wrong(*arguments, **settings):
+        return right(*arguments[:3], Skewed.apply(arguments[3]), *arguments[4:], **settings)
+
+    model = small_network(castable=False)
+    with torch.no_grad():
+        model[-1].weight.mul_(gain)
+    fusedtricks.fuse(model, example_inputs=torch.randn(4, 3, 12, 12))
+    monkeypatch.setattr(functional, "batch_norm_act", wrong)
+    with pytest.raises(RuntimeError, match="gradients, in training"):
+        fusedtricks.fuse(model, example_inputs=torch.randn(4, 3, 12, 12))
+
+
+def test_gradients_that_stock_makes_exactly_zero_may_be_rounding():
+    """Those of a bias before BatchNorm over two values: the two cancel, in whichever order stock adds them."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        layers = [[nn.Conv2d(32, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()] for _ in range(3)]
+        plain = [nn.Conv2d(32, 32, 1, bias=False), nn.BatchNorm2d(32)]
+        model = nn.Sequential(NoDouble(), *layers[0], *plain, *layers[1], *layers[2])
+        fusedtricks.fuse(model, example_inputs=torch.randn(2, 32, 1, 1))
+
+
+class Doubles(torch.autograd.Function):
+    """Twice the input, with a backward for float32 only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if gradient.dtype != torch.float32:
+            raise TypeError("not in float64")
+        return 2 * gradient
+
+
+@pytest.mark.parametrize("what", ["training", "backward"])
+def test_models_that_float64_stops_later(what):
+    class Stops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x).relu()
+            if what == "backward":
+                return Doubles.apply(y)
+            if self.training and y.dtype != torch.float32:
+                raise TypeError("not in float64")
+            return y
+
+    for training in (True, False):
+        fusedtricks.fuse(Stops().train(training), example_inputs=torch.randn(2, 3, 4, 4))
+
+
+def test_what_training_moves_far_does_not_hide_evaluation(monkeypatch):
+    right = functional.batch_norm_act
+
+    def wrong(*arguments, training, **settings):
+        skewed = arguments[3] if training else Skewed.apply(arguments[3])
+        return right(*arguments[:3], skewed, *arguments[4:], training=training, **settings)
+
+    monkeypatch.setattr(functional, "batch_norm_act", wrong)
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="gradients, in evaluation"):
+        fusedtricks.fuse(chaotic_network(castable=False), example_inputs=torch.randn(2, 64, 1, 1))
+
+
 def test_a_wrong_result_is_found_where_whole_numbers_decide(monkeypatch):
     """The other roundings leave whole numbers alone: an input that is an index does not become another one."""
 
