@@ -79,6 +79,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("reload_settings", &reload_settings);
   m.def("activations", &activations);
   m.def("activation_facts", &activation_facts);
+  m.def("is_forked", &is_forked);
   m.def("autocasts_to_float32", [](const std::string& function, const std::string& device) {
     return autocasts_to_float32(function, c10::Device(device).type());
   });

@@ -6,6 +6,7 @@ of the tests' reference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -213,8 +214,13 @@ def fractional_max_pool(
         samples = samples.view(*input.shape[:2], rank)
         searched = searched.double()
     _, indices = pool(searched, tuple(kernel_size), tuple(output_size), _random_samples=samples)
-    maxima = input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    maxima = _positions_in_one(input).gather(2, _positions_in_one(indices)).view(indices.shape)
     return activation(maxima, act, **(act_kwargs or {})), indices
+
+
+def _positions_in_one(input: Tensor) -> Tensor:
+    """(N, C, *) as (N, C, positions); a reshape, which `torch.autograd.functional.jacobian` can vectorise."""
+    return input.reshape(*input.shape[:2], math.prod(input.shape[2:]))
 
 
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -133,3 +133,35 @@ def test_gradients_that_are_not_wanted():
             assert [t.grad is not None for t in tensors] == [i == wanted for i in range(3)]
             results.append(tensors[wanted].grad)
         torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+
+
+DIFFERENTIATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": lambda x, w: F.gelu(x * w[0]),
+    "batch_norm_act": lambda x, w: F.batch_norm_act(x.view(4, 4, -1), None, None, w, act="tanh", training=True),
+    "batch_norm_act of a residual": lambda x, w: F.batch_norm_act(
+        x.view(4, 4, -1), None, None, w, residual=x.view(4, 4, -1) * 2, act="silu", training=True
+    ),
+    "act_dropout": lambda x, w: F.act_dropout(x.view(-1, 4), w, act="tanh", p=0.3, seed=1),
+    "fractional_max_pool2d": lambda x, w: F.fractional_max_pool2d(x * w[0], 2, 3, act="tanh", seed=1),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("function", DIFFERENTIATED.values(), ids=DIFFERENTIATED)
+def test_of_a_gradient(function, order, backend):
+    """The gradient's own gradient: its nodes compose, and run autograd within the graph."""
+    results = []
+    for compiler in (None, lambda graph: torch.compile(graph, backend=backend)):
+        x, w = X.clone().requires_grad_(), torch.linspace(0.5, 1, 4).requires_grad_()
+        loss = function(x, w).square().sum()
+        for _ in range(order - 1):
+            (g,) = torch.autograd.grad(loss, x, create_graph=True)
+            loss = g.square().sum()
+        if compiler is None:
+            loss.backward()
+        else:
+            with compiled_autograd._enable(compiler):
+                loss.backward()
+        results.append([x.grad, w.grad])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)

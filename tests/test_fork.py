@@ -17,6 +17,7 @@ import multiprocessing
 import numpy
 import torch
 import fusedtricks.functional as F
+import fusedtricks.nn as fnn
 
 torch.set_num_threads(3)
 
@@ -58,11 +59,29 @@ CALLS |= {
     "drop_connect_conv2d": (lambda x, w: F.drop_connect_conv2d(x, w, p=0.3, seed=1), (IMAGES[0], FILTERS)),
 }
 
+# What runs stock's operators, whose backward is stock's.
+LINEAR, DROPPED = fnn.LinearActDropout(600, 600, p=0.0), fnn.DropConnectLinear(600, 600, act="gelu").eval()
+ROW, SKIP = (fnn.StochasticDepth(torch.nn.Identity(), 0.5, mode).eval() for mode in ("row", "skip"))
+FORWARDS = {
+    "LinearActDropout": lambda: LINEAR(ROWS),
+    "DropConnectLinear in evaluation": lambda: DROPPED(ROWS),
+    "drop_connect_moments": lambda: F.drop_connect_moments(ROWS, WEIGHT)[1],
+    "classic dropout in evaluation": lambda: F.dropout(IMAGES[0], training=False, mode="classic"),
+    "drop_path in evaluation": lambda: F.drop_path(IMAGES[0], 0.3, OTHERS[0], training=False),
+    "StochasticDepth in evaluation": lambda: ROW(IMAGES[0]),
+    "StochasticDepth by skipping, in evaluation": lambda: SKIP(IMAGES[0]),
+    "without a kernel": lambda: F.relu(INTEGERS),
+}
+INTEGERS = (ROWS.detach() * 10).long()
+CALLS |= {name: (function, ()) for name, function in FORWARDS.items()}
+
 
 def results(name):
     function, arguments = CALLS[name]
     y = function(*arguments)
     leaves = [x for x in arguments if isinstance(x, torch.Tensor)]
+    if not leaves:
+        return [y.detach().numpy()]
     return [t.detach().numpy() for t in (y, *torch.autograd.grad(y, leaves, y.detach()))]
 
 

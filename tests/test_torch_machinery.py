@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fusedtricks.nn as ftnn
-from fusedtricks.functional import batch_norm_act, leaky_relu
+from fusedtricks.functional import act_dropout, batch_norm_act, dropout, leaky_relu
 
 
 def test_autocast(device):
@@ -280,3 +281,43 @@ def test_torch_fx_traces_residuals():
     torch.testing.assert_close(graph_module(x), block(x))
     block.train()
     torch.testing.assert_close(graph_module.train()(x), block(x))
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_checkpoint_under_a_profiler_one_of_two_times(p, autocast, when, device):
+    """What is kept must not depend on the modes that are on: checkpoint compares both times."""
+    layer = ftnn.BatchNormAct2d(3, act="gelu", p=p).to(device)
+    x = torch.randn(4, 3, 5, 5, device=device, requires_grad=True)
+    profiled = {name: torch.profiler.profile() if name == when else nullcontext() for name in ("forward", "backward")}
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with profiled["forward"]:
+            y = checkpoint(layer, x, use_reentrant=False)
+        with profiled["backward"]:
+            y.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_inference_tensors_beside_trained_ones(device):
+    """Features of a frozen network, added to a trained branch: where stock keeps nothing of them, a copy is kept."""
+    with torch.inference_mode():
+        features = torch.randn(4, 3, device=device)
+    x, b = torch.randn(4, 3, device=device, requires_grad=True), torch.randn(3, device=device, requires_grad=True)
+    for ours, stock, leaf in (
+        (lambda: batch_norm_act(x, None, None, residual=features, act="silu", training=True), None, x),
+        (lambda: act_dropout(features, b, act="gelu", training=False), lambda: nn.functional.gelu(features + b), b),
+        (lambda: act_dropout(features, b, act="tanh", training=False), lambda: torch.tanh(features + b), b),
+    ):
+        (g,) = torch.autograd.grad(ours().square().sum(), leaf)
+        stock = stock or (lambda: nn.functional.silu(nn.functional.batch_norm(x, None, None, training=True) + features))
+        torch.testing.assert_close(g, torch.autograd.grad(stock().square().sum(), leaf)[0])
+
+
+def test_sparse_gradients(device):
+    """Of an embedding: they arrive as dense ones."""
+    weight, index = torch.randn(6, 3, device=device, requires_grad=True), torch.tensor([1, 4], device=device)
+    nn.functional.embedding(index, dropout(weight, 0.5, seed=1), sparse=True).sum().backward()
+    assert weight.grad is not None
+    expected = torch.autograd.grad(dropout(weight, 0.5, seed=1)[index].sum(), weight)[0]
+    torch.testing.assert_close(weight.grad, expected)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import fusedtricks.nn as ftnn
-from fusedtricks.functional import activation, batch_norm_act, dropout
+from fusedtricks.functional import activation, batch_norm_act, drop_connect_linear, dropout, fractional_max_pool2d
 
 
 def batch_norm_loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -77,3 +77,32 @@ def test_func_vmap_of_dropout_draws_a_mask_for_each_sample(device):
     x = torch.ones(4, 100, device=device)
     y = torch.vmap(dropout, randomness="different")(x)
     assert set(y.unique().tolist()) == {0.0, 2.0} and not torch.equal(y[0], y[1])
+
+
+@pytest.mark.parametrize("name", ["activation", "dropout", "batch_norm_act"])
+def test_a_tangent_is_not_lost(name, device):
+    """Of a gradient whose graph was recorded outside the dual level: an error, not a gradient without tangent."""
+    x = torch.randn(4, 3, 5, device=device, requires_grad=True)
+    y = FUNCTIONS[name](x)
+    with forward_ad.dual_level():
+        dy = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.autograd.grad(y, x, dy)
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.ops.fusedtricks.activation(forward_ad.make_dual(x.detach(), dy.detach()), "relu", [])
+
+
+VECTORISED = {
+    "drop_connect_linear": (lambda x: drop_connect_linear(x, x[:2].sin(), p=0.4, seed=1) ** 2, (3, 4)),
+    "fractional_max_pool2d": (lambda x: fractional_max_pool2d(x, 2, 2, act="tanh", seed=1) ** 2, (1, 2, 4, 4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize(("function", "shape"), VECTORISED.values(), ids=VECTORISED)
+def test_vectorised_jacobian_and_hessian(function, shape):
+    """They batch gradients, for which torch has fewer operations."""
+    x = torch.randn(shape, dtype=torch.double)
+    for transform in (torch.autograd.functional.jacobian, torch.autograd.functional.hessian):
+        scalar = (lambda x: function(x).sum()) if transform is torch.autograd.functional.hessian else function
+        torch.testing.assert_close(transform(scalar, x, vectorize=True), transform(scalar, x))

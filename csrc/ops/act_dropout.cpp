@@ -81,7 +81,11 @@ struct ActDropoutBackwardOp {
     auto values() const { return std::tie(act, p, keeps_output); }
   };
   static constexpr int kKept = 4;
-  auto differentiable() const { return std::tie(grad_output, input, output, bias); }
+  // The gradients that are read off the output do not depend on the bias.
+  auto differentiable() const {
+    static const OptionalTensor none;
+    return std::tie(grad_output, input, output, output ? none : bias);
+  }
 
   Results run() const;
   Results record() const;
@@ -241,9 +245,9 @@ ActDropoutOp::Results ActDropoutOp::record() const {
     if (keeps_output)
       gradient.keep_result(0, output);
     else
-      gradient.keep(0, input);
+      gradient.keep(0, savable(input));
   }
-  gradient.keep(1, or_undefined(bias));
+  gradient.keep(1, savable(or_undefined(bias)));
   if (has_mask && !(keeps_output && activation.result_shows_mask())) gradient.keep(2, rng_state);
   return {output, rng_state};
 }

@@ -3,6 +3,7 @@
 // Kept for backward: the input, and two values per channel. With a residual also the output, where the activation's
 // derivative can be read off it (the next layer keeps it anyway), else the residual. Behind dropout that is so of relu
 // alone, whose result also says what was kept; of others the seed is kept besides, and z is computed again.
+#include <ATen/ops/cat.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "ops/autocast.h"
@@ -186,12 +187,21 @@ ForwardResults forward_below(const Op& a, bool in_one_block) {
   return results;
 }
 
-// The same, with its gradient recorded.
+// Statistics as a node keeps them: two tensors under autocast, else one. So a forward that is run again to the same
+// end, as by torch.utils.checkpoint, keeps as many, whatever mode, such as a profiler, is on one of the times.
+Statistics as_kept(const Statistics& s) {
+  const bool as_they_are = !s.rstd.defined() || !is_plain(s.mean);
+  if (as_they_are || at::autocast::is_autocast_enabled(s.mean.device().type())) return s;
+  return {at::cat({s.mean, s.rstd}), Tensor(), s.mean.size(0)};
+}
+
+// The same as forward_below, with its gradient recorded.
 template <class Op>
 ForwardResults record_forward(const Op& a, bool in_one_block) {
   const Gradient<Op> gradient(a);
   const Activation act = check_activation(a.act, a.act_args);
   const ForwardResults results = forward_below(a, in_one_block);
+  const Statistics statistics = as_kept(results.statistics);
   gradient->attributes = {act, a.training, a.eps, a.drop_probability()};
   gradient.of(results.output);
   const bool after_residual = a.residual && !act.is_identity();
@@ -199,10 +209,10 @@ ForwardResults record_forward(const Op& a, bool in_one_block) {
   gradient.keep(kInput, a.input);
   if (a.weight) gradient.keep(kWeight, *a.weight);
   if (a.bias) gradient.keep(kBias, *a.bias);
-  if (after_residual && !keeps_output) gradient.keep(kResidual, *a.residual);
+  if (after_residual && !keeps_output) gradient.keep(kResidual, savable(*a.residual));
   if (keeps_output) gradient.keep_result(kOutput, results.output);
-  gradient.keep(kMean, results.statistics.mean);
-  gradient.keep(kRstd, results.statistics.rstd);
+  gradient.keep(kMean, statistics.mean);
+  gradient.keep(kRstd, statistics.rstd);
   if (Op::drops) gradient.keep(kMask, results.rng_state);
   return results;
 }
@@ -243,9 +253,11 @@ Tensors differentiate_forward(const Recorded<Op>& node, const Tensors& grads, co
   return {dx, dw, db, passes_residual ? grads[0] : dr};
 }
 
-BatchNormActOp::Results BatchNormActOp::record() const { return as_results(record_forward(*this, false)); }
+BatchNormActOp::Results BatchNormActOp::record() const {
+  return as_results(record_forward(*this, /*in_one_block=*/false));
+}
 BatchNormActDropoutOp::Results BatchNormActDropoutOp::record() const {
-  return as_results(record_forward(*this, false));
+  return as_results(record_forward(*this, /*in_one_block=*/false));
 }
 Tensors BatchNormActOp::differentiate(const Recorded<BatchNormActOp>& node, const Tensors& grads, const Tensors& kept) {
   return differentiate_forward(node, grads, kept);

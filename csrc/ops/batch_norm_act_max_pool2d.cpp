@@ -68,7 +68,7 @@ Tensor pooled(const Tensor& y, const Tensor& argmax, const Windows& a) {
   const Tensor row = positions(at::div(place, a.kernel_size[1], "floor"), a, 0);
   const Tensor column = positions(at::remainder(place, a.kernel_size[1]), a, 1);
   const Tensor index = row * y.size(3) + column;
-  return y.flatten(2).gather(2, index.flatten(2)).view_as(index);
+  return positions_in_one(y).gather(2, positions_in_one(index)).view_as(index);
 }
 
 struct BatchNormActMaxPool2dBackwardOp {

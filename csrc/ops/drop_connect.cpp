@@ -40,7 +40,7 @@ struct Convolution {
 };
 
 // All samples and positions of a linear layer's tensor as the rows of a matrix.
-Tensor as_matrix(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2); }
+Tensor as_matrix(const Tensor& t) { return t.reshape_symint({product_of_sizes(t, 0, t.dim() - 1), t.sym_size(-1)}); }
 
 // How input and weight are multiplied.
 struct Product {

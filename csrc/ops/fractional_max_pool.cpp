@@ -173,7 +173,8 @@ Tensors FractionalMaxPoolBackwardOp::differentiate(const Recorded<FractionalMaxP
   const OptionalTensor samples = or_none(kept[kSamples]);
   const Tensor indices =
       call(FractionalMaxPoolIndicesOp{kept[kArgmax], samples, kept[kRngState], input_size, kernel_size});
-  const Tensor at_maxima = grads[0].flatten(2).gather(2, indices.flatten(2)).view_symint(indices.sym_sizes());
+  const Tensor at_maxima =
+      positions_in_one(grads[0]).gather(2, positions_in_one(indices)).view_symint(indices.sym_sizes());
   Tensors out(2);
   if (!y.defined()) {
     out[0] = at_maxima;

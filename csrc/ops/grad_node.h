@@ -34,6 +34,11 @@ inline torch::autograd::Edge edge_to(const Tensor& t) {
 }
 inline torch::autograd::Edge edge_to(const OptionalTensor& t) { return t ? edge_to(*t) : torch::autograd::Edge(); }
 
+// A tensor of inference mode cannot be kept, a copy of it can: where stock would not keep it at all.
+inline Tensor savable(const Tensor& t) {
+  return t.defined() && t.is_inference() && !c10::InferenceMode::is_enabled() ? t.clone() : t;
+}
+
 // What a call recorded, besides tensors, and which gradients are asked for: of the node that the engine runs, or of a
 // node that was compiled into a graph.
 template <class Op>
@@ -79,7 +84,7 @@ class GradNode final : public torch::autograd::Node {
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     args.collect(name());
     for_each_attribute([&](const auto& value) { args.collect(value); }, attributes);
-    for (const auto& saved : kept) args.collect(saved, /*is_output=*/true);
+    for (const auto& saved : kept) args.collect(saved, /*is_output=*/true);  // unpacked with this node, as in apply
   }
 
   // For compiled autograd: puts a call of this node's function into the graph. The attributes are part of the function.
@@ -126,7 +131,21 @@ class GradNode final : public torch::autograd::Node {
       return Tensors(std::tuple_size_v<decltype(std::declval<const Op&>().differentiable())>);
     }
     const OneThreadIfForked one_thread;
-    return Op::differentiate(node, grads, kept);
+    for (const Tensors* tensors : {&grads, &kept}) {
+      for (const Tensor& t : *tensors) check_no_tangent(t);
+    }
+    const bool all_dense = std::none_of(grads.begin(), grads.end(), is_sparse);
+    return Op::differentiate(node, all_dense ? grads : in_dense_layout(grads), kept);
+  }
+
+  static bool is_sparse(const Tensor& grad) { return grad.defined() && grad.layout() != at::kStrided; }
+
+  // Gradients of sparse embeddings, for example.
+  static Tensors in_dense_layout(Tensors grads) {
+    for (Tensor& grad : grads) {
+      if (is_sparse(grad)) grad = grad.to_dense();
+    }
+    return grads;
   }
 };
 

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/alias.h>
 
+#include "ops/python.h"
+
 namespace fusedtricks {
 
 Tensors gradients_of(const Tensors& outputs, const Tensors& inputs, const Tensors& grads, bool create_graph) {
@@ -16,6 +18,7 @@ Tensors gradients_of(const Tensors& outputs, const Tensors& inputs, const Tensor
   }
   Tensors found(wanted.size());
   if (!used_outputs.empty() && !wanted.empty()) {
+    const WithoutGilIfHeld released;
     found = torch::autograd::grad(used_outputs, wanted, used_grads, /*retain_graph=*/true, create_graph,
                                   /*allow_unused=*/true);
   }

@@ -6,7 +6,7 @@
 
 namespace fusedtricks {
 
-// Whether this process was forked from one that had this library.
+// Whether this process was forked from one that had this library loaded. (One that loads it later cannot know.)
 bool is_forked();
 
 // In a forked process, keeps calls of this library and of ATen on one thread for as long as it lives.

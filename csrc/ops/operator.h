@@ -191,7 +191,15 @@ typename Op::Results call_below(const Op& op) {
   }
 }
 
-// What the Autograd key does.
+// NotImplementedError for a forward-mode gradient, which kernels would lose. (Functions of Python compose where there
+// is one, and never get here.)
+inline void check_no_tangent(const Tensor& t) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!t.defined() || !t._fw_grad(/*level=*/0).defined(),
+                              "fusedtricks: no forward-mode gradient of an operator or of a recorded backward; "
+                              "call the functions of fusedtricks within the dual level");
+}
+
+// What a call does about autograd.
 template <class Op>
 typename Op::Results record_or_run(const Op& op) {
   if constexpr (!has_record<Op>) {
@@ -210,6 +218,16 @@ typename Op::Results call(const Op& op) {
 
 // NotImplementedError for a device without kernels, naming the first tensor.
 void unsupported_device(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+
+// The Autograd key of the dispatcher.
+template <class Op>
+typename Op::Results autograd(const Op& op) {
+  const auto check = [](const Tensor* t) {
+    if (t) check_no_tangent(*t);
+  };
+  std::apply([&](const auto&... field) { (check(as_tensor(field)), ...); }, fields_of(const_cast<Op&>(op)));
+  return record_or_run(op);
+}
 
 template <class Op>
 typename Op::Results run(const Op& op) {
@@ -258,7 +276,7 @@ class Operators {
       }
       library(torch::Library::IMPL, c10::DispatchKey::CompositeExplicitAutograd)
           .impl(qualified_name<O>().c_str(), torch::CppFunction::makeFromBoxedFunction<&unsupported_device>());
-      if constexpr (has_record<O>) implement<O, record_or_run<O>>(c10::DispatchKey::Autograd);
+      if constexpr (has_record<O>) implement<O, autograd<O>>(c10::DispatchKey::Autograd);
     }
   }
 };

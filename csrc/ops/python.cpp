@@ -49,6 +49,8 @@ const PythonFunction functions[] = {PythonFunction::of<python_has_kernels>("has_
 WithoutGil::WithoutGil() : thread_(PyEval_SaveThread()) {}
 WithoutGil::~WithoutGil() { PyEval_RestoreThread(static_cast<PyThreadState*>(thread_)); }
 
+bool WithoutGilIfHeld::holds_gil() { return PyGILState_Check(); }
+
 PyObject* to_python(at::Tensor&& t) { return THPVariable_Wrap(std::move(t)); }
 
 PyObject* pair_to_python(PyObject* first, at::Tensor&& second) {

@@ -36,6 +36,18 @@ class WithoutGil {
 PyObject* to_python(at::Tensor&& t);
 PyObject* pair_to_python(PyObject* first, at::Tensor&& second);
 
+// The same on threads that hold the GIL; nothing on others.
+class WithoutGilIfHeld {
+ public:
+  WithoutGilIfHeld() {
+    if (holds_gil()) released_.emplace();
+  }
+
+ private:
+  std::optional<WithoutGil> released_;
+  static bool holds_gil();
+};
+
 class PythonArguments {
  public:
   PythonArguments(PyObject* const* values, ptrdiff_t count) : values_(values), count_(count) {}

@@ -72,6 +72,17 @@ inline at::Tensor empty_samples_like(const at::Tensor& t, c10::SymInt samples) {
   return at::empty_symint(sizes, t.options()).movedim(-1, 1);
 }
 
+inline c10::SymInt product_of_sizes(const at::Tensor& t, int64_t from, int64_t to) {
+  c10::SymInt product = 1;
+  for (int64_t d = from; d < to; ++d) product *= t.sym_size(d);
+  return product;
+}
+
+// (N, C, *) as (N, C, positions). By reshape, which takes the batched gradients of torch.autograd's vectorize=True too.
+inline at::Tensor positions_in_one(const at::Tensor& t) {
+  return t.reshape_symint({t.sym_size(0), t.sym_size(1), product_of_sizes(t, 2, t.dim())});
+}
+
 // How an image tensor of four dimensions is taken, and what is pooled of it laid out.
 inline at::MemoryFormat image_format(const at::Tensor& t) {
   if (!is_kernel_layout(t)) return image_format(empty_in_kernel_layout(t));

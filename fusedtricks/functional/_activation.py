@@ -72,6 +72,8 @@ def _stock(input: Tensor, act: str, inplace: bool, act_kwargs: dict[str, float])
         return function(input, **act_kwargs)
     if act in _IN_PLACE:
         return function(input, inplace=True, **act_kwargs)
+    if act in ("sigmoid", "tanh"):
+        return getattr(input, f"{act}_")()
     return input.copy_(function(input, **act_kwargs))
 
 

@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import _C, eager
 from ._arguments import check_dropout, check_tensors, signed_seed
+from ._forked import on_one_thread_if_forked
 from ._route import Route, is_dynamo_compiling, ops, otherwise
 
 Sizes = int | Sequence[int]
@@ -267,7 +268,7 @@ def drop_connect_moments(
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(drop_connect_moments, (input, weight, bias), input, weight, bias, p)
-    return moments(F.linear, input, weight, bias, p)
+    return on_one_thread_if_forked(moments, F.linear, input, weight, bias, p)
 
 
 def check_moments(p: float) -> None:

@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .. import _C
 from ._arguments import as_number
+from ._forked import on_one_thread_if_forked
 from ._kernels import note_fallback, why_no_kernel
 
 __all__ = ["Route", "is_dynamo_compiling", "ops", "otherwise"]
@@ -78,6 +79,10 @@ class Route:
 
 def otherwise(route: Route, *arguments: Any) -> Any:
     """Runs a call that the fast path did not handle; `arguments` are all of the function's, in its order."""
+    return on_one_thread_if_forked(_otherwise, route, *arguments)
+
+
+def _otherwise(route: Route, *arguments: Any) -> Any:
     named = dict(zip(route.names, arguments, strict=True))
     tensors = tuple(named[name] for name in route.tensors)
     if has_torch_function(tensors):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
+from ..functional._forked import on_one_thread_if_forked
 from ._tracing import Proxy, traced
 
 
@@ -102,7 +103,7 @@ class LinearActDropout(_ActDropoutArguments, nn.Linear):
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input, residual)
         return F.act_dropout(
-            nn.functional.linear(input, self.weight),
+            on_one_thread_if_forked(nn.functional.linear, input, self.weight),
             self.bias,
             residual,
             act=self.act,

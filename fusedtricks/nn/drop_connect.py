@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import functional as F
 from ..functional._arguments import activation_arguments, check_dropout
 from ..functional._drop_connect import check_moments, moments
+from ..functional._forked import on_one_thread_if_forked
 from ._tracing import Proxy, traced
 
 SAMPLES = 64
@@ -52,12 +53,12 @@ class _DropConnect(nn.Module):
         if self.training:
             return self._activated(self._dropped(input))
         if self.inference == "mean" or self.act == "identity" or self.p == 0:
-            return self._activated(self._product(input, self.weight, self.bias))
-        return self._sampled(*self.moments(input))
+            return self._activated(on_one_thread_if_forked(self._product, input, self.weight, self.bias))
+        return on_one_thread_if_forked(self._sampled, *self.moments(input))
 
     def moments(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the activation's input over random masks; see `functional.drop_connect_moments`."""
-        return moments(self._product, input, self.weight, self.bias, self.p)
+        return on_one_thread_if_forked(moments, self._product, input, self.weight, self.bias, self.p)
 
     def _sampled(self, mean: Tensor, variance: Tensor) -> Tensor:
         """The mean of the activation over samples drawn from the Gaussian."""

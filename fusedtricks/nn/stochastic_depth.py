@@ -60,7 +60,7 @@ class StochasticDepth(nn.Module):
             branch = self.block(input, *args, **kwargs)
             return F.drop_path(branch, self.p, residual=input, mode=self.mode, training=self.training)
         if not self.training or self.p == 0:
-            return input + self.block(input, *args, **kwargs)
+            return F.drop_path(self.block(input, *args, **kwargs), residual=input, training=False)
         if self.p == 1:
             return input
         samples = input.shape[0]
