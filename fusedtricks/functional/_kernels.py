@@ -25,8 +25,8 @@ def fallbacks() -> dict[str, int]:
     """How often a function or module has run stock's composition because there is no kernel for its tensors.
 
     Counts the calls of this process, keyed by function and reason, for example "activation(relu): dtype torch.int64".
-    With `FUSEDTRICKS_STRICT=1` in the environment such calls raise NotImplementedError instead. Neither is done for what
-    `torch.compile` traces.
+    With `FUSEDTRICKS_STRICT=1` in the environment such calls raise NotImplementedError instead. Neither is done for
+    what `torch.compile` traces.
     """
     with _lock:
         return dict(_fallbacks)
