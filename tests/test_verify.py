@@ -121,6 +121,14 @@ def test_gradients_that_stock_makes_exactly_zero_may_be_rounding():
         fusedtricks.fuse(model, example_inputs=torch.randn(2, 32, 1, 1))
 
 
+def test_constants_that_stock_rounds_to_float32_pass():
+    """The gradient of Hardsigmoid beside larger ones."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Hardsigmoid(), nn.BatchNorm1d(4), nn.ReLU())
+    for seed in range(3):
+        torch.manual_seed(seed)
+        fusedtricks.fuse(model, example_inputs=torch.randn(8, 4))
+
+
 class Doubles(torch.autograd.Function):
     """Twice the input, with a backward for float32 only."""
 
