@@ -245,6 +245,8 @@ def _own_members(module: nn.Module) -> Iterator[nn.Module]:
 
 def _has_something_to_fuse(module: nn.Module) -> bool:
     """Whether a module's own forward may contain a chain, so that failing to read it is worth reporting."""
+    if isinstance(module, torch.jit.ScriptModule):  # whose parts are not Python's
+        return True
     children = [child for child in module.__dict__["_modules"].values() if child is not None]
     return bool(module._parameters) or any(is_batch_norm(child) or of_module(child) for child in children)
 
