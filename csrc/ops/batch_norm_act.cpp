@@ -176,10 +176,10 @@ struct BatchNormActDropoutOp {
   }
 };
 
-// A forward below autograd. in_one_block: as in normalize_and_activate.
+// A forward below autograd. in_one_block: as in normalize_and_activate; only of a plain call.
 template <class Op>
 ForwardResults forward_below(const Op& a, bool in_one_block) {
-  if (!in_one_block || !is_plain(a)) return Op::from_results(call_below(a));
+  if (!in_one_block) return Op::from_results(call_below(a));
   check_writable_arguments(a);
   const at::AutoDispatchBelowADInplaceOrView below;
   ForwardResults results = a.forward(in_one_block);
