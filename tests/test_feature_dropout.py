@@ -144,10 +144,11 @@ OTHER_DIMS = [
 @pytest.mark.parametrize(("name", "shape", "mask_dims", "warns"), OTHER_DIMS, ids=str)
 def test_other_numbers_of_dimensions(name, shape, mask_dims, warns, inplace, training, device):
     """One sample without a batch dimension; or another kind of input, for which stock warns and goes on."""
-    with pytest.warns(UserWarning, match="Received") if warns else nullcontext():
+    with pytest.warns(UserWarning, match=f"{name}: Received a") if warns else nullcontext([]) as found:
         y = getattr(F, name)(torch.ones(shape, device=device), 0.5, training, inplace, seed=3)
     expected = reference.feature_dropout(torch.ones(shape), mask_dims, 0.5, 3) if training else torch.ones(shape)
     assert torch.equal(y.cpu(), expected)
+    assert [warning.filename for warning in found] == [__file__] * warns
     if warns:  # stock drops what lies along the same dimensions
         with pytest.warns(UserWarning):
             dropped = getattr(torch.nn.functional, name)(torch.ones(shape), 0.5)

@@ -45,7 +45,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 for _kind in (*_FUSED, nn.SyncBatchNorm, nn.Linear, nn.MaxPool2d, nn.Identity, nn.Sequential):
-    if not classes.is_changed(_kind) and not classes.is_unchanged(_kind):
+    if not classes.is_remembered(_kind):
         classes.remember(_kind)
 
 

@@ -97,8 +97,7 @@ def check_module(model: Any, function: str) -> None:
 
 def own(model: Model, inplace: bool) -> Model:
     """The model to change, unfused."""
-    model = unfuse(model if inplace else copy.deepcopy(model), inplace=True)
-    return model
+    return unfuse(model if inplace else copy.deepcopy(model), inplace=True)
 
 
 class _Place(NamedTuple):

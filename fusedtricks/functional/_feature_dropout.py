@@ -263,13 +263,19 @@ def _has_channels(op: str) -> Callable[[Tensor], None]:
     return check
 
 
+def _warn(op: str, input: Tensor, what: str) -> None:
+    """As stock does, with its words, so that filters of warnings know them; at the line that calls the function."""
+    warnings.warn(f"{op}: Received a {input.dim()}{what}", stacklevel=8)
+
+
 def _check_dims_2d(input: Tensor) -> None:
     """As stock, takes other inputs than images with a warning."""
     _has_channels("dropout2d")(input)
     if input.dim() == 3:
-        warnings.warn("dropout2d: Received a 3D input and drops channels of (N, C, L); use dropout1d", stacklevel=5)
+        what = "D input to dropout2d and assuming that channel-wise 1D dropout behavior is desired; use dropout1d"
+        _warn("dropout2d", input, what)
     elif input.dim() != 4:
-        warnings.warn(f"dropout2d: Received a {input.dim()}D input; it takes 4D, (N, C, H, W)", stacklevel=5)
+        _warn("dropout2d", input, "-D input to dropout2d, which is deprecated; it takes 4D, (N, C, H, W)")
 
 
 def _check_dims_3d(input: Tensor) -> None:
@@ -277,7 +283,7 @@ def _check_dims_3d(input: Tensor) -> None:
     if input.dim() < 1:
         raise RuntimeError("dropout3d: input has 0 dimensions; at least 1 is needed")
     if input.dim() not in _DIMS_3D:
-        warnings.warn(f"dropout3d: Received a {input.dim()}D input; it takes 4D or 5D, (N, C, D, H, W)", stacklevel=5)
+        _warn("dropout3d", input, "-D input to dropout3d, which is deprecated; it takes 4D or 5D, (N, C, D, H, W)")
 
 
 _DROPOUT1D = _channels(dropout1d, _DIMS_1D, _check_dims_1d)

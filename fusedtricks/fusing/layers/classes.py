@@ -28,9 +28,14 @@ def remember(kind: Any, stock: Any = None) -> None:
     _FORWARDS[kind] = (kind.forward, stock, stock.forward)
 
 
+def is_remembered(kind: Any) -> bool:
+    """Whether `remember` was called for a layer's class."""
+    return kind in _FORWARDS
+
+
 def is_changed(kind: Any) -> bool:
     """Whether a layer's class has been remembered and has another forward now."""
-    return kind in _FORWARDS and not is_unchanged(kind)
+    return is_remembered(kind) and not is_unchanged(kind)
 
 
 def is_unchanged(kind: Any) -> bool:

@@ -35,10 +35,9 @@ def are_ours() -> bool:
     return torch.compiler.is_compiling() or not _stock_masks.get()
 
 
-def _library(input: Any, *dims: int) -> Any:
-    """Our functions or stock's, depending on the input. Stock takes other `dims` than those given, because it warns."""
-    takes = members.is_ours_alone(input) and are_ours() and (not dims or input.dim() in dims)
-    return F if takes else stock
+def _library(input: Any) -> Any:
+    """Our functions or stock's, depending on the input."""
+    return F if members.is_ours_alone(input) and are_ours() else stock
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -53,21 +52,21 @@ def drop(z: Tensor, member: members.Dropout) -> Tensor:
     return member(z) if isinstance(member, nn.Module) else dropout(z, *member)
 
 
-def _ours_or_stock(name: str, *dims: int) -> Callable[..., Any]:
-    """A function of `torch.nn.functional`, by our kernels where there are any. `dims`: see `_library`."""
+def _ours_or_stock(name: str) -> Callable[..., Any]:
+    """A function of `torch.nn.functional`, by our kernels where there are any."""
 
     def run(input: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        return getattr(_library(input, *dims), name)(input, *arguments, **keywords)
+        return getattr(_library(input), name)(input, *arguments, **keywords)
 
     run.__name__, run.__doc__ = name, f"`F.{name}`."
     return run
 
 
-dropout1d = _ours_or_stock("dropout1d", 2, 3)
-dropout2d = _ours_or_stock("dropout2d", 4)
-dropout3d = _ours_or_stock("dropout3d", 4, 5)
+dropout1d = _ours_or_stock("dropout1d")
+dropout2d = _ours_or_stock("dropout2d")
+dropout3d = _ours_or_stock("dropout3d")
 alpha_dropout = _ours_or_stock("alpha_dropout")
-feature_alpha_dropout = _ours_or_stock("feature_alpha_dropout", *range(2, 9))
+feature_alpha_dropout = _ours_or_stock("feature_alpha_dropout")
 fractional_max_pool2d = _ours_or_stock("fractional_max_pool2d")  # their regions are random in evaluation too
 fractional_max_pool3d = _ours_or_stock("fractional_max_pool3d")
 
