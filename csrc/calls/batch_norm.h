@@ -47,13 +47,15 @@ struct BatchNormForward {
   void* y;
   ChannelValues weight, bias, running_mean, running_var;
   int64_t* num_batches_tracked;  // may be null
-  double *mean, *rstd;           // written: what this call normalised with
+  double *mean, *rstd;           // written: what this call normalised with; read, if it was recorded
   bool training;
   double momentum;
   bool cumulative;  // average over all batches, whatever the momentum
   double eps;
   void* workspace;    // batch_norm_forward_workspace bytes
   MaskSource mask{};  // of the dropout behind the activation, or none
+  // Normalise with the mean and rstd that an earlier call recorded, and record nothing; not in training.
+  bool recorded = false;
 
   bool drops() const { return bool(mask); }
   FT_INLINE ChannelStatistics running_statistics(int64_t c) const {

@@ -204,6 +204,7 @@ struct ActDropoutOp {
 
   Results run() const;
   Results record() const;
+  std::shared_ptr<Recipe> recipe(const Tensor& output, const Tensor& rng_state) const;
   static Tensors differentiate(const Recorded<ActDropoutOp>& node, const Tensors& grads, const Tensors& kept);
   // A residual may come in another dtype than the input: the sum is then of the wider type, as in stock.
   Results cast() const {
@@ -213,24 +214,64 @@ struct ActDropoutOp {
   }
 };
 
-ActDropoutOp::Results ActDropoutOp::run() const {
-  const Activation activation = check_activation(act, act_args);
-  const DropRate rate = check_act_dropout(input, bias, residual, p);
-  const bool drops = !rate.keeps_all();
-  const Tensor rng_state = new_rng_state(input, drops ? 2 : 0);
-  if (input.is_meta()) return {empty_in_kernel_layout(input), rng_state};
-  const c10::DeviceGuard guard(input.device());
-  const Tensor y = empty_for_kernels(input, bias), x = laid_out_like(input, y);
-  const Tensor r = optional_laid_out_like(residual, y), b = computable(bias, input);
-  const ActDropoutForward call{.tail = tail_of(y, bias, drops),
-                               .act = activation,
-                               .mask = drops ? draw_mask(rate, seed, rng_state) : no_mask(rate),
+// Runs the kernel of a forward. drops: whether the mask is one.
+template <class Op>
+Tensor apply_with(const Op& a, const MaskSource& mask, bool drops) {
+  const Tensor y = empty_for_kernels(a.input, a.bias), x = laid_out_like(a.input, y);
+  const Tensor r = optional_laid_out_like(a.residual, y), b = computable(a.bias, a.input);
+  const ActDropoutForward call{.tail = tail_of(y, a.bias, drops),
+                               .act = check_activation(a.act, a.act_args),
+                               .mask = mask,
                                .x = x.const_data_ptr(),
                                .bias = data_or_null(b),
                                .residual = data_or_null(r),
                                .y = y.data_ptr()};
   if (drops || y.numel()) kernels::act_dropout_forward(y.device().type())(call);
-  return {in_layout_of(input, y), rng_state};
+  return in_layout_of(a.input, y);
+}
+
+ActDropoutOp::Results ActDropoutOp::run() const {
+  check_activation(act, act_args);
+  const DropRate rate = check_act_dropout(input, bias, residual, p);
+  const bool drops = !rate.keeps_all();
+  const Tensor rng_state = new_rng_state(input, drops ? 2 : 0);
+  if (input.is_meta()) return {empty_in_kernel_layout(input), rng_state};
+  const c10::DeviceGuard guard(input.device());
+  return {apply_with(*this, drops ? draw_mask(rate, seed, rng_state) : no_mask(rate), drops), rng_state};
+}
+
+// The output of an act_dropout that was recorded, once more and bit for bit: its mask follows from rng_state.
+struct ActDropoutOutputOp {
+  static constexpr const char* schema =
+      "act_dropout_output(Tensor input, Tensor? bias, Tensor? residual, Tensor rng_state, str act, float[] act_args, "
+      "float p) -> Tensor";
+  using Results = Tensor;
+  const Tensor& input;
+  const OptionalTensor &bias, &residual;
+  const Tensor& rng_state;
+  std::string_view act;
+  at::ArrayRef<double> act_args;
+  double p;
+
+  Tensor run() const {
+    check_activation(act, act_args);
+    const DropRate rate = check_act_dropout(input, bias, residual, p);
+    const bool drops = !rate.keeps_all();
+    if (drops) check_rng_state(rng_state, input);
+    if (input.is_meta()) return empty_in_kernel_layout(input);
+    const c10::DeviceGuard guard(input.device());
+    const Tensor state = rng_state.contiguous();
+    return apply_with(*this, drops ? recorded_mask(rate, state) : no_mask(rate), drops);
+  }
+};
+
+std::shared_ptr<Recipe> ActDropoutOp::recipe(const Tensor& output, const Tensor& rng_state) const {
+  const auto compute = [rng_state, activation = check_activation(act, act_args), p = p](const Tensors& sources) {
+    const OptionalTensor bias = or_none(sources[1]), residual = or_none(sources[2]);
+    return call(
+        ActDropoutOutputOp{sources[0], bias, residual, rng_state, name_of(activation), arguments_of(activation), p});
+  };
+  return recipe_for(output, {input, savable(or_undefined(bias))}, or_undefined(residual), compute);
 }
 
 ActDropoutOp::Results ActDropoutOp::record() const {
@@ -241,6 +282,8 @@ ActDropoutOp::Results ActDropoutOp::record() const {
   const bool has_mask = !check_dropout(p, "inverted").keeps_all();
   const bool keeps_output = !residual && (has_mask ? activation.result_survives_scaling() : activation.keeps_result());
   gradient->attributes = {activation, p, keeps_output};
+  const bool keeps_input = !activation.is_identity() && !keeps_output;
+  if (Recomputing::active() && (keeps_input || recipe_of(input))) gradient->recipe = recipe(output, rng_state);
   if (!activation.is_identity()) {
     if (keeps_output)
       gradient.keep_result(0, output);
@@ -266,7 +309,7 @@ Tensors ActDropoutOp::differentiate(const Recorded<ActDropoutOp>& node, const Te
   return result;
 }
 
-const Operators<ActDropoutOp, ActDropoutBackwardOp> operators;
+const Operators<ActDropoutOp, ActDropoutOutputOp, ActDropoutBackwardOp> operators;
 
 // act_dropout(x, bias, residual, act, act_kwargs, p, training, seed)
 PyObject* python_act_dropout(PythonArguments& arguments) {

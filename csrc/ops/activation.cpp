@@ -142,11 +142,19 @@ struct ActivationOp {
     const Activation activation = gradient->attributes = check_activation(act, act_args);
     const Tensor result = call_below(*this);
     gradient.of(result);
+    // The input is kept anyway, or can be recomputed itself.
+    const bool is_free = Recomputing::active() && (!activation.keeps_result() || recipe_of(input));
+    if (is_free) gradient->recipe = recipe(result, activation);
     if (activation.keeps_result())
       gradient.keep_result(0, result);
     else
       gradient.keep(0, input);
     return result;
+  }
+  std::shared_ptr<Recipe> recipe(const Tensor& result, const Activation& activation) const {
+    return recipe_for(result, {input}, /*residual=*/{}, [activation](const Tensors& sources) {
+      return call(ActivationOp{sources[0], name_of(activation), arguments_of(activation)});
+    });
   }
   static Tensors differentiate(const Recorded<ActivationOp>& node, const Tensors& grads, const Tensors& kept) {
     return {call(ActivationBackwardOp{grads[0], kept[0], name_of(node.attributes), arguments_of(node.attributes)})};

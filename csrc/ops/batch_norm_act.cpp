@@ -21,6 +21,23 @@ struct ForwardResults {
   Tensor rng_state;
 };
 
+// The kernels of a forward but for what is written once a channel.
+template <class Op>
+BatchNormForward forward_of(const Op& a, const Tensor& x, const Tensor& residual, const Tensor& y,
+                            const MaskSource& mask) {
+  BatchNormForward call{};
+  call.layout = layout_of(y);
+  call.dtype = x.scalar_type();
+  call.act = check_activation(a.act, a.act_args);
+  call.x = x.const_data_ptr();
+  call.residual = data_or_null(residual);
+  call.y = y.data_ptr();
+  call.weight = channel_values(a.weight);
+  call.bias = channel_values(a.bias);
+  call.mask = mask;
+  return call;
+}
+
 // Runs the kernels of a forward. mask: that of dropout, or none. in_one_block: saves allocations, for callers that need
 // only the output.
 template <class Op>
@@ -34,26 +51,14 @@ ForwardResults normalize_and_activate(const Op& a, const MaskSource& mask, bool 
     return {y, none, Tensor()};
   }
   const Tensor x = laid_out_like(a.input, y), r = optional_laid_out_like(a.residual, y);
-  BatchNormForward call{
-      .layout = layout_of(y),
-      .dtype = x.scalar_type(),
-      .act = check_activation(a.act, a.act_args),
-      .x = x.const_data_ptr(),
-      .residual = data_or_null(r),
-      .y = y.data_ptr(),
-      .weight = channel_values(a.weight),
-      .bias = channel_values(a.bias),
-      .running_mean = channel_values(a.running_mean),
-      .running_var = channel_values(a.running_var),
-      .num_batches_tracked = a.num_batches_tracked ? a.num_batches_tracked->template data_ptr<int64_t>() : nullptr,
-      .mean = nullptr,
-      .rstd = nullptr,
-      .training = a.training,
-      .momentum = a.momentum.value_or(0),
-      .cumulative = !a.momentum && a.num_batches_tracked,
-      .eps = a.eps,
-      .workspace = nullptr,
-      .mask = mask};
+  BatchNormForward call = forward_of(a, x, r, y, mask);
+  call.running_mean = channel_values(a.running_mean);
+  call.running_var = channel_values(a.running_var);
+  if (a.num_batches_tracked) call.num_batches_tracked = a.num_batches_tracked->template data_ptr<int64_t>();
+  call.training = a.training;
+  call.momentum = a.momentum.value_or(0);
+  call.cumulative = !a.momentum && a.num_batches_tracked;
+  call.eps = a.eps;
   const auto device = y.device().type();
   // The workspace is apart from the statistics: with them it would be kept until the backward.
   const Tensor memory = workspace(kernels::batch_norm_forward_workspace(device)(call), y);
@@ -176,6 +181,45 @@ struct BatchNormActDropoutOp {
   }
 };
 
+// The output of a batch_norm_act or batch_norm_act_dropout that was recorded, once more and bit for bit: from the
+// statistics that it used, and what its mask follows from.
+struct BatchNormActOutputOp {
+  static constexpr const char* schema =
+      "batch_norm_act_output(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor save_mean, "
+      "Tensor save_rstd, Tensor? rng_state, str act, float[] act_args, float p) -> Tensor";
+  using Results = Tensor;
+  const Tensor& input;
+  const OptionalTensor &weight, &bias, &residual;
+  const Tensor &save_mean, &save_rstd;
+  const OptionalTensor& rng_state;
+  std::string_view act;
+  at::ArrayRef<double> act_args;
+  double p;
+
+  Tensor run() const {
+    check_activation(act, act_args);
+    check_floating(input, "batch_norm_act_output", "input");
+    check_per_channel(weight, input, "weight");
+    check_per_channel(bias, input, "bias");
+    if (residual) check_like(*residual, input, "residual", "input");
+    check_saved_statistics(input, save_mean, save_rstd);
+    const DropRate rate = check_dropout(p, "inverted");
+    if (rng_state) check_rng_state(*rng_state, input);
+    const Tensor y = empty_in_kernel_layout(input);
+    if (y.is_meta() || !y.numel()) return y;
+    const c10::DeviceGuard guard(input.device());
+    const Tensor x = laid_out_like(input, y), r = optional_laid_out_like(residual, y);
+    const Tensor mean = save_mean.contiguous(), rstd = save_rstd.contiguous();
+    const Tensor state = rng_state ? rng_state->contiguous() : Tensor();
+    BatchNormForward call = forward_of(*this, x, r, y, rng_state ? recorded_mask(rate, state) : MaskSource{});
+    call.recorded = true;
+    call.mean = mean.mutable_data_ptr<double>();
+    call.rstd = rstd.mutable_data_ptr<double>();
+    kernels::batch_norm_forward(y.device().type())(call);
+    return y;
+  }
+};
+
 // A forward below autograd. in_one_block: as in normalize_and_activate; only of a plain call.
 template <class Op>
 ForwardResults forward_below(const Op& a, bool in_one_block) {
@@ -195,6 +239,20 @@ Statistics as_kept(const Statistics& s) {
   return {at::cat({s.mean, s.rstd}), Tensor(), s.mean.size(0)};
 }
 
+// How the output is computed again; null where it is to be kept.
+template <class Op>
+std::shared_ptr<Recipe> recipe_of_forward(const Op& a, const ForwardResults& results, const Statistics& used) {
+  const auto compute = [used, rng_state = or_none(results.rng_state), act = check_activation(a.act, a.act_args),
+                        p = a.drop_probability()](const Tensors& sources) {
+    const Statistics s = used.split();
+    const OptionalTensor weight = or_none(sources[1]), bias = or_none(sources[2]), residual = or_none(sources[3]);
+    return call(BatchNormActOutputOp{sources[0], weight, bias, residual, s.mean, s.rstd, rng_state, name_of(act),
+                                     arguments_of(act), p});
+  };
+  return recipe_for(results.output, {a.input, or_undefined(a.weight), or_undefined(a.bias)}, or_undefined(a.residual),
+                    compute);
+}
+
 // The same as forward_below, with its gradient recorded.
 template <class Op>
 ForwardResults record_forward(const Op& a, bool in_one_block) {
@@ -204,6 +262,7 @@ ForwardResults record_forward(const Op& a, bool in_one_block) {
   const Statistics statistics = as_kept(results.statistics);
   gradient->attributes = {act, a.training, a.eps, a.drop_probability()};
   gradient.of(results.output);
+  if (Recomputing::active()) gradient->recipe = recipe_of_forward(a, results, statistics);
   const bool after_residual = a.residual && !act.is_identity();
   const bool keeps_output = after_residual && (Op::drops ? act.result_shows_mask() : act.keeps_result());
   gradient.keep(kInput, a.input);
@@ -267,7 +326,9 @@ Tensors BatchNormActDropoutOp::differentiate(const Recorded<BatchNormActDropoutO
   return differentiate_forward(node, grads, kept);
 }
 
-const Operators<BatchNormActOp, BatchNormActDropoutOp, BatchNormActBackwardOp, BatchNormActDropoutBackwardOp> operators;
+const Operators<BatchNormActOp, BatchNormActDropoutOp, BatchNormActOutputOp, BatchNormActBackwardOp,
+                BatchNormActDropoutBackwardOp>
+    operators;
 
 // The output alone.
 template <class Op>

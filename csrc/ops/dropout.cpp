@@ -81,6 +81,28 @@ Tensors DropoutBackwardOp::differentiate(const Recorded<DropoutBackwardOp>& node
   return gradient_of(node, grads, kept);
 }
 
+// The output of a dropout that was recorded, once more and bit for bit: its mask follows from rng_state.
+struct DropoutOutputOp {
+  static constexpr const char* schema =
+      "dropout_output(Tensor input, Tensor rng_state, float p, str scaling) -> Tensor";
+  using Results = Tensor;
+  const Tensor &input, &rng_state;
+  double p;
+  std::string_view mode;
+
+  Tensor run() const {
+    check_floating(input, "dropout_output", "input");
+    const DropRate rate = check_dropout(p, mode);
+    check_rng_state(rng_state, input);
+    const Tensor y = empty_in_kernel_layout(input);
+    if (y.is_meta() || !y.numel()) return y;
+    const c10::DeviceGuard guard(input.device());
+    const Tensor state = rng_state.contiguous();
+    drop(laid_out_like(input, y), y, recorded_mask(rate, state));
+    return y;
+  }
+};
+
 // Where kept input [/ (1 - p)], else 0; or alpha dropout. And the two int64 that the mask follows from: seed and
 // offset.
 struct DropoutOp {
@@ -112,7 +134,14 @@ struct DropoutOp {
     const auto [output, rng_state] = call_below(*this);
     gradient.keep(0, rng_state);
     gradient.of(output);
+    if (recipe_of(input)) gradient->recipe = recipe(output, rng_state);
     return {output, rng_state};
+  }
+  std::shared_ptr<Recipe> recipe(const Tensor& output, const Tensor& state) const {
+    return recipe_for(output, {input}, /*residual=*/{},
+                      [state, p = p, mode = check_drop_mode(mode)](const Tensors& sources) {
+                        return call(DropoutOutputOp{sources[0], state, p, name_of(mode)});
+                      });
   }
   static Tensors differentiate(const Recorded<DropoutOp>& node, const Tensors& grads, const Tensors& kept) {
     return gradient_of(node, grads, kept);
@@ -160,7 +189,7 @@ struct DropoutInPlaceOp {
   }
 };
 
-const Operators<DropoutOp, DropoutInPlaceOp, DropoutBackwardOp> operators;
+const Operators<DropoutOp, DropoutInPlaceOp, DropoutOutputOp, DropoutBackwardOp> operators;
 
 // dropout(input, p, mode, seed, inplace)
 PyObject* python_dropout(PythonArguments& arguments) {

@@ -90,6 +90,32 @@ Tensors FeatureDropoutBackwardOp::differentiate(const Recorded<FeatureDropoutBac
   return {gradient_of(node, grads, kept)};
 }
 
+// The output of a feature_dropout that was recorded, once more and bit for bit: its mask follows from rng_state.
+struct FeatureDropoutOutputOp {
+  static constexpr const char* schema =
+      "feature_dropout_output(Tensor input, Tensor? residual, Tensor rng_state, int mask_dims, float p, str scaling) "
+      "-> Tensor";
+  using Results = Tensor;
+  const Tensor& input;
+  const OptionalTensor& residual;
+  const Tensor& rng_state;
+  int64_t mask_dims;
+  double p;
+  std::string_view mode;
+
+  Tensor run() const {
+    const DropRate rate = check_feature_dropout(input, residual, mask_dims, p, mode);
+    check_rng_state(rng_state, input);
+    const Tensor y = empty_in_kernel_layout(input);
+    if (y.is_meta() || !y.numel()) return y;
+    const c10::DeviceGuard guard(input.device());
+    const Tensor x = laid_out_like(input, y), r = optional_laid_out_like(residual, y);
+    const Tensor state = rng_state.contiguous();
+    drop(x, r, y, mask_dims, recorded_mask(rate, state));
+    return y;
+  }
+};
+
 // The same as dropout with one mask value for each index of the first mask_dims dimensions, [+ residual].
 struct FeatureDropoutOp {
   static constexpr const char* schema =
@@ -123,7 +149,15 @@ struct FeatureDropoutOp {
     const auto [output, rng_state] = call_below(*this);
     gradient.keep(0, rng_state);
     gradient.of(output);
+    if (recipe_of(input)) gradient->recipe = recipe(output, rng_state);
     return {output, rng_state};
+  }
+  std::shared_ptr<Recipe> recipe(const Tensor& output, const Tensor& state) const {
+    const auto compute = [state, mask_dims = mask_dims, p = p, mode = check_drop_mode(mode)](const Tensors& sources) {
+      const OptionalTensor residual = or_none(sources[1]);
+      return call(FeatureDropoutOutputOp{sources[0], residual, state, mask_dims, p, name_of(mode)});
+    };
+    return recipe_for(output, {input}, or_undefined(residual), compute);
   }
   static Tensors differentiate(const Recorded<FeatureDropoutOp>& node, const Tensors& grads, const Tensors& kept) {
     return {node.wants(0) ? gradient_of(node, grads, kept) : Tensor(), node.wants(1) ? grads[0] : Tensor()};
@@ -178,7 +212,7 @@ struct FeatureDropoutInPlaceOp {
   }
 };
 
-const Operators<FeatureDropoutOp, FeatureDropoutInPlaceOp, FeatureDropoutBackwardOp> operators;
+const Operators<FeatureDropoutOp, FeatureDropoutInPlaceOp, FeatureDropoutOutputOp, FeatureDropoutBackwardOp> operators;
 
 // feature_dropout(input, residual, mask_dims, p, mode, seed, inplace)
 PyObject* python_feature_dropout(PythonArguments& arguments) {

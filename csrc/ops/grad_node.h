@@ -23,6 +23,7 @@
 #include "ops/attributes.h"
 #include "ops/one_thread.h"
 #include "ops/operator.h"
+#include "ops/recompute.h"
 
 namespace fusedtricks {
 
@@ -53,6 +54,7 @@ class Recorded {
 
   // Whether the gradient of an input is needed, by its number in differentiable().
   bool wants(size_t input) const { return running_ ? running_->task_should_compute_output(input) : (*wanted_)[input]; }
+  size_t inputs() const { return running_ ? running_->num_outputs() : wanted_->size(); }
 
  private:
   const torch::autograd::Node* running_ = nullptr;
@@ -60,7 +62,7 @@ class Recorded {
 };
 
 template <class Op>
-class GradNode final : public torch::autograd::Node {
+class GradNode final : public torch::autograd::Node, public MakesOutput {
  public:
   std::array<SavedVariable, Op::kKept> kept;
   typename Op::Attributes attributes;
@@ -73,6 +75,7 @@ class GradNode final : public torch::autograd::Node {
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& saved : kept) saved.reset_data();
+    recipe.reset();
   }
 
   Tensors apply(Tensors&& grads) override {
@@ -128,7 +131,7 @@ class GradNode final : public torch::autograd::Node {
 
   static Tensors differentiate(const Recorded<Op>& node, const Tensors& grads, const Tensors& kept) {
     if (!std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
-      return Tensors(std::tuple_size_v<decltype(std::declval<const Op&>().differentiable())>);
+      return Tensors(node.inputs());
     }
     const OneThreadIfForked one_thread;
     for (const Tensors* tensors : {&grads, &kept}) {
@@ -155,7 +158,11 @@ class Gradient {
  public:
   explicit Gradient(const Op& op) : node_(new GradNode<Op>()), owner_(own<Owner>(node_)) {
     torch::autograd::edge_list edges;
-    std::apply([&](const auto&... input) { edges = {edge_to(input)...}; }, op.differentiable());
+    if constexpr (std::is_same_v<decltype(op.differentiable()), const Tensors&>) {
+      for (const Tensor& input : op.differentiable()) edges.push_back(edge_to(input));
+    } else {
+      std::apply([&](const auto&... input) { edges = {edge_to(input)...}; }, op.differentiable());
+    }
     node_->set_next_edges(std::move(edges));
   }
 

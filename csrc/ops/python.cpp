@@ -184,6 +184,20 @@ std::string_view PythonArguments::text() {
   return unfit(std::string_view());
 }
 
+std::vector<at::Tensor> PythonArguments::tensors() {
+  PyObject* value = next();
+  const bool is_list = PyList_CheckExact(value);
+  if (!is_list && !PyTuple_CheckExact(value)) return unfit(std::vector<at::Tensor>());
+  const Py_ssize_t size = is_list ? PyList_GET_SIZE(value) : PyTuple_GET_SIZE(value);
+  std::vector<at::Tensor> result;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    const at::Tensor* t = plain_tensor(is_list ? PyList_GET_ITEM(value, i) : PyTuple_GET_ITEM(value, i));
+    if (!t || !is_supported(t->scalar_type())) return unfit(std::vector<at::Tensor>());
+    result.push_back(*t);
+  }
+  return result;
+}
+
 Activation PythonArguments::activation() {
   const int index = find_activation(text());
   PyObject* parameters = next();

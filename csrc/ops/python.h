@@ -65,7 +65,11 @@ class PythonArguments {
   // None, or 64 bits, signed or not.
   std::optional<int64_t> seed();
   std::vector<int64_t> integers();
+  // A list or tuple of tensors in dtypes that there are kernels for, on any device.
+  std::vector<at::Tensor> tensors();
   std::string_view text();
+  // As it is, borrowed; None where there is none.
+  PyObject* object() { return next(); }
   // Two arguments: the name, and None or a dict of parameters.
   Activation activation();
   // All arguments that are left: the parameters of the activation of that name.

@@ -30,6 +30,7 @@ from ._activation import (
 from ._arguments import ACTIVATIONS
 from ._batch_norm_act import batch_norm_act
 from ._batch_norm_act_max_pool2d import batch_norm_act_max_pool2d
+from ._cat import cat
 from ._drop_connect import (
     drop_connect_conv1d,
     drop_connect_conv2d,
@@ -59,6 +60,7 @@ __all__ = [
     "batch_norm_act",
     "batch_norm_act_max_pool2d",
     "branch_samples",
+    "cat",
     "drop_connect_conv1d",
     "drop_connect_conv2d",
     "drop_connect_conv3d",

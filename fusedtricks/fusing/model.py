@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..memory.recompute import recompute as _recompute
 from .graph.rewrite import Singles
 from .install import swaps
-from .install.blocks import Plan, Plans, is_fused, prepare, remove_plans, set_plans
+from .install.blocks import Plan, Plans, is_fused, prepare, recompute_of, remove_plans, set_plans, set_recompute
 from .install.scriptable import restore
 from .layers.activations import keeps_result_unlike_stock, of_module
 from .layers.classes import stock_class
@@ -41,6 +42,7 @@ def fuse(
     activations: bool = True,
     dropout: bool = True,
     example_inputs: Any = None,
+    recompute: bool | _recompute = False,
 ) -> Model:
     """Fuses every chain of layers in a model where this certainly gives the same results.
 
@@ -78,18 +80,22 @@ def fuse(
             depth and fractional max-pooling. They then draw different random numbers than stock.
         example_inputs: a tensor, a tuple of arguments or a dictionary of keyword arguments. If given, the stock and the
             fused model are both run, forward and backward, in training and in evaluation, and compared.
+        recompute: run the model's forward within `fusedtricks.recompute()`, or within the one that is given, such as
+            `fusedtricks.recompute(depth=0)`: outputs of fused layers are computed again in the backward instead of
+            being kept for it. Of a model that is fused already, this setting is changed.
 
     Returns:
-        The fused model; `model` itself if `inplace` or if it is already fused.
+        The fused model; `model` itself if `inplace` or if it is already fused and nothing changes.
 
     Raises:
-        TypeError: `model` is not a module.
+        TypeError: `model` is not a module; `recompute` is neither a bool nor a `fusedtricks.recompute`.
         ValueError: `model` would have to be copied and has lazy modules that have not run yet.
         RuntimeError: with `example_inputs`, a result or gradient differs by more than rounding. `model` is unchanged.
     """
     _check(model, "fuse")
+    setting = _setting(recompute)
     if _REPORT in vars(model):
-        return model
+        return _with_recompute(model, setting, inplace)
     if (not inplace or example_inputs is not None) and _has_lazy_modules(model):
         raise ValueError(
             "fuse(): argument 'model' has lazy modules, which cannot be copied: call the model once before, or pass "
@@ -103,7 +109,37 @@ def fuse(
         _apply(trial, work)
         verify(copy.deepcopy(fused), trial, example_inputs)
     _apply(fused, work)
+    _set_recompute(fused, setting)
     return fused
+
+
+def _setting(recompute: Any) -> _recompute | None:
+    if isinstance(recompute, bool):
+        return _recompute() if recompute else None
+    if not isinstance(recompute, _recompute):
+        raise TypeError(
+            f"fuse(): argument 'recompute' must be bool or fusedtricks.recompute, not {type(recompute).__name__}"
+        )
+    return recompute
+
+
+def _with_recompute(model: Model, setting: _recompute | None, inplace: bool) -> Model:
+    """A fused model with this setting."""
+    current = recompute_of(model)
+    if (current and current.depth) == (setting and setting.depth) and bool(current) == bool(setting):
+        return model
+    model = model if inplace else copy.deepcopy(model)
+    vars(model)[_REPORT] = copy.copy(vars(model)[_REPORT])
+    _set_recompute(model, setting)
+    return model
+
+
+def _set_recompute(model: nn.Module, setting: _recompute | None) -> None:
+    """Also says so in the model's report. A single layer stays as it is: nothing is saved of its own output."""
+    reason = "" if next(model.children(), None) is None else set_recompute(model, setting)
+    current = recompute_of(model)
+    report: Report = vars(model)[_REPORT]
+    report.recompute = f"recompute: {reason}" if reason else repr(current) if current else ""
 
 
 def restore_all(model: nn.Module) -> None:
@@ -132,7 +168,7 @@ def unfuse(model: Model, *, inplace: bool = False) -> Model:
     """
     _check(model, "unfuse")
     restore_all(model)
-    if not any(is_fused(module) or swaps.is_swapped(module) for module in modules(model)):
+    if not any(is_fused(module) or swaps.is_swapped(module) or recompute_of(module) for module in modules(model)):
         vars(model).pop(_REPORT, None)
         return model
     stock = model if inplace else copy.deepcopy(model)

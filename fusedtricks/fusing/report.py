@@ -23,11 +23,13 @@ class Report:
         singles: layers replaced one for one.
         left: with reasons: BatchNorms in no chain, chains and activations that might not give the same results, and
             modules whose forward could not be rewritten.
+        recompute: the context that the model's forward runs in, such as "recompute(depth=1)"; "" for none.
     """
 
     chains: list[Entry] = field(default_factory=list)
     singles: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
+    recompute: str = ""
 
     def __str__(self) -> str:
         chains, layers = _count(self.chains, "chain"), _count(self.singles, "layer")
@@ -38,6 +40,8 @@ class Report:
                 lines.append(
                     f"  {title:<8}  {where:<{width}}  {what}{': ' if what and reason else ''}{reason}".rstrip()
                 )
+        if self.recompute:
+            lines.append(f"  {self.recompute}")
         return "\n".join(lines)
 
 

@@ -7,13 +7,13 @@
 
 namespace fusedtricks::cpu {
 
-// Records a channel with these moments, or in evaluation with its running statistics.
+// Records a channel with these moments, or in evaluation with its running statistics; takes what was recorded before.
 template <class V>
 void finish_channel(const BatchNormForward& a, int64_t c, double mean, double m2, Coefficients<V>& coefficients) {
-  const ChannelStatistics s =
-      a.training ? ChannelStatistics{mean, m2 / double(a.layout.per_channel())} : a.running_statistics(c);
-  a.record(c, s);
-  coefficients.set_forward(c, s.mean, a.rstd[c], a.weight.get_or(c, 1), a.bias.get_or(c, 0));
+  if (!a.recorded) {
+    a.record(c, a.training ? ChannelStatistics{mean, m2 / double(a.layout.per_channel())} : a.running_statistics(c));
+  }
+  coefficients.set_forward(c, a.mean[c], a.rstd[c], a.weight.get_or(c, 1), a.bias.get_or(c, 0));
 }
 
 // The moments of a task's channels over its chunks.

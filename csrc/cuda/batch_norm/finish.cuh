@@ -43,12 +43,26 @@ struct Own {
 
 constexpr int kForwardKinds = kOffset + 1, kSumKinds = kRstd + 1;
 
+// Fills the table of a block's channels from the statistics that an earlier call recorded. The call is one of either
+// direction. Every thread of the block must call it, and all can use the table when it returns.
+template <class V, class Walk, class Call>
+__device__ void set_forward(const Call& a, const typename Walk::Plan& plan, const Walk& walk, const Table<V>& table) {
+  const int64_t number = walk.block_channel + threadIdx.x;
+  if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
+    const int64_t channel = unfolded(number, a.layout.channels);
+    const double weight = a.weight.get_or(channel, 1), bias = a.bias.get_or(channel, 0);
+    table.set(threadIdx.x, ForwardCoefficients<V>(a.mean[channel], a.rstd[channel], weight, bias));
+  }
+  __syncthreads();
+}
+
 // Fills the table of a block's channels from their statistics: in training these are the merged partial results of all
-// chunks, otherwise the running statistics. records: this block also writes them. Every thread of the block must call
-// it, and all can use the table when it returns.
+// chunks, otherwise the running statistics or recorded ones. records: this block also writes them. Every thread of the
+// block must call it, and all can use the table when it returns.
 template <class V, class Walk>
 __device__ void finish_statistics(const BatchNormForward& a, const typename Walk::Plan& plan, const Walk& walk,
                                   const Workspace<V>& in, bool records, const Table<V>& table, void* memory) {
+  if (a.recorded) return set_forward(a, plan, walk, table);
   const int64_t number = walk.block_channel + threadIdx.x, C = a.layout.channels;
   Sums<double> total;
   if (a.training) {
@@ -72,19 +86,6 @@ __device__ void finish_statistics(const BatchNormForward& a, const typename Walk
     const double weight = a.weight.get_or(channel, 1), bias = a.bias.get_or(channel, 0);
     table.set(threadIdx.x, ForwardCoefficients<V>(s.mean, a.rstd_of(s), weight, bias));
     if (records && number < C) a.record(channel, s);
-  }
-  __syncthreads();
-}
-
-// Fills the table of a block's channels from the statistics that the forward saved. The call is one of either
-// direction. Every thread of the block must call it, and all can use the table when it returns.
-template <class V, class Walk, class Call>
-__device__ void set_forward(const Call& a, const typename Walk::Plan& plan, const Walk& walk, const Table<V>& table) {
-  const int64_t number = walk.block_channel + threadIdx.x;
-  if (int(threadIdx.x) < plan.block_channels() && number < plan.channels) {
-    const int64_t channel = unfolded(number, a.layout.channels);
-    const double weight = a.weight.get_or(channel, 1), bias = a.bias.get_or(channel, 0);
-    table.set(threadIdx.x, ForwardCoefficients<V>(a.mean[channel], a.rstd[channel], weight, bias));
   }
   __syncthreads();
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
 from ..layers import activations
-from ..running import masks, norms, tails
+from ..running import joins, masks, norms, tails
 from .aliases import Modules
 from .chain import Chain
 from .kinds import (
@@ -25,6 +26,8 @@ from .kinds import (
     settings,
     writes,
 )
+
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
 def call_of_chain(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> Node:
@@ -148,6 +151,8 @@ def call_of_single(graph: Graph, node: Node, is_activation: bool, is_random: boo
         function, values, given = masks.OURS[node.target], node.args, dict(node.kwargs)
     elif node.op == "call_function" and node.target is F.batch_norm:
         function, values = norms.norm_act, (_norm(graph, node), arguments(node)["input"])
+    elif node.op == "call_function" and node.target in _CONCATENATIONS and "out" not in node.kwargs:
+        function, values, given = joins.cat, node.args, dict(node.kwargs)
     else:
         return None
     with graph.inserting_before(node):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.fx import Graph
 
+from ...memory.recompute import recompute
 from ..graph.rewrite import Rewritten, Singles
 from ..layers.classes import STOCK, fused_class_of, set_class, stock_class
 from ..running.statements import Unexpected
@@ -23,6 +24,7 @@ from .code import Otherwise
 from .scriptable import restore, scriptable_class
 
 _PLANS = "_fusedtricks_plans"
+_RECOMPUTE = "_fusedtricks_recompute"
 
 
 class Plan:
@@ -94,9 +96,30 @@ def set_plans(module: nn.Module, plans: Plans) -> None:
     set_class(module, _fused_class(stock_class(type(module))))
 
 
+def recompute_of(module: nn.Module) -> recompute | None:
+    """The context that a module's forward runs in."""
+    return vars(module).get(_RECOMPUTE)
+
+
+def set_recompute(module: nn.Module, setting: recompute | None) -> str:
+    """Makes a module's forward run in a context, or no longer. Returns the reason if that cannot be, else ""."""
+    module.__dict__.pop(_RECOMPUTE, None)
+    stock = stock_class(type(module))
+    if setting is None:
+        return ""
+    if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return "its class is not Python's: use `with fusedtricks.recompute():` around its call"
+    if reason := prepare(stock):
+        return reason
+    module.__dict__[_RECOMPUTE] = setting
+    set_class(module, _fused_class(stock))
+    return ""
+
+
 def remove_plans(module: nn.Module) -> None:
     """Restores the user's class of a module, also below a class that something else has derived since."""
     module.__dict__.pop(_PLANS, None)
+    module.__dict__.pop(_RECOMPUTE, None)
     restore(module)
     kind: Any = type(module)
     if any(STOCK in vars(base) for base in kind.__mro__):
@@ -133,6 +156,13 @@ def _fused_class(stock: Any) -> Any:
 def _derive(stock: Any) -> Any:
     @functools.wraps(stock.forward)
     def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        setting = self.__dict__.get(_RECOMPUTE)
+        if setting is None or torch.compiler.is_compiling():
+            return planned(self, *arguments, **keywords)
+        with setting:
+            return planned(self, *arguments, **keywords)
+
+    def planned(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         own = self.__dict__
         plans = own.get(_PLANS)
         if plans is not None:

@@ -1,0 +1,257 @@
+#include "ops/recompute.h"
+
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/set.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "ops/one_thread.h"
+
+namespace fusedtricks {
+namespace {
+
+const c10::StorageImpl* storage_of(const Tensor& t) {
+  return t.has_storage() ? t.storage().unsafeGetStorageImpl() : nullptr;
+}
+
+// t, or what it is a view of for autograd.
+const Tensor& base_of(const Tensor& t) {
+  const auto* view = torch::autograd::impl::get_view_autograd_meta(t);
+  return view && view->has_bw_view() ? view->get_backward_view().base_ : t;
+}
+
+// The stream that work is sent to now; none on the CPU.
+std::optional<c10::Stream> current_stream(const c10::Device& device) {
+  if (!device.is_cuda()) return std::nullopt;
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
+
+// Switches off what would change or record a computation that has been done before.
+class AsBefore {
+ private:
+  const at::AutoGradMode no_grad_{false};
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast_{
+      c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA})};
+  const OneThreadIfForked one_thread_;
+};
+
+// What it means for a tensor with a gradient to hold itself, not its node: a node may keep its own output.
+Tensor without_node(const Tensor& t) { return t.grad_fn() ? t.detach() : t; }
+
+std::string reason_to_keep(const Tensor& t) {
+  const auto& node = base_of(t).grad_fn();
+  if (!node) return t.is_leaf() && t.requires_grad() ? "a parameter" : "not computed here";
+  const auto* ours = dynamic_cast<const MakesOutput*>(node.get());
+  if (!ours) return "the output of " + node->name();
+  return ours->recipe ? "changed in place" : "the output of " + node->name() + ", which cannot be recomputed";
+}
+
+}  // namespace
+
+Geometry::Geometry(const Tensor& t) : sizes(t.sizes().vec()), strides(t.strides().vec()), offset(t.storage_offset()) {}
+
+Tensor Geometry::of(const Tensor& t) const { return t.as_strided(sizes, strides, offset); }
+
+Version::Version(const Tensor& t)
+    : counter_(t.is_inference() ? c10::VariableVersion() : torch::autograd::impl::version_counter(t)),
+      version_(counter_.enabled() ? counter_.current_version() : 0) {}
+
+void Version::check(const at::TensorOptions& options, at::IntArrayRef sizes) const {
+  TORCH_CHECK(is_current(),
+              "one of the variables needed for gradient computation has been modified by an inplace operation: [",
+              c10::toString(options.computeDispatchKey()), c10::toString(options.dtype().toScalarType()), "Tensor ",
+              sizes, "] is at version ", counter_.current_version(), "; expected version ", version_,
+              " instead. Hint: it was changed after it had been used, and before the backward.");
+}
+
+Use::Use(std::shared_ptr<Recipe> recipe) : recipe_(std::move(recipe)) {
+  const std::lock_guard<std::mutex> lock(recipe_->mutex_);
+  ++recipe_->uses_;
+}
+
+Use& Use::operator=(Use&& other) noexcept {
+  std::swap(recipe_, other.recipe_);
+  std::swap(served_in_, other.served_in_);
+  return *this;
+}
+
+Use::~Use() {
+  if (!recipe_) return;
+  const std::lock_guard<std::mutex> lock(recipe_->mutex_);
+  --recipe_->uses_;
+  if (served_in_ == recipe_->round_) --recipe_->served_;
+  recipe_->end_round_if_served();
+}
+
+Tensor Use::get() const {
+  const std::lock_guard<std::mutex> lock(recipe_->mutex_);
+  Tensor result = recipe_->result();
+  if (served_in_ != recipe_->round_) ++recipe_->served_;
+  served_in_ = recipe_->round_;
+  recipe_->end_round_if_served();
+  return result;
+}
+
+SavedTensor::SavedTensor(const Tensor& t) {
+  if (!t.defined()) return;
+  if (auto recipe = recipe_of(t)) {
+    if (&base_of(t) != &t) geometry_.emplace(t);
+    version_.emplace(t);
+    recipe_ = Use(std::move(recipe));
+    return;
+  }
+  reason_ = reason_to_keep(t);
+  version_.emplace(t);
+  tensor_ = std::make_shared<const Tensor>(without_node(t));
+  if (auto* recomputing = Recomputing::active()) recomputing->note_kept(tensor_);
+}
+
+const Tensor& SavedTensor::tensor() const {
+  static const Tensor undefined;
+  return tensor_ ? *tensor_ : undefined;
+}
+
+Tensor SavedTensor::get() const {
+  if (!version_) return Tensor();
+  if (!recipe_) {
+    version_->check(tensor_->options(), tensor_->sizes());
+    return *tensor_;
+  }
+  version_->check(recipe_.recipe().options(), recipe_.recipe().geometry().sizes);
+  const Tensor result = recipe_.get();
+  const at::AutoGradMode no_grad(false);
+  return geometry_ ? geometry_->of(result) : result;
+}
+
+Recipe::Recipe(const Tensor& result, int joints, std::vector<SavedTensor> sources, Compute compute)
+    : storage_(result.storage().getWeakStorageImpl()),
+      geometry_(result),
+      options_(result.options()),
+      bytes_(result.storage().nbytes()),
+      version_(result),
+      joints_(joints),
+      sources_(std::move(sources)),
+      compute_(std::move(compute)) {}
+
+bool Recipe::makes(const Tensor& t) const {
+  return storage_of(t) == storage_._unsafe_get_target() && t.scalar_type() == options_.dtype() &&
+         version_.is_current() && !t.is_conj() && !t.is_neg();
+}
+
+Tensor Recipe::result() {
+  Tensor alive = if_alive();
+  if (alive.defined()) return alive;
+  const auto stream = current_stream(options_.device());
+  if (!held_.defined() || stream != stream_) {
+    held_ = computed();
+    stream_ = stream;
+  }
+  return held_;
+}
+
+// The result itself, if its memory is still there because somebody else keeps it.
+Tensor Recipe::if_alive() const {
+  if (!options_.device().is_cpu() && !options_.device().is_cuda()) return Tensor();
+  c10::Storage storage(storage_.lock());
+  if (!storage || !version_.is_current() || storage.nbytes() < bytes_) return Tensor();
+  const at::AutoGradMode no_grad(false);
+  Tensor t = at::empty({0}, options_).set_(storage, geometry_.offset, geometry_.sizes, geometry_.strides);
+  torch::autograd::impl::set_version_counter(t, version_.counter());
+  return t;
+}
+
+Tensor Recipe::computed() const {
+  const AsBefore as_before;
+  Tensors sources;
+  sources.reserve(sources_.size());
+  for (const SavedTensor& source : sources_) sources.push_back(source.get());
+  const Tensor result = compute_(sources);
+  if (result.strides() == geometry_.strides) return result;
+  return at::empty_strided(geometry_.sizes, geometry_.strides, options_).copy_(result);
+}
+
+void Recipe::end_round_if_served() {
+  if (served_ < uses_) return;
+  served_ = 0;
+  ++round_;
+  held_.reset();
+}
+
+std::shared_ptr<Recipe> recipe_of(const Tensor& t) {
+  if (!t.defined()) return nullptr;
+  const Tensor& base = base_of(t);
+  const auto& node = base.grad_fn();
+  if (!node || base.output_nr() != 0) return nullptr;
+  const auto* ours = dynamic_cast<const MakesOutput*>(node.get());
+  return ours && ours->recipe && ours->recipe->makes(t) ? ours->recipe : nullptr;
+}
+
+int joints_of(const Tensor& t) {
+  const auto recipe = recipe_of(t);
+  return recipe ? recipe->joints() : 0;
+}
+
+namespace {
+
+std::vector<std::unique_ptr<Recomputing>>& contexts() {
+  thread_local std::vector<std::unique_ptr<Recomputing>> all;
+  return all;
+}
+
+}  // namespace
+
+Recomputing* Recomputing::active() {
+  const auto& all = contexts();
+  if (all.empty()) return nullptr;
+  const auto& hooks = at::SavedTensorDefaultHooks::get_tls_state();
+  return hooks.stack.size() == all.back()->hooks_ && !hooks.is_tracing ? all.back().get() : nullptr;
+}
+
+bool Recomputing::is_possible() {
+  const auto& hooks = at::SavedTensorDefaultHooks::get_tls_state();
+  return !hooks.disabled_error_message && !hooks.is_tracing && (hooks.stack.empty() || active());
+}
+
+void Recomputing::enter(int max_joints) {
+  const size_t hooks = at::SavedTensorDefaultHooks::get_tls_state().stack.size();
+  contexts().push_back(std::unique_ptr<Recomputing>(new Recomputing(max_joints, hooks)));
+}
+
+void Recomputing::exit() { contexts().pop_back(); }
+
+bool Recomputing::may_join(int joints, const Tensor& residual) const {
+  if (1 + std::max(joints, joints_of(residual)) > max_joints_) return false;
+  return recipe_of(residual) || is_kept(residual);
+}
+
+std::shared_ptr<Recipe> recipe_for(const Tensor& result, const Tensors& sources, const Tensor& residual,
+                                   Recipe::Compute compute) {
+  const Recomputing* recomputing = Recomputing::active();
+  if (!recomputing || !may_have_recipe(result)) return nullptr;
+  int joints = 0;
+  for (const Tensor& source : sources) joints = std::max(joints, joints_of(source));
+  if (residual.defined()) {
+    if (!recomputing->may_join(joints, residual)) return nullptr;
+    joints = 1 + std::max(joints, joints_of(residual));
+  }
+  std::vector<SavedTensor> kept;
+  for (const Tensor& source : sources) kept.emplace_back(source);
+  kept.emplace_back(residual);
+  return std::make_shared<Recipe>(result, joints, std::move(kept), std::move(compute));
+}
+
+void Recomputing::note_kept(const std::shared_ptr<const Tensor>& t) {
+  constexpr size_t kFew = 64;
+  if (const auto* storage = storage_of(*t)) kept_[storage] = t;
+  if (kept_.size() < kFew || (kept_.size() & (kept_.size() - 1))) return;
+  for (auto each = kept_.begin(); each != kept_.end();) each = each->second.expired() ? kept_.erase(each) : ++each;
+}
+
+bool Recomputing::is_kept(const Tensor& t) const {
+  const auto found = kept_.find(storage_of(t));
+  return found != kept_.end() && !found->second.expired();
+}
+
+}  // namespace fusedtricks
