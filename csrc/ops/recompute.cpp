@@ -60,8 +60,8 @@ Version::Version(const Tensor& t)
 
 void Version::check(const at::TensorOptions& options, at::IntArrayRef sizes) const {
   TORCH_CHECK(is_current(),
-              "one of the variables needed for gradient computation has been modified by an inplace operation: [",
-              c10::toString(options.computeDispatchKey()), c10::toString(options.dtype().toScalarType()), "Tensor ",
+              "one of the variables needed for gradient computation has been modified by an inplace operation: [torch.",
+              options.device().is_cuda() ? "cuda." : "", c10::toString(options.dtype().toScalarType()), "Tensor ",
               sizes, "] is at version ", counter_.current_version(), "; expected version ", version_,
               " instead. Hint: it was changed after it had been used, and before the backward.");
 }

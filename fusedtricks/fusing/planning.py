@@ -1,7 +1,7 @@
 """Makes the plans of a block: reads its forward, inlines the modules that a chain enters or leaves, and rewrites.
 
 A chain may cross a module's boundary, for example if a block ends in a BatchNorm and its caller adds and activates.
-Such modules, and no others, are inlined into their caller's graph.
+Such modules are inlined into their caller's graph, and no others but those that are given lists of tensors.
 """
 
 from __future__ import annotations
@@ -109,13 +109,12 @@ def _make_plan(block: nn.Module, training: bool, session: Session) -> tuple[Plan
         found.assumed.has_no_hooks(name)
     found.assumed.note_layers({*done.members} - {*done.passed})
     function = function_of(found.graph, found.assumed, modules)
-    return Plan(found.graph, stock_class(type(block)).forward, function, done), [*found.inlined, *done.passed]
+    return Plan(found.graph, stock_class(type(block)).forward, function, done), [*found.assumed.followed, *done.passed]
 
 
 class _Read(NamedTuple):
     graph: Graph
     assumed: Assumptions
-    inlined: list[str]  # names of modules
 
 
 class _Borders:
@@ -139,7 +138,7 @@ class _Borders:
                 except NotReadable:
                     if len(tried) == 1:
                         refused.update(tried)
-        return _Read(*found, inlined)
+        return _Read(*found)
 
     def _next(self, graph: Graph, refused: set[str]) -> list[str]:
         """The modules that a chain enters or leaves: all at once, but for those that end in an operand of an addition.

@@ -54,6 +54,15 @@ class Called(NamedTuple):
     at_once: tuple[Any, tuple[Any, ...]] | None
 
 
+def replace_in_chain(call: Node, old: Node, new: Node) -> None:
+    """Replaces an argument of the faster call of a chain; those of the call itself are known to the graph."""
+    called: Called | None = call.meta.get("chain")
+    if called is not None and called.at_once is not None:
+        function, given = called.at_once
+        given = tuple(new if value is old else value for value in given)
+        call.meta["chain"] = called._replace(at_once=(function, given))
+
+
 def _members(chain: Chain) -> list[str]:
     return [str(node.target) for node in chain.nodes if node.op == "call_module"]
 

@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 
 from ..layers import activations
 from .aliases import Modules, is_only_read
-from .calls import call_of_chain, call_of_single
+from .calls import call_of_chain, call_of_single, replace_in_chain
 from .chain import Chain
 from .chains import Left, find_chains
 from .kinds import ACTIVATION, ADDITION, IDENTITY, NORM, activation_of
@@ -112,4 +112,6 @@ def _name(node: Node) -> str:
 def _put(graph: Graph, new: Node, old: Node) -> None:
     new.meta.update(old.meta)
     old.replace_all_uses_with(new)
+    for user in new.users:
+        replace_in_chain(user, old, new)
     graph.erase_node(old)

@@ -21,6 +21,7 @@ class Assumptions:
     """
 
     def __init__(self) -> None:
+        self.followed: dict[str, None] = {}  # names of the modules whose forwards are part of the graph
         self._lines: dict[str, bool] = {}  # in order, each once: finds a module, or is a condition
         self.constants: dict[str, Any] = {}
         self._names: dict[int, str] = {}

@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 
 from ..layers.classes import is_layer, stock_class
 from ..layers.libraries import is_library, library_of
+from ..layers.members import has_hooks
 from .assumptions import is_of_the_program
 from .builtins import built_in
 from .errors import NotReadable
@@ -181,16 +182,27 @@ class Calls(Expressions):
             raise NotReadable(f"its forward calls {kind.__name__}, which has its own __call__")
         if not layer.path:
             raise NotReadable("its forward calls itself")
-        if layer.path not in self._inline:
+        if layer.path not in self._inline and not self._has_to_follow(layer, arguments, keywords):
             refuse_shared(arguments, keywords)
             self.state.user_code_ran |= not is_layer(kind) or bool(module._modules)
             self.state.set_since |= self.state.effects.of_module(module)
             return self.emit("call_module", layer.path, arguments, keywords)
         stock = stock_class(kind)
         function = function_of(stock, "forward")
+        self.state.assumed.followed[layer.path] = None
         self.state.assumed.has_no_hooks(layer.path)
         self.state.assumed.is_of_class(layer.path, stock)
         return self.call_function(function, [Layer(module, layer.path), *arguments], keywords)
+
+    def _has_to_follow(self, layer: Layer, arguments: list[Any], keywords: dict[str, Any]) -> bool:
+        """Whether a module is given lists, as the layers of a densely connected block are, and it is known what it does.
+
+        Its own plan, if it had one, would be for tensors alone.
+        """
+        if not any(isinstance(value, Collection) for value in (*arguments, *keywords.values())):
+            return False
+        kind = stock_class(type(layer.module))
+        return type(layer.module) is kind and not is_layer(kind) and not has_hooks(layer.module)
 
     def _call_method(self, method: Method, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         owner, name = method.owner, method.function.__name__
