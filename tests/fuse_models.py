@@ -570,3 +570,41 @@ class FractionalPool(nn.Sequential):
             *(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU(), nn.FractionalMaxPool2d(2, output_ratio=0.6)),
             nn.Conv2d(4, 4, 1),
         )
+
+
+@case(chains=1)
+class FunctionBeforeNorm(Base):
+    """A function that is replaced alone, whose result a chain reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(F.silu(self.conv1(x))))
+
+
+class DenseLayer(Base):
+    """Takes a tensor or a list of tensors, and adds one to a list of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.reduce = nn.BatchNorm2d(channels), nn.Conv2d(channels, 4, 1)
+
+    def join(self, tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors, 1)
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        tensors = [x] if isinstance(x, Tensor) else x
+        return self.reduce(self.relu(self.norm(self.join([*tensors]))))
+
+
+@case(chains=4)
+class DenseBlock(Base):
+    """Layers that are given all that came before them, in a list, one of which is also given a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({f"layer{i}": DenseLayer(4 + 4 * i) for i in range(3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = [x]
+        for _, layer in self.layers.items():
+            tensors.append(layer(tensors))
+        return self.relu(self.bn1(self.layers["layer0"](torch.cat(tensors, 1)[:, -4:])))

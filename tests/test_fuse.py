@@ -8,7 +8,7 @@ import fuse_models
 import pytest
 import torch
 from fuse_case import assert_same_training, chains, image, train
-from fuse_models import CASES, BasicBlock, ResNet
+from fuse_models import CASES, BasicBlock, DenseBlock, ResNet
 from torch import nn
 
 import fusedtricks
@@ -37,6 +37,11 @@ def test_that_chains_run_fused(calls):
     """Chains run in the kernels, not in the modules they can fall back on."""
     fusedtricks.fuse(ResNet().double())(image())
     assert calls == ["relu pooled", "relu", "+ relu", "relu", "identity", "+ relu"]
+
+
+def test_that_layers_given_lists_run_fused(calls):
+    fusedtricks.fuse(DenseBlock().double())(image())
+    assert calls[:3] == ["relu"] * 3 and calls[-1] == "relu"
 
 
 @pytest.mark.parametrize("model", ["ResNet", "AcrossModules", "NestedSequential", "NormActs", "Mlp"])

@@ -233,3 +233,59 @@ def test_cat_of_cats_gradgradcheck(device):
             return functional.silu(c) * c
 
     assert torch.autograd.gradcheck(f, (a, b)) and torch.autograd.gradgradcheck(f, (a, b))
+
+
+def _statistics() -> tuple[Tensor, Tensor]:
+    return torch.randn(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64) + 0.5
+
+
+OPCHECKS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
+    "batch_norm_act_output": [
+        lambda: (torch.randn(3, 4, 5), None, torch.randn(4), None, *_statistics(), None, "silu", [], 0.0),
+        lambda: (
+            *(channels_last(torch.randn(3, 4, 5, 6)), torch.randn(4), None, torch.randn(3, 4, 5, 6)),
+            *(*_statistics(), torch.tensor([5, 0]), "relu", [], 0.4),
+        ),
+        lambda: (torch.randn(0, 4, 5), None, None, None, *_statistics(), None, "elu", [0.5], 0.0),
+    ],
+    "act_dropout_output": [
+        lambda: (torch.randn(3, 5), torch.randn(5), None, torch.tensor([5, 0]), "gelu", [], 0.4),
+        lambda: (torch.randn(3, 5), None, torch.randn(3, 5), torch.empty(0, dtype=torch.long), "elu", [0.5], 0.0),
+    ],
+    "dropout_output": [lambda: (torch.randn(3, 5), torch.tensor([5, 0]), 0.4, "alpha")],
+    "feature_dropout_output": [
+        lambda: (torch.randn(3, 5, 7), None, torch.tensor([5, 0]), 2, 0.5, "inverted"),
+        lambda: (
+            channels_last(torch.randn(2, 3, 4, 5)),
+            torch.randn(2, 3, 4, 5),
+            torch.tensor([5, 0]),
+            1,
+            0.3,
+            "alpha",
+        ),
+    ],
+}
+"""For `test_opcheck.py`."""
+
+
+BAD_INPUT = {
+    "input": lambda: torch.ops.fusedtricks.batch_norm_act_output(
+        torch.ones(2, 4, dtype=torch.int64), None, None, None, *_statistics(), None, "relu", [], 0.0
+    ),
+    "weight": lambda: torch.ops.fusedtricks.batch_norm_act_output(
+        torch.randn(2, 4), torch.ones(3), None, None, *_statistics(), None, "relu", [], 0.0
+    ),
+    "residual": lambda: torch.ops.fusedtricks.batch_norm_act_output(
+        torch.randn(2, 4), None, None, torch.randn(3, 4), *_statistics(), None, "relu", [], 0.0
+    ),
+    "save_rstd": lambda: torch.ops.fusedtricks.batch_norm_act_output(
+        torch.randn(2, 4), None, None, None, _statistics()[0], torch.ones(4), None, "relu", [], 0.0
+    ),
+    "rng_state": lambda: torch.ops.fusedtricks.dropout_output(torch.randn(2), torch.ones(2), 0.5, "inverted"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_operators_name_a_wrong_argument(name):
+    with pytest.raises(RuntimeError, match=name):
+        BAD_INPUT[name]()
