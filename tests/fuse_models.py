@@ -597,7 +597,7 @@ class DenseLayer(Base):
 
 @case(chains=4)
 class DenseBlock(Base):
-    """Layers that are given all that came before them, in a list, one of which is also given a tensor."""
+    """Layers that are given all that came before them, in a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -607,4 +607,4 @@ class DenseBlock(Base):
         tensors = [x]
         for _, layer in self.layers.items():
             tensors.append(layer(tensors))
-        return self.relu(self.bn1(self.layers["layer0"](torch.cat(tensors, 1)[:, -4:])))
+        return self.relu(self.bn1(self.conv1(torch.cat(tensors, 1)[:, -4:])))

@@ -113,6 +113,11 @@ const Tensor& SavedTensor::tensor() const {
   return tensor_ ? *tensor_ : undefined;
 }
 
+void SavedTensor::add_tensors(Tensors& kept) const {
+  if (recipe_) return recipe_.recipe().add_tensors(kept);
+  if (tensor_) kept.push_back(*tensor_);
+}
+
 Tensor SavedTensor::get() const {
   if (!version_) return Tensor();
   if (!recipe_) {
@@ -134,6 +139,10 @@ Recipe::Recipe(const Tensor& result, int joints, std::vector<SavedTensor> source
       joints_(joints),
       sources_(std::move(sources)),
       compute_(std::move(compute)) {}
+
+void Recipe::add_tensors(Tensors& kept) const {
+  for (const SavedTensor& source : sources_) source.add_tensors(kept);
+}
 
 bool Recipe::makes(const Tensor& t) const {
   return storage_of(t) == storage_._unsafe_get_target() && t.scalar_type() == options_.dtype() &&

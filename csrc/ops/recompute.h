@@ -75,6 +75,8 @@ class SavedTensor {
 
   bool is_recipe() const { return bool(recipe_); }
   const Tensor& tensor() const;
+  // Adds the tensors that are kept: itself, or all that the recipe computes from, which may be kept by others too.
+  void add_tensors(Tensors& kept) const;
   // Why the tensor is kept.
   const std::string& reason() const { return reason_; }
 
@@ -100,6 +102,8 @@ class Recipe {
   const at::TensorOptions& options() const { return options_; }
   // Whether t, which the recipe's node made or which is a view of what it made, still is the result.
   bool makes(const Tensor& t) const;
+  // Adds the tensors that it keeps, those of the recipes that it computes from included.
+  void add_tensors(Tensors& kept) const;
 
  private:
   friend class Use;

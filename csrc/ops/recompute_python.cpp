@@ -46,6 +46,18 @@ PyObject* python_describe_saved(PythonArguments& arguments) {
   return Py_BuildValue("(Os)", saved.is_recipe() ? Py_True : Py_False, saved.reason().c_str());
 }
 
+// kept_for(saved): the tensors that are kept for it, as a list: itself, or all that it is computed from.
+PyObject* python_kept_for(PythonArguments& arguments) {
+  Tensors tensors;
+  saved_in(arguments.object()).add_tensors(tensors);
+  PyObject* list = PyList_New(Py_ssize_t(tensors.size()));
+  if (!list) throw python_error();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    PyList_SET_ITEM(list, Py_ssize_t(i), to_python(std::move(tensors[i])));
+  }
+  return list;
+}
+
 // may_recompute(): whether nobody else's hooks keep what this thread saves.
 PyObject* python_may_recompute(PythonArguments&) { return PyBool_FromLong(Recomputing::is_possible()); }
 
@@ -62,6 +74,7 @@ PyObject* python_end_recomputing(PythonArguments&) {
 const PythonFunction functions[] = {PythonFunction::of<python_save_tensor>("save_tensor"),
                                     PythonFunction::of<python_load_tensor>("load_tensor"),
                                     PythonFunction::of<python_describe_saved>("describe_saved"),
+                                    PythonFunction::of<python_kept_for>("kept_for"),
                                     PythonFunction::of<python_may_recompute>("may_recompute"),
                                     PythonFunction::of<python_begin_recomputing>("begin_recomputing"),
                                     PythonFunction::of<python_end_recomputing>("end_recomputing")};
