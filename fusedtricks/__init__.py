@@ -8,7 +8,7 @@ from fusedtricks import eager, functional, nn  # noqa: E402  (they need the load
 from fusedtricks._build_info import version as __version__  # noqa: E402
 from fusedtricks.converting import stock_keys, to_fused, to_stock  # noqa: E402
 from fusedtricks.fusing import fuse, report, unfuse  # noqa: E402
-from fusedtricks.memory import keep_freed_memory, recompute  # noqa: E402
+from fusedtricks.memory import keep_freed_memory, memory_report, recompute  # noqa: E402
 
 __all__ = [
     "__version__",
@@ -16,6 +16,7 @@ __all__ = [
     "functional",
     "fuse",
     "keep_freed_memory",
+    "memory_report",
     "nn",
     "recompute",
     "report",

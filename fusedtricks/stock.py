@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import _C, eager
 from . import nn as fused_nn
 from .functional import ACTIVATIONS as ACTIVATION_PARAMETERS
+from .fusing.install.blocks import recompute_of
+from .memory.accounts import bytes_kept
 
 _LAYERS: dict[str, type[nn.Module]] = {
     name.lower(): layer for name, layer in vars(nn).items() if isinstance(layer, type) and issubclass(layer, nn.Module)
@@ -111,17 +112,9 @@ def initialise_convolutions(network: nn.Module) -> None:
 
 
 def bytes_kept_for_backward(forward: Callable[..., object], *inputs: Tensor) -> int:
-    """Bytes of storage that a forward pass keeps for backward, not counting parameters and buffers."""
-    kept: dict[int, torch.UntypedStorage] = {}
+    """Bytes of storage that a forward pass keeps for backward, not counting parameters and buffers.
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward(*inputs)
-    if isinstance(forward, nn.Module):
-        for tensor in (*forward.parameters(), *forward.buffers()):
-            kept.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(storage.nbytes() for storage in kept.values())
+    A model from `fuse(..., recompute=...)` recomputes meanwhile, as it does otherwise.
+    """
+    setting = recompute_of(forward) if isinstance(forward, nn.Module) else None
+    return bytes_kept(forward, *inputs, recompute=setting.depth if setting else False)

@@ -319,6 +319,31 @@ def test_many_steps_in_one_context_keep_nothing():
         assert live_bytes(steps) <= sum(p.nbytes for p in net.parameters()) + 1024
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_result_follows_from_is_not_kept_for_nobody(nested):
+    """A concatenation, and a joint, that no one keeps: nor are their parts."""
+    convolutions = [nn.Conv2d(3, 8, 3, padding=1) for _ in range(2)]
+    x = torch.randn(4, 3, 32, 32)
+
+    def forward() -> Tensor:
+        with recompute(), recompute() if nested else contextlib.nullcontext():
+            parts = [convolution(x) for convolution in convolutions]
+            return functional.cat(parts, 1).mean()
+
+    loss = forward()
+    assert live_bytes(forward) < 1024
+    loss.backward()
+
+
+def test_an_outer_context_still_has_the_recipes_of_an_inner_one():
+    def forward(net: Net, x: Tensor) -> Tensor:
+        with recompute():
+            y = net.fused(x)
+        return net.conv2(y).square().sum()
+
+    compare(forward, recomputed=1)
+
+
 # --- Other hooks, threads, errors ---
 
 

@@ -271,7 +271,7 @@ std::shared_ptr<Recipe> ActDropoutOp::recipe(const Tensor& output, const Tensor&
     return call(
         ActDropoutOutputOp{sources[0], bias, residual, rng_state, name_of(activation), arguments_of(activation), p});
   };
-  return recipe_for(output, {input, savable(or_undefined(bias))}, or_undefined(residual), compute);
+  return recipe_for(output, {input, copy_of(bias)}, or_undefined(residual), compute);
 }
 
 ActDropoutOp::Results ActDropoutOp::record() const {

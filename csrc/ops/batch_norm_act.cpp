@@ -249,8 +249,7 @@ std::shared_ptr<Recipe> recipe_of_forward(const Op& a, const ForwardResults& res
     return call(BatchNormActOutputOp{sources[0], weight, bias, residual, s.mean, s.rstd, rng_state, name_of(act),
                                      arguments_of(act), p});
   };
-  return recipe_for(results.output, {a.input, or_undefined(a.weight), or_undefined(a.bias)}, or_undefined(a.residual),
-                    compute);
+  return recipe_for(results.output, {a.input, copy_of(a.weight), copy_of(a.bias)}, or_undefined(a.residual), compute);
 }
 
 // The same as forward_below, with its gradient recorded.

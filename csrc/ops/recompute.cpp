@@ -66,9 +66,11 @@ void Version::check(const at::TensorOptions& options, at::IntArrayRef sizes) con
               " instead. Hint: it was changed after it had been used, and before the backward.");
 }
 
-Use::Use(std::shared_ptr<Recipe> recipe) : recipe_(std::move(recipe)) {
-  const std::lock_guard<std::mutex> lock(recipe_->mutex_);
-  ++recipe_->uses_;
+Use::Use(std::shared_ptr<Recipe> recipe) {
+  const std::lock_guard<std::mutex> lock(recipe->mutex_);
+  if (recipe->discarded_) return;
+  ++recipe->uses_;
+  recipe_ = recipe;
 }
 
 Use& Use::operator=(Use&& other) noexcept {
@@ -96,14 +98,13 @@ Tensor Use::get() const {
 
 SavedTensor::SavedTensor(const Tensor& t) {
   if (!t.defined()) return;
-  if (auto recipe = recipe_of(t)) {
+  version_.emplace(t);
+  if (auto recipe = recipe_of(t)) recipe_ = Use(std::move(recipe));
+  if (recipe_) {
     if (&base_of(t) != &t) geometry_.emplace(t);
-    version_.emplace(t);
-    recipe_ = Use(std::move(recipe));
     return;
   }
   reason_ = reason_to_keep(t);
-  version_.emplace(t);
   tensor_ = std::make_shared<const Tensor>(without_node(t));
   if (auto* recomputing = Recomputing::active()) recomputing->note_kept(tensor_);
 }
@@ -137,8 +138,16 @@ Recipe::Recipe(const Tensor& result, int joints, std::vector<SavedTensor> source
       bytes_(result.storage().nbytes()),
       version_(result),
       joints_(joints),
-      sources_(std::move(sources)),
-      compute_(std::move(compute)) {}
+      compute_(std::move(compute)),
+      sources_(std::move(sources)) {}
+
+void Recipe::discard_if_unused() {
+  std::vector<SavedTensor> sources;  // destroyed without the lock
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (uses_) return;
+  discarded_ = true;
+  sources.swap(sources_);
+}
 
 void Recipe::add_tensors(Tensors& kept) const {
   for (const SavedTensor& source : sources_) source.add_tensors(kept);
@@ -204,6 +213,9 @@ int joints_of(const Tensor& t) {
 
 namespace {
 
+// Whether a list of that size is to be looked through for what is gone: at powers of two.
+bool is_due(size_t size) { return size >= 64 && !(size & (size - 1)); }
+
 std::vector<std::unique_ptr<Recomputing>>& contexts() {
   thread_local std::vector<std::unique_ptr<Recomputing>> all;
   return all;
@@ -228,16 +240,33 @@ void Recomputing::enter(int max_joints) {
   contexts().push_back(std::unique_ptr<Recomputing>(new Recomputing(max_joints, hooks)));
 }
 
-void Recomputing::exit() { contexts().pop_back(); }
+void Recomputing::exit() {
+  const std::unique_ptr<Recomputing> ended = std::move(contexts().back());
+  contexts().pop_back();
+  if (Recomputing* around = active()) {
+    for (auto& recipe : ended->recipes_) around->recipes_.push_back(std::move(recipe));
+    return;
+  }
+  // From the last on: one that is discarded has no use for those before.
+  for (auto each = ended->recipes_.rbegin(); each != ended->recipes_.rend(); ++each) {
+    if (const auto recipe = each->lock()) recipe->discard_if_unused();
+  }
+}
 
 bool Recomputing::may_join(int joints, const Tensor& residual) const {
   if (1 + std::max(joints, joints_of(residual)) > max_joints_) return false;
   return recipe_of(residual) || is_kept(residual);
 }
 
+Tensor copy_of(const std::optional<Tensor>& parameter) {
+  if (!parameter) return Tensor();
+  const at::AutoGradMode no_grad(false);
+  return parameter->detach().clone();
+}
+
 std::shared_ptr<Recipe> recipe_for(const Tensor& result, const Tensors& sources, const Tensor& residual,
                                    Recipe::Compute compute) {
-  const Recomputing* recomputing = Recomputing::active();
+  Recomputing* recomputing = Recomputing::active();
   if (!recomputing || !may_have_recipe(result)) return nullptr;
   int joints = 0;
   for (const Tensor& source : sources) joints = std::max(joints, joints_of(source));
@@ -248,14 +277,22 @@ std::shared_ptr<Recipe> recipe_for(const Tensor& result, const Tensors& sources,
   std::vector<SavedTensor> kept;
   for (const Tensor& source : sources) kept.emplace_back(source);
   kept.emplace_back(residual);
-  return std::make_shared<Recipe>(result, joints, std::move(kept), std::move(compute));
+  auto recipe = std::make_shared<Recipe>(result, joints, std::move(kept), std::move(compute));
+  recomputing->note_recipe(recipe);
+  return recipe;
 }
 
 void Recomputing::note_kept(const std::shared_ptr<const Tensor>& t) {
-  constexpr size_t kFew = 64;
   if (const auto* storage = storage_of(*t)) kept_[storage] = t;
-  if (kept_.size() < kFew || (kept_.size() & (kept_.size() - 1))) return;
+  if (!is_due(kept_.size())) return;
   for (auto each = kept_.begin(); each != kept_.end();) each = each->second.expired() ? kept_.erase(each) : ++each;
+}
+
+void Recomputing::note_recipe(const std::shared_ptr<Recipe>& recipe) {
+  recipes_.push_back(recipe);
+  if (!is_due(recipes_.size())) return;
+  const auto expired = [](const std::weak_ptr<Recipe>& each) { return each.expired(); };
+  recipes_.erase(std::remove_if(recipes_.begin(), recipes_.end(), expired), recipes_.end());
 }
 
 bool Recomputing::is_kept(const Tensor& t) const {

@@ -27,6 +27,7 @@ class Recipe;
 class Use {
  public:
   Use() = default;
+  // Nothing where the recipe has been discarded.
   explicit Use(std::shared_ptr<Recipe> recipe);
   Use(Use&& other) noexcept = default;
   Use& operator=(Use&& other) noexcept;
@@ -104,6 +105,8 @@ class Recipe {
   bool makes(const Tensor& t) const;
   // Adds the tensors that it keeps, those of the recipes that it computes from included.
   void add_tensors(Tensors& kept) const;
+  // Lets go of what it computes from if nobody has a use for it.
+  void discard_if_unused();
 
  private:
   friend class Use;
@@ -113,10 +116,11 @@ class Recipe {
   const size_t bytes_;
   const Version version_;
   const int joints_;
-  const std::vector<SavedTensor> sources_;
   const Compute compute_;
 
   std::mutex mutex_;
+  std::vector<SavedTensor> sources_;
+  bool discarded_ = false;
   Tensor held_;
   std::optional<c10::Stream> stream_;  // that it was computed on
   int uses_ = 0, served_ = 0, round_ = 0;
@@ -154,6 +158,7 @@ class Recomputing {
 
   // Begins with hooks that call SavedTensor's constructor, once they have been pushed. They may nest.
   static void enter(int max_joints);
+  // At the end of the outermost, recipes that nobody has a use for are discarded: from now on nobody can get one.
   static void exit();
 
   // Whether a layer's sum with a residual is to be recomputed, if the rest of it is through so many joints: if that is
@@ -161,15 +166,21 @@ class Recomputing {
   bool may_join(int joints, const Tensor& residual) const;
 
   void note_kept(const std::shared_ptr<const Tensor>& t);
+  void note_recipe(const std::shared_ptr<Recipe>& recipe);
 
  private:
   int max_joints_;
   size_t hooks_;  // on the thread's stack, ours on top
   std::unordered_map<const c10::StorageImpl*, std::weak_ptr<const Tensor>> kept_;
+  std::vector<std::weak_ptr<Recipe>> recipes_;  // in the order in which they were made
 
   Recomputing(int max_joints, size_t hooks) : max_joints_(max_joints), hooks_(hooks) {}
   bool is_kept(const Tensor& t) const;
 };
+
+// A parameter for a recipe: it is small, and may not be there when an output is computed again (FSDP frees parameters
+// between a layer's forward and its backward).
+Tensor copy_of(const std::optional<Tensor>& parameter);
 
 // A recipe for what a layer has just computed from the sources, undefined ones among them; null if this thread keeps
 // the result. The residual, which may be undefined, becomes the last source.

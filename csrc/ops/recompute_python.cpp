@@ -61,7 +61,7 @@ PyObject* python_kept_for(PythonArguments& arguments) {
 // may_recompute(): whether nobody else's hooks keep what this thread saves.
 PyObject* python_may_recompute(PythonArguments&) { return PyBool_FromLong(Recomputing::is_possible()); }
 
-// begin_recomputing(max_joints), with these hooks just pushed; end_recomputing() before they are popped.
+// begin_recomputing(max_joints), with these hooks just pushed; end_recomputing() when they have been popped.
 PyObject* python_begin_recomputing(PythonArguments& arguments) {
   Recomputing::enter(int(arguments.integer()));
   return nullptr;

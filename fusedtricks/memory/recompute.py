@@ -126,5 +126,5 @@ def end() -> None:
     """Ends what the last `begin` of this thread began."""
     hooks = _contexts.entered.pop().hooks
     if hooks is not None:
-        _C.end_recomputing()
         hooks.__exit__()
+        _C.end_recomputing()
