@@ -1,7 +1,8 @@
 """Training steps of whole networks, stock layers against fused ones."""
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -100,6 +101,9 @@ def _arithmetic(case: Case) -> AbstractContextManager[object]:
 
 
 Arithmetic = Callable[[], AbstractContextManager[object]]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+Gradients = tuple[Tensor, Sequence[Tensor]]
+Errors = tuple[float, float]
 
 
 def _step(
@@ -122,35 +126,51 @@ def _step(
 def _check(
     stock: nn.Module, fused: nn.Module, x: Tensor, labels: Tensor, arithmetic: Arithmetic, dtype: torch.dtype
 ) -> None:
-    """Compares loss and gradients at the initial weights, without dropout, with those of stock in float64.
+    """Compares loss and gradients at the initial weights, without dropout, with those of stock in float64."""
+    exact = gradients(copy.deepcopy(stock).double(), x.double(), labels)
+    errors, fused_errors = (relative_errors(gradients(model, x, labels, arithmetic), exact) for model in (stock, fused))
+    require_agreement(fused_errors, errors, dtype)
+
+
+def require_agreement(errors: Errors, stock_errors: Errors, dtype: torch.dtype, slack: float = SLACK) -> None:
+    """Raises `Mismatch` if a side is further off than stock, beyond a tolerance.
 
     Rounding that moves the input of a ReLU across zero changes gradients, and there are many layers: stock itself is
-    off by per cents, and fused may be off by FACTOR times as much. If stock happens to be exact, fused may be off by
-    one rounding of the outputs to `dtype`.
+    off by per cents, and a side may be off by FACTOR times as much. If stock happens to be exact, it may be off by
+    the slack, or by one rounding of the outputs to `dtype`.
     """
-    exact = _gradient(copy.deepcopy(stock).double(), x.double(), labels)
-    errors, fused_errors = (_errors(_gradient(model, x, labels, arithmetic), exact) for model in (stock, fused))
-    for what, error, fused_error in zip(("loss", "gradients"), errors, fused_errors, strict=True):
-        if not fused_error <= FACTOR * error + max(SLACK, torch.finfo(dtype).eps):
-            raise Mismatch(f"{what} off by {fused_error:.1e} of their norm, stock's by {error:.1e}")
+    for what, error, stock_error in zip(("loss", "gradients"), errors, stock_errors, strict=True):
+        if not error <= FACTOR * stock_error + max(slack, torch.finfo(dtype).eps):
+            raise Mismatch(f"{what} off by {error:.1e} of their norm, stock's by {stock_error:.1e}")
 
 
-def _errors(values: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
-    return [((a - b).norm() / b.norm()).item() for a, b in zip(values, exact, strict=True)]
+def relative_errors(values: Gradients, exact: Gradients) -> Errors:
+    """The distances of the loss and of all gradients together, relative to the norms of the exact ones."""
+    (loss, gradients), (exact_loss, exact_gradients) = values, exact
+    return _relative([loss], [exact_loss]), _relative(gradients, exact_gradients)
 
 
-def _gradient(
-    model: nn.Module, x: Tensor, labels: Tensor, arithmetic: Arithmetic = nullcontext
-) -> tuple[Tensor, Tensor]:
-    """Loss and all gradients, flattened, in float64, without dropout. The model stays as it is."""
+def _relative(values: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    distances = [a.to(b, copy=True).sub_(b).norm().item() for a, b in zip(values, exact, strict=True)]
+    return math.hypot(*distances) / math.hypot(*(b.norm().item() for b in exact))
+
+
+def gradients(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    arithmetic: Arithmetic = nullcontext,
+    criterion: Criterion = F.cross_entropy,
+) -> Gradients:
+    """The loss and all gradients, without dropout. The model stays as it is."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
     for module, _ in dropouts:
         module.p = 0.0
     with arithmetic():
-        loss = F.cross_entropy(model(x), labels)
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
+        loss = criterion(model(x), target)
+    result = torch.autograd.grad(loss, list(model.parameters()))
     for module, p in dropouts:
         module.p = p
     model.load_state_dict(buffers, strict=False)
-    return loss.detach().double(), torch.cat([gradient.flatten().double() for gradient in gradients])
+    return loss.detach(), result

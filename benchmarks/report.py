@@ -1,6 +1,7 @@
 """Rows, tables and the summary of a run."""
 
 import datetime
+import json
 import math
 import os
 import platform
@@ -52,6 +53,12 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("COMMIT")
+
+
+def as_json(machine: dict[str, Any], rows: list[Row], wrong: dict[str, str]) -> str:
+    """One line per row, so that a diff of two runs can be read."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    return f'{{"machine": {json.dumps(machine)},\n"wrong": {json.dumps(wrong)},\n"rows": [\n{lines}\n]}}\n'
 
 
 def row(case: Case, workload: Workload, samples: dict[str, Samples], memory: str) -> Row:

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def write() -> None:
         if arguments.json is not None:
-            arguments.json.write_text(_as_json(machine, rows, wrong))
+            arguments.json.write_text(report.as_json(machine, rows, wrong))
 
     _run(cases, arguments, rows, wrong, write)
     _print(machine, rows, wrong, arguments)
@@ -136,12 +136,6 @@ def _chosen(arguments: argparse.Namespace) -> list[Case]:
     backend = BACKENDS[arguments.device]
     cases = select(arguments.only, arguments.quick, backend.cases, backend.quick)
     return [case for case in cases if not arguments.targets or case in backend.target_cases()]
-
-
-def _as_json(machine: dict[str, Any], rows: list[report.Row], wrong: dict[str, str]) -> str:
-    """One line per row, so that a diff of two runs can be read."""
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    return f'{{"machine": {json.dumps(machine)},\n"wrong": {json.dumps(wrong)},\n"rows": [\n{lines}\n]}}\n'
 
 
 def _run(

@@ -335,6 +335,23 @@ def test_what_a_result_follows_from_is_not_kept_for_nobody(nested):
     loss.backward()
 
 
+def test_long_rows_of_layers():
+    """Each of which follows from the one before: some are kept in between."""
+    x = torch.randn(3, 5, requires_grad=True)
+    norms = [(torch.rand(5) + 0.5).requires_grad_() for _ in range(3)]
+
+    def row(x: Tensor) -> Tensor:
+        for i in range(1000):
+            x = functional.batch_norm_act(x, None, None, norms[i % 3], residual=x, training=True, act="tanh")
+            x = functional.gelu(functional.cat([x, x]))[:3]
+        return x.square().sum()
+
+    expected = torch.autograd.grad(row(x), [x, *norms])
+    with recompute(depth=None):
+        loss = row(x)
+    assert_same(list(torch.autograd.grad(loss, [x, *norms])), list(expected))
+
+
 def test_an_outer_context_still_has_the_recipes_of_an_inner_one():
     def forward(net: Net, x: Tensor) -> Tensor:
         with recompute():

@@ -40,6 +40,15 @@ class AsBefore {
 // What it means for a tensor with a gradient to hold itself, not its node: a node may keep its own output.
 Tensor without_node(const Tensor& t) { return t.grad_fn() ? t.detach() : t; }
 
+// A result that follows from more recipes is kept: they are called by each other, on the thread's stack.
+constexpr int kLongest = 64;
+
+int longest(const std::vector<SavedTensor>& sources) {
+  int length = 0;
+  for (const SavedTensor& source : sources) length = std::max(length, source.length());
+  return length;
+}
+
 std::string reason_to_keep(const Tensor& t) {
   const auto& node = base_of(t).grad_fn();
   if (!node) return t.is_leaf() && t.requires_grad() ? "a parameter" : "not computed here";
@@ -131,6 +140,8 @@ Tensor SavedTensor::get() const {
   return geometry_ ? geometry_->of(result) : result;
 }
 
+int SavedTensor::length() const { return recipe_ ? recipe_.recipe().length() : 0; }
+
 Recipe::Recipe(const Tensor& result, int joints, std::vector<SavedTensor> sources, Compute compute)
     : storage_(result.storage().getWeakStorageImpl()),
       geometry_(result),
@@ -138,6 +149,7 @@ Recipe::Recipe(const Tensor& result, int joints, std::vector<SavedTensor> source
       bytes_(result.storage().nbytes()),
       version_(result),
       joints_(joints),
+      length_(1 + longest(sources)),
       compute_(std::move(compute)),
       sources_(std::move(sources)) {}
 
@@ -277,6 +289,7 @@ std::shared_ptr<Recipe> recipe_for(const Tensor& result, const Tensors& sources,
   std::vector<SavedTensor> kept;
   for (const Tensor& source : sources) kept.emplace_back(source);
   kept.emplace_back(residual);
+  if (longest(kept) >= kLongest) return nullptr;
   auto recipe = std::make_shared<Recipe>(result, joints, std::move(kept), std::move(compute));
   recomputing->note_recipe(recipe);
   return recipe;

@@ -75,6 +75,8 @@ class SavedTensor {
   Tensor get() const;
 
   bool is_recipe() const { return bool(recipe_); }
+  // Of the recipe; 0 without one.
+  int length() const;
   const Tensor& tensor() const;
   // Adds the tensors that are kept: itself, or all that the recipe computes from, which may be kept by others too.
   void add_tensors(Tensors& kept) const;
@@ -99,6 +101,8 @@ class Recipe {
   Recipe(const Tensor& result, int joints, std::vector<SavedTensor> sources, Compute compute);
 
   int joints() const { return joints_; }
+  // How many recipes follow each other up to this one.
+  int length() const { return length_; }
   const Geometry& geometry() const { return geometry_; }
   const at::TensorOptions& options() const { return options_; }
   // Whether t, which the recipe's node made or which is a view of what it made, still is the result.
@@ -115,7 +119,7 @@ class Recipe {
   const at::TensorOptions options_;
   const size_t bytes_;
   const Version version_;
-  const int joints_;
+  const int joints_, length_;
   const Compute compute_;
 
   std::mutex mutex_;

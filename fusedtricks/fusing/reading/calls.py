@@ -195,7 +195,7 @@ class Calls(Expressions):
         return self.call_function(function, [Layer(module, layer.path), *arguments], keywords)
 
     def _has_to_follow(self, layer: Layer, arguments: list[Any], keywords: dict[str, Any]) -> bool:
-        """Whether a module is given lists, as the layers of a densely connected block are, and it is known what it does.
+        """Whether a module is given lists, as the layers of a densely connected block are, and can be read.
 
         Its own plan, if it had one, would be for tensors alone.
         """
