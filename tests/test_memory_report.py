@@ -501,3 +501,21 @@ def test_without_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="plot= needs matplotlib"):
         memory_report(two_layers(), torch.randn(SHAPE), plot=tmp_path / "step.png")
+
+
+def test_of_a_compiled_model():
+    model = two_layers()
+    assert sizes(memory_report(torch.compile(model, backend="eager"), torch.randn(SHAPE)))[0] > 0
+
+
+def test_time_is_linear_in_joints_that_follow_each_other():
+    class Joint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.norm(x) + x)
+
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), *(Joint() for _ in range(40)), nn.Conv2d(2, 2, 1))
+    assert memory_report(model, torch.empty(SHAPE, device="meta"), depth=None).recompute.bytes

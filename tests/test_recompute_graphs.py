@@ -203,6 +203,52 @@ def test_what_is_changed_after_it_was_kept_raises_torchs_error(forward):
         gradients(net, loss)
 
 
+def test_tensors_of_inference_mode_are_no_sources():
+    """They have no versions, so a change would go unnoticed."""
+
+    def joined(net: Net, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            other = torch.ones(2, 8, 8, 8)
+        y = F.conv2d(functional.cat([net.fused(x), other], 1), net.conv2.weight.repeat(1, 2, 1, 1))
+        with torch.inference_mode():
+            other.mul_(5)
+        return y.square().sum()
+
+    def activated(net: Net, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            other = torch.ones(2, 8, 8, 8)
+        y = net.conv2(functional.act_dropout(other, net.conv1.bias.view(8, 1, 1), act="gelu", p=0.0))
+        with torch.inference_mode():
+            other.mul_(5)
+        return y.square().sum()
+
+    compare(joined)
+    compare(activated)
+
+
+class WritesWhatItSaved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x.cos_().mul_(grad)
+
+
+def test_a_backward_that_writes_what_it_saved_spoils_nothing_for_others():
+    net, x = Net(), torch.randn(2, 3, 8, 8)
+    y = net.fused(x)
+    expected = gradients(net, (net.conv2(y) + y.sin()).square().sum())
+    with recompute():
+        y = net.fused(x)
+        loss = (net.conv2(y) + WritesWhatItSaved.apply(y)).square().sum()
+    del y
+    assert_same(gradients(net, loss), expected)
+
+
 # --- When a backward asks ---
 
 
@@ -319,6 +365,17 @@ def test_many_steps_in_one_context_keep_nothing():
         assert live_bytes(steps) <= sum(p.nbytes for p in net.parameters()) + 1024
 
 
+def test_a_part_of_a_large_tensor_is_not_kept_with_all_of_it():
+    state = torch.randn(2, 3, requires_grad=True)
+
+    def forward() -> Tensor:
+        sequence = state.expand(500, 2, 3) * 2
+        return functional.silu(functional.cat([sequence[-1], state], 1))
+
+    with recompute():
+        assert live_bytes(forward) < 1024
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_a_result_follows_from_is_not_kept_for_nobody(nested):
     """A concatenation, and a joint, that no one keeps: nor are their parts."""
@@ -411,6 +468,47 @@ def test_threads_recompute_side_by_side():
         thread.join()
     for i, each in enumerate(expected):
         assert_same(found[i], each)
+
+
+def test_a_backward_within_a_dispatch_mode_does_not_wait_for_ever():
+    """It needs the GIL while it computes, and other threads have it while they save and free."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net, x = Net(), torch.randn(2, 3, 8, 8)
+    with recompute():
+        y = net.fused(x)
+        loss = net.conv2(y).sum()
+    done = threading.Event()
+
+    def save() -> None:
+        with recompute():
+            while not done.is_set():
+                (y * net.norm.weight[0]).sum()
+
+    thread = threading.Thread(target=save, daemon=True)
+    thread.start()
+    with FlopCounterMode(display=False):
+        for _ in range(200):
+            torch.autograd.grad(loss, [net.conv2.weight], retain_graph=True)
+    done.set()
+    thread.join()
+
+
+def test_a_context_that_is_left_in_another_thread():
+    context = recompute()
+    errors: list[BaseException] = []
+
+    def leave() -> None:
+        try:
+            context.__exit__(None, None, None)
+        except RuntimeError as error:
+            errors.append(error)
+
+    with context:
+        thread = threading.Thread(target=leave)
+        thread.start()
+        thread.join()
+    assert "left in another thread" in str(errors)
 
 
 def alone(net: Net, x: Tensor) -> list[Tensor | None]:
@@ -585,6 +683,31 @@ def test_it_is_taken_off_with_the_rest():
     fused = fusedtricks.fuse(small(), recompute=True)
     for stock in (fusedtricks.unfuse(fused), fusedtricks.to_stock(fused)):
         assert type(stock) is nn.Sequential and not any("fusedtricks" in name for name in vars(stock))
+
+
+class Changes(nn.Module):
+    """Changes what it has concatenated, which `torch.cat` allows."""
+
+    def __init__(self, returns: bool) -> None:
+        super().__init__()
+        self.norm, self.conv, self.returns = nn.BatchNorm2d(3), nn.Conv2d(6, 3, 1), returns
+
+    def forward(self, x: Tensor) -> Any:
+        part = x + 1
+        y = self.conv(torch.relu(self.norm(self.conv(torch.cat([part, x], 1))).repeat(1, 2, 1, 1)))
+        return (y, part) if self.returns else y + part.mul_(2).sum()
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_torchs_cat_stays_where_what_it_joins_may_change(returns):
+    model, x = Changes(returns), torch.randn(2, 3, 8, 8)
+
+    def loss(model: nn.Module) -> Tensor:
+        y = model(x)
+        return y[0].sum() + y[1].mul_(2).sum() if returns else y.sum()
+
+    fused = fusedtricks.fuse(model)
+    assert_same(gradients(model := fusedtricks.fuse(model, recompute=True), loss(model)), gradients(fused, loss(fused)))
 
 
 def test_an_error_in_a_models_forward_ends_it():

@@ -283,7 +283,7 @@ ActDropoutOp::Results ActDropoutOp::record() const {
   const bool keeps_output = !residual && (has_mask ? activation.result_survives_scaling() : activation.keeps_result());
   gradient->attributes = {activation, p, keeps_output};
   const bool keeps_input = !activation.is_identity() && !keeps_output;
-  if (Recomputing::active() && (keeps_input || recipe_of(input))) gradient->recipe = recipe(output, rng_state);
+  if (Recomputing::active() && (keeps_input || recipe_of(input))) gradient->set_recipe(recipe(output, rng_state));
   if (!activation.is_identity()) {
     if (keeps_output)
       gradient.keep_result(0, output);

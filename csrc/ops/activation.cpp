@@ -144,7 +144,7 @@ struct ActivationOp {
     gradient.of(result);
     // The input is kept anyway, or can be recomputed itself.
     const bool is_free = Recomputing::active() && (!activation.keeps_result() || recipe_of(input));
-    if (is_free) gradient->recipe = recipe(result, activation);
+    if (is_free) gradient->set_recipe(recipe(result, activation));
     if (activation.keeps_result())
       gradient.keep_result(0, result);
     else

@@ -261,7 +261,7 @@ ForwardResults record_forward(const Op& a, bool in_one_block) {
   const Statistics statistics = as_kept(results.statistics);
   gradient->attributes = {act, a.training, a.eps, a.drop_probability()};
   gradient.of(results.output);
-  if (Recomputing::active()) gradient->recipe = recipe_of_forward(a, results, statistics);
+  if (Recomputing::active()) gradient->set_recipe(recipe_of_forward(a, results, statistics));
   const bool after_residual = a.residual && !act.is_identity();
   const bool keeps_output = after_residual && (Op::drops ? act.result_shows_mask() : act.keeps_result());
   gradient.keep(kInput, a.input);

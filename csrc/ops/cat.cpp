@@ -34,11 +34,22 @@ struct CatOp {
       return at::cat(tensors, dim);
     }();
     gradient.of(result);
-    gradient->recipe = recipe_for(result, tensors, /*residual=*/{}, [dim = dim](Tensors sources) {
+    if (keeps_more_than(result)) return result;
+    const auto join = [dim = dim](Tensors sources) {
       sources.pop_back();  // of the residual
       return at::cat(sources, dim);
-    });
+    };
+    gradient->set_recipe(recipe_for(result, tensors, /*residual=*/{}, join));
     return result;
+  }
+
+  // Whether the tensors' memory, which a recipe would keep, is more than the result's.
+  bool keeps_more_than(const Tensor& result) const {
+    size_t bytes = 0;
+    for (const Tensor& t : tensors) {
+      if (!recipe_of(t) && !Recomputing::active()->is_kept(t)) bytes += t.storage().nbytes();
+    }
+    return bytes > result.storage().nbytes();
   }
 
   static Tensors differentiate(const Recorded<CatOp>& node, const Tensors& grads, const Tensors& /*kept*/) {

@@ -149,7 +149,7 @@ struct FeatureDropoutOp {
     const auto [output, rng_state] = call_below(*this);
     gradient.keep(0, rng_state);
     gradient.of(output);
-    if (Recomputing::active() && recipe_of(input)) gradient->recipe = recipe(output, rng_state);
+    if (Recomputing::active() && recipe_of(input)) gradient->set_recipe(recipe(output, rng_state));
     return {output, rng_state};
   }
   std::shared_ptr<Recipe> recipe(const Tensor& output, const Tensor& state) const {

@@ -75,7 +75,7 @@ class GradNode final : public torch::autograd::Node, public MakesOutput {
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& saved : kept) saved.reset_data();
-    recipe.reset();
+    set_recipe(nullptr);
   }
 
   Tensors apply(Tensors&& grads) override {

@@ -54,7 +54,7 @@ std::string reason_to_keep(const Tensor& t) {
   if (!node) return t.is_leaf() && t.requires_grad() ? "a parameter" : "not computed here";
   const auto* ours = dynamic_cast<const MakesOutput*>(node.get());
   if (!ours) return "the output of " + node->name();
-  return ours->recipe ? "changed in place" : "the output of " + node->name() + ", which cannot be recomputed";
+  return ours->recipe() ? "changed in place" : "the output of " + node->name() + ", which cannot be recomputed";
 }
 
 }  // namespace
@@ -90,20 +90,14 @@ Use& Use::operator=(Use&& other) noexcept {
 
 Use::~Use() {
   if (!recipe_) return;
+  Tensor unused;
   const std::lock_guard<std::mutex> lock(recipe_->mutex_);
   --recipe_->uses_;
   if (served_in_ == recipe_->round_) --recipe_->served_;
-  recipe_->end_round_if_served();
+  unused = recipe_->end_round_if_served();
 }
 
-Tensor Use::get() const {
-  const std::lock_guard<std::mutex> lock(recipe_->mutex_);
-  Tensor result = recipe_->result();
-  if (served_in_ != recipe_->round_) ++recipe_->served_;
-  served_in_ = recipe_->round_;
-  recipe_->end_round_if_served();
-  return result;
-}
+Tensor Use::get() const { return recipe_->get(*this); }
 
 SavedTensor::SavedTensor(const Tensor& t) {
   if (!t.defined()) return;
@@ -123,9 +117,18 @@ const Tensor& SavedTensor::tensor() const {
   return tensor_ ? *tensor_ : undefined;
 }
 
-void SavedTensor::add_tensors(Tensors& kept) const {
-  if (recipe_) return recipe_.recipe().add_tensors(kept);
-  if (tensor_) kept.push_back(*tensor_);
+Tensors SavedTensor::kept_tensors() const {
+  Tensors kept;
+  std::unordered_set<const Recipe*> seen;
+  std::vector<const SavedTensor*> todo{this};
+  while (!todo.empty()) {
+    const SavedTensor& saved = *todo.back();
+    todo.pop_back();
+    if (saved.tensor_) kept.push_back(*saved.tensor_);
+    if (!saved.recipe_ || !seen.insert(&saved.recipe_.recipe()).second) continue;
+    for (const SavedTensor& source : saved.recipe_.recipe().sources_) todo.push_back(&source);
+  }
+  return kept;
 }
 
 Tensor SavedTensor::get() const {
@@ -161,24 +164,45 @@ void Recipe::discard_if_unused() {
   sources.swap(sources_);
 }
 
-void Recipe::add_tensors(Tensors& kept) const {
-  for (const SavedTensor& source : sources_) source.add_tensors(kept);
-}
-
 bool Recipe::makes(const Tensor& t) const {
   return storage_of(t) == storage_._unsafe_get_target() && t.scalar_type() == options_.dtype() &&
          version_.is_current() && !t.is_conj() && !t.is_neg();
 }
 
-Tensor Recipe::result() {
-  Tensor alive = if_alive();
-  if (alive.defined()) return alive;
+Tensor Recipe::get(const Use& use) {
+  Tensor result = if_alive(), unused;
   const auto stream = current_stream(options_.device());
-  if (!held_.defined() || stream != stream_) {
-    held_ = computed();
+  std::unique_lock<std::mutex> lock(mutex_);
+  computed_.wait(lock, [&] { return !computing_; });
+  if (!result.defined() && can_share(stream)) result = held_;
+  if (!result.defined()) {
+    computing_ = true;
+    lock.unlock();
+    try {
+      result = computed();
+    } catch (...) {
+      lock.lock();
+      computing_ = false;
+      computed_.notify_all();
+      throw;
+    }
+    lock.lock();
+    computing_ = false;
+    computed_.notify_all();
+    unused = std::exchange(held_, result);
+    held_version_ = result._version();
     stream_ = stream;
   }
-  return held_;
+  if (use.served_in_ != round_) ++served_;
+  use.served_in_ = round_;
+  const Tensor no_longer_held = end_round_if_served();
+  lock.unlock();
+  return result;
+}
+
+// Whether what is held is the result, for work that is sent to that stream.
+bool Recipe::can_share(const std::optional<c10::Stream>& stream) const {
+  return held_.defined() && stream == stream_ && held_._version() == held_version_;
 }
 
 // The result itself, if its memory is still there because somebody else keeps it.
@@ -202,11 +226,11 @@ Tensor Recipe::computed() const {
   return at::empty_strided(geometry_.sizes, geometry_.strides, options_).copy_(result);
 }
 
-void Recipe::end_round_if_served() {
-  if (served_ < uses_) return;
+Tensor Recipe::end_round_if_served() {
+  if (served_ < uses_) return Tensor();
   served_ = 0;
   ++round_;
-  held_.reset();
+  return std::exchange(held_, Tensor());
 }
 
 std::shared_ptr<Recipe> recipe_of(const Tensor& t) {
@@ -215,7 +239,9 @@ std::shared_ptr<Recipe> recipe_of(const Tensor& t) {
   const auto& node = base.grad_fn();
   if (!node || base.output_nr() != 0) return nullptr;
   const auto* ours = dynamic_cast<const MakesOutput*>(node.get());
-  return ours && ours->recipe && ours->recipe->makes(t) ? ours->recipe : nullptr;
+  if (!ours) return nullptr;
+  auto recipe = ours->recipe();
+  return recipe && recipe->makes(t) ? recipe : nullptr;
 }
 
 int joints_of(const Tensor& t) {
@@ -279,7 +305,9 @@ Tensor copy_of(const std::optional<Tensor>& parameter) {
 std::shared_ptr<Recipe> recipe_for(const Tensor& result, const Tensors& sources, const Tensor& residual,
                                    Recipe::Compute compute) {
   Recomputing* recomputing = Recomputing::active();
-  if (!recomputing || !may_have_recipe(result)) return nullptr;
+  const auto is_inference = [](const Tensor& t) { return t.defined() && t.is_inference(); };  // has no version
+  if (!recomputing || !may_have_recipe(result) || is_inference(residual)) return nullptr;
+  if (std::any_of(sources.begin(), sources.end(), is_inference)) return nullptr;
   int joints = 0;
   for (const Tensor& source : sources) joints = std::max(joints, joints_of(source));
   if (residual.defined()) {

@@ -10,10 +10,12 @@
 #include <c10/core/Stream.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace fusedtricks {
@@ -39,6 +41,7 @@ class Use {
 
  private:
   std::shared_ptr<Recipe> recipe_;
+  friend class Recipe;
   mutable int served_in_ = -1;  // the recipe's round in which it last asked
 };
 
@@ -78,8 +81,8 @@ class SavedTensor {
   // Of the recipe; 0 without one.
   int length() const;
   const Tensor& tensor() const;
-  // Adds the tensors that are kept: itself, or all that the recipe computes from, which may be kept by others too.
-  void add_tensors(Tensors& kept) const;
+  // The tensors that are kept for it: itself, or all that the recipe computes from, which may be kept by others too.
+  Tensors kept_tensors() const;
   // Why the tensor is kept.
   const std::string& reason() const { return reason_; }
 
@@ -93,6 +96,9 @@ class SavedTensor {
 
 // How a tensor is computed from others that are kept. It is computed once for all who ask, and held until the last of
 // them has; then the next round begins, for another backward through the same graph.
+//
+// Its lock is never held while anything is computed or freed: either may need the GIL, and threads with the GIL take
+// the lock. get() may wait for another thread that computes, so it is called without the GIL.
 class Recipe {
  public:
   using Compute = std::function<Tensor(const Tensors& sources)>;
@@ -107,13 +113,12 @@ class Recipe {
   const at::TensorOptions& options() const { return options_; }
   // Whether t, which the recipe's node made or which is a view of what it made, still is the result.
   bool makes(const Tensor& t) const;
-  // Adds the tensors that it keeps, those of the recipes that it computes from included.
-  void add_tensors(Tensors& kept) const;
   // Lets go of what it computes from if nobody has a use for it.
   void discard_if_unused();
 
  private:
   friend class Use;
+  friend class SavedTensor;
   const c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
   const Geometry geometry_;
   const at::TensorOptions options_;
@@ -123,16 +128,20 @@ class Recipe {
   const Compute compute_;
 
   std::mutex mutex_;
+  std::condition_variable computed_;
   std::vector<SavedTensor> sources_;
-  bool discarded_ = false;
+  bool discarded_ = false, computing_ = false;
   Tensor held_;
+  uint32_t held_version_ = 0;          // a backward may write to what it has unpacked
   std::optional<c10::Stream> stream_;  // that it was computed on
   int uses_ = 0, served_ = 0, round_ = 0;
 
-  Tensor result();
+  Tensor get(const Use& use);
   Tensor if_alive() const;
   Tensor computed() const;
-  void end_round_if_served();
+  bool can_share(const std::optional<c10::Stream>& stream) const;
+  // What was held, to be freed without the lock.
+  Tensor end_round_if_served();
 };
 
 // Whether a node can have a recipe for t: its memory is of known size, and there is any.
@@ -140,9 +149,22 @@ inline bool may_have_recipe(const Tensor& t) {
   return t.has_storage() && !t.unsafeGetTensorImpl()->has_symbolic_sizes_strides() && t.numel() > 0;
 }
 
-// What a node knows of its first output; the base of nodes.
-struct MakesOutput {
-  std::shared_ptr<Recipe> recipe;
+// What a node knows of its first output; the base of nodes. Another thread's backward may release it meanwhile.
+class MakesOutput {
+ public:
+  std::shared_ptr<Recipe> recipe() const {
+    const std::lock_guard<std::mutex> lock(recipe_mutex_);
+    return recipe_;
+  }
+  // Releases the one before.
+  void set_recipe(std::shared_ptr<Recipe> recipe) {
+    const std::lock_guard<std::mutex> lock(recipe_mutex_);
+    recipe_.swap(recipe);
+  }
+
+ private:
+  mutable std::mutex recipe_mutex_;
+  std::shared_ptr<Recipe> recipe_;
 };
 
 // The recipe for t, if it is the output of a node that has one, or a view of that; else null.
@@ -169,6 +191,9 @@ class Recomputing {
   // not through too many, and the residual is kept anyway or can be recomputed itself.
   bool may_join(int joints, const Tensor& residual) const;
 
+  // Whether something else keeps t's memory for a backward.
+  bool is_kept(const Tensor& t) const;
+
   void note_kept(const std::shared_ptr<const Tensor>& t);
   void note_recipe(const std::shared_ptr<Recipe>& recipe);
 
@@ -179,7 +204,6 @@ class Recomputing {
   std::vector<std::weak_ptr<Recipe>> recipes_;  // in the order in which they were made
 
   Recomputing(int max_joints, size_t hooks) : max_joints_(max_joints), hooks_(hooks) {}
-  bool is_kept(const Tensor& t) const;
 };
 
 // A parameter for a recipe: it is small, and may not be there when an output is computed again (FSDP frees parameters

@@ -48,8 +48,7 @@ PyObject* python_describe_saved(PythonArguments& arguments) {
 
 // kept_for(saved): the tensors that are kept for it, as a list: itself, or all that it is computed from.
 PyObject* python_kept_for(PythonArguments& arguments) {
-  Tensors tensors;
-  saved_in(arguments.object()).add_tensors(tensors);
+  Tensors tensors = saved_in(arguments.object()).kept_tensors();
   PyObject* list = PyList_New(Py_ssize_t(tensors.size()));
   if (!list) throw python_error();
   for (size_t i = 0; i < tensors.size(); ++i) {

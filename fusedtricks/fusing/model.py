@@ -82,7 +82,8 @@ def fuse(
             fused model are both run, forward and backward, in training and in evaluation, and compared.
         recompute: run the model's forward within `fusedtricks.recompute()`, or within the one that is given, such as
             `fusedtricks.recompute(depth=0)`: outputs of fused layers are computed again in the backward instead of
-            being kept for it. Of a model that is fused already, this setting is changed.
+            being kept for it. Tensors that a forward concatenates must then not be changed in place before the
+            backward; if its own code does, `torch.cat` stays. Of a model that is fused already, the setting is changed.
 
     Returns:
         The fused model; `model` itself if `inplace` or if it is already fused and nothing changes.

@@ -49,7 +49,9 @@ class recompute:
     the inner one's depth counts. It holds for the thread that enters it.
 
     A tensor that was kept, or that an output follows from, must not be changed in place before the backward; torch's
-    own error is raised if it was. This holds for the inputs of `functional.cat` too, which stock does not keep.
+    own error is raised if it was. This holds for the inputs of `functional.cat` and for residuals too, which stock may
+    not keep. Changes that torch does not count, through `.data` or numpy, go unnoticed, here as everywhere: the backward
+    sees a fused layer's output as the layer computed it.
 
     Args:
         depth: the number of residual joints that one recomputation may go through, or None for any number.
@@ -124,6 +126,8 @@ def begin(depth: int | None, save: Save | None = None, load: Load | None = None)
 
 def end() -> None:
     """Ends what the last `begin` of this thread began."""
+    if not _contexts.entered:
+        raise RuntimeError("recompute(): it is left in another thread than it was entered in")
     hooks = _contexts.entered.pop().hooks
     if hooks is not None:
         hooks.__exit__()

@@ -94,7 +94,8 @@ class Watcher:
     """
 
     def __init__(self, model: nn.Module | None, depth: Depth) -> None:
-        self._names: Mapping[int, str] = {id(m): name for name, m in model.named_modules()} if model else {}
+        modules = [] if model is None else model.named_modules()
+        self._names: Mapping[int, str] = {id(module): name for name, module in modules}
         self._depth = depth
         self._noted: list[tuple[weakref.ReferenceType[_Packed], Save]] = []
         self._around = contextlib.ExitStack()

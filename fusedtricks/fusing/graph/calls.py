@@ -30,6 +30,15 @@ from .kinds import (
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
+def concatenated(node: Node) -> list[Node] | None:
+    """The tensors that a node concatenates; None for another node, and where they are not known."""
+    if node.op != "call_function" or node.target not in _CONCATENATIONS or "out" in node.kwargs:
+        return None
+    tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+    is_known = isinstance(tensors, (list, tuple)) and all(isinstance(tensor, Node) for tensor in tensors)
+    return [tensor for tensor in tensors if isinstance(tensor, Node)] if is_known else None  # type: ignore[union-attr]
+
+
 def call_of_chain(graph: Graph, chain: Chain, modules: Modules, owns: bool) -> Node:
     """Inserts one call for a chain at the chain's end; `owns` is `legality.owns_source`."""
     is_apart = _is_apart(chain)
@@ -144,7 +153,8 @@ def _name_of_pool(node: Node, modules: Modules) -> str:
 def call_of_single(graph: Graph, node: Node, is_activation: bool, is_random: bool, is_only_read: bool) -> Node | None:
     """Inserts a call to our version of a stock function that is in no chain; None if there is none or it is disabled.
 
-    An activation that keeps its result for backward where stock keeps the input is only replaced if `is_only_read`.
+    An activation that keeps its result for backward where stock keeps the input is only replaced if `is_only_read`, and
+    so is a concatenation.
     """
     found = activations.of_node(node)
     function: Any
@@ -160,7 +170,7 @@ def call_of_single(graph: Graph, node: Node, is_activation: bool, is_random: boo
         function, values, given = masks.OURS[node.target], node.args, dict(node.kwargs)
     elif node.op == "call_function" and node.target is F.batch_norm:
         function, values = norms.norm_act, (_norm(graph, node), arguments(node)["input"])
-    elif node.op == "call_function" and node.target in _CONCATENATIONS and "out" not in node.kwargs:
+    elif is_only_read and concatenated(node) is not None:
         function, values, given = joins.cat, node.args, dict(node.kwargs)
     else:
         return None

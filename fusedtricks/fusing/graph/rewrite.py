@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 
 from ..layers import activations
 from .aliases import Modules, is_only_read
-from .calls import call_of_chain, call_of_single, replace_in_chain
+from .calls import call_of_chain, call_of_single, concatenated, replace_in_chain
 from .chain import Chain
 from .chains import Left, find_chains
 from .kinds import ACTIVATION, ADDITION, IDENTITY, NORM, activation_of
@@ -55,7 +55,7 @@ def rewrite(graph: Graph, modules: Modules, singles: Singles) -> Rewritten:
         [(_what_is_left(left), left.reason) for left in found.left],
         [_describe(chain) for chain in alone],
     )
-    only_read = _activations_only_read(graph, modules, found.chains, result)
+    only_read = _activations_only_read(graph, modules, found.chains, result) | _concatenations_only_read(graph, modules)
     owners = [owns_source(chain, modules) for chain in found.chains]  # before the graph changes
     for chain, owns in zip(found.chains, owners, strict=True):
         _put(graph, call_of_chain(graph, chain, modules, owns), chain.end)
@@ -80,6 +80,24 @@ def _activations_only_read(graph: Graph, modules: Modules, chains: list[Chain], 
         if node.op == "call_module":
             (result.only_read if safe else result.changed).append(str(node.target))
     return only_read
+
+
+def _concatenations_only_read(graph: Graph, modules: Modules) -> set[Node]:
+    """The concatenations of tensors that are never changed, for ours may be joined of them again.
+
+    What the caller does later to the graph's inputs is not known; if it changes them, the backward raises an error.
+    """
+    is_read: dict[Node, bool] = {}
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if (tensors := concatenated(node)) is None:
+            continue
+        for tensor in tensors:
+            if tensor not in is_read:
+                is_read[tensor] = tensor.op != "get_attr" and is_only_read(tensor, modules)
+        if all(is_read[tensor] for tensor in tensors):
+            found.add(node)
+    return found
 
 
 def _what_is_left(left: Left) -> str:
