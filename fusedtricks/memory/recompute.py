@@ -50,7 +50,7 @@ class recompute:
 
     A tensor that was kept, or that an output follows from, must not be changed in place before the backward; torch's
     own error is raised if it was. This holds for the inputs of `functional.cat` and for residuals too, which stock may
-    not keep. Changes that torch does not count, through `.data` or numpy, go unnoticed, here as everywhere: the backward
+    not keep. Changes that torch does not count, through `.data` or numpy, go unnoticed, here as everywhere: a backward
     sees a fused layer's output as the layer computed it.
 
     Args:
