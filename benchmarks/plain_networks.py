@@ -353,11 +353,11 @@ class UNet(nn.Module):
 
 
 class Layer(nn.Sequential):
-    """A convolution of 3 x 3, BatchNorm and LeakyReLU."""
+    """A convolution of 3 x 3, BatchNorm and LeakyReLU, not in place: stock keeps three tensors."""
 
     def __init__(self, width: int) -> None:
         convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        super().__init__(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(0.01, inplace=True))
+        super().__init__(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(0.01))
 
 
 class FourLayers(nn.Sequential):
