@@ -625,6 +625,18 @@ def test_compiled(backend):
     assert_same(gradients(net, loss), expected)
 
 
+def test_around_our_backend():
+    model, x = small(), torch.randn(2, 3, 8, 8)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="fusedtricks")
+    expected = gradients(model, compiled(x).square().sum())
+    with recompute():
+        loss = compiled(x).square().sum()
+    found, times = recomputed_by(lambda: gradients(model, loss))
+    assert times == 1
+    assert_same(found, expected)
+
+
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 def test_compiled_autograd():
     from torch._dynamo import compiled_autograd

@@ -37,7 +37,7 @@ class AsBefore {
   const OneThreadIfForked one_thread_;
 };
 
-// What it means for a tensor with a gradient to hold itself, not its node: a node may keep its own output.
+// The same tensor, that does not hold its node: a node may keep its own output.
 Tensor without_node(const Tensor& t) { return t.grad_fn() ? t.detach() : t; }
 
 // A result that follows from more recipes is kept: they are called by each other, on the thread's stack.
@@ -110,11 +110,6 @@ SavedTensor::SavedTensor(const Tensor& t) {
   reason_ = reason_to_keep(t);
   tensor_ = std::make_shared<const Tensor>(without_node(t));
   if (auto* recomputing = Recomputing::active()) recomputing->note_kept(tensor_);
-}
-
-const Tensor& SavedTensor::tensor() const {
-  static const Tensor undefined;
-  return tensor_ ? *tensor_ : undefined;
 }
 
 Tensors SavedTensor::kept_tensors() const {

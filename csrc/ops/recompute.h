@@ -80,7 +80,6 @@ class SavedTensor {
   bool is_recipe() const { return bool(recipe_); }
   // Of the recipe; 0 without one.
   int length() const;
-  const Tensor& tensor() const;
   // The tensors that are kept for it: itself, or all that the recipe computes from, which may be kept by others too.
   Tensors kept_tensors() const;
   // Why the tensor is kept.

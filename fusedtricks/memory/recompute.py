@@ -44,9 +44,10 @@ class recompute:
 
     **With other tools.** Hooks of others on saved tensors go first, inside and outside: where they are active
     (`torch.utils.checkpoint`, `save_on_cpu`), this does nothing. So it does inside `torch.compile`, whose compiler
-    decides on its own what to keep (`torch._functorch.config.activation_memory_budget`), and inside transforms of
-    `torch.func`; a transform inside of it raises torch's own error, as with any hooks. Several contexts may be nested;
-    the inner one's depth counts. It holds for the thread that enters it.
+    decides on its own what to keep (`torch._functorch.config.activation_memory_budget`); around a model that was
+    compiled with `backend="fusedtricks"` it recomputes. Inside transforms of `torch.func` it does nothing; a transform
+    inside of it raises torch's own error, as with any hooks. Several contexts may be nested; the inner one's depth
+    counts. It holds for the thread that enters it.
 
     A tensor that was kept, or that an output follows from, must not be changed in place before the backward; torch's
     own error is raised if it was. This holds for the inputs of `functional.cat` and for residuals too, which stock may
