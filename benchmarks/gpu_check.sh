@@ -6,7 +6,7 @@
 #   benchmarks/gpu_check.sh test       the tests marked "cuda" (or TESTS='...', arguments of pytest)
 #   benchmarks/gpu_check.sh sanitize   compute-sanitizer on benchmarks/smoke.py
 #   benchmarks/gpu_check.sh bench      ops against eager, torch.compile and a copy, and the speed goals
-#   benchmarks/gpu_check.sh train      training steps of whole networks: time and peak memory
+#   benchmarks/gpu_check.sh train      training steps of whole networks: time, bytes kept and peak memory
 #   benchmarks/gpu_check.sh all        one after another
 #
 # A part builds first if nothing is built. Nothing is downloaded: missing packages are named. Results are written to OUT
@@ -198,6 +198,8 @@ bench() {
 train() {
   need_build || return 1
   measure cuda-train 150 --only 'end_to_end/*' --seconds 5
+  attempt cuda-memory 120 "$PYTHON" -m benchmarks.memory --device cuda --networks resnet50 mobilenet-v2 densenet121 \
+    --seconds 5 --output "$OUT/cuda-memory.json"
   measure cuda-train-compile 330 --only 'end_to_end/*' --compile --seconds 5
   for file in cuda-train cuda-train-compile; do
     [ ! -e "$OUT/$file.json" ] ||
