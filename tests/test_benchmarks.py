@@ -578,8 +578,8 @@ def run_memory(tmp_path: Path, *options: str) -> tuple[int, dict]:
     return status, json.loads(results.read_text())
 
 
-@pytest.mark.parametrize("name", [name for name in memory.NETWORKS if name != "four-layers-14"])
-def test_memory_of_every_network(name, tmp_path):
+@pytest.mark.parametrize("name", ["resnet50", "unet"])
+def test_memory_of_a_network(name, tmp_path):
     status, written = run_memory(tmp_path, "--no-time", "--networks", name)
     assert status == 0 and not written["wrong"]
     for layout in memory.SMALL[name].layouts:
