@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from fusedtricks.stock import initialise_convolutions
 
+from . import models
+
 CLASSES = 1000
 
 
@@ -182,16 +184,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Sandler et al. (2018), with any activation for ReLU6; `width` multiplies all channels."""
 
-    # expansion, channels, blocks, stride of the first block
-    stages = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )
+    stages = models.MobileNetV2.stages
 
     def __init__(self, act: Activation = nn.ReLU6, width: float = 1.0, classes: int = CLASSES) -> None:
         super().__init__()
