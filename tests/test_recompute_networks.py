@@ -6,15 +6,13 @@ import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fusedtricks
-from fusedtricks import _C, recompute
-from fusedtricks.memory.recompute import begin, end
+from fusedtricks import memory_report, recompute
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.plain_networks import VGG16BN, DenseBlock, DenseNet121, MobileNetV2, ResNet50, UNet
@@ -43,25 +41,6 @@ def step(model: nn.Module, x: Tensor, autocast: bool = False) -> list[Tensor]:
 
 def images(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(3, 3, 64, 64).to(dtype)
-
-
-def bytes_kept(model: nn.Module, x: Tensor, depth: int | None = 1) -> int:
-    """Of storages that are kept for the backward, without parameters, within `recompute()`."""
-    kept: dict[int, Any] = {}
-
-    def save(t: Tensor) -> Any:
-        saved = _C.save_tensor(t)
-        if not _C.describe_saved(saved)[0] and not t.is_leaf:
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
-        return saved
-
-    begin(depth, save)
-    try:
-        loss = model(x)
-    finally:
-        end()
-    del loss
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 @each_network
@@ -101,21 +80,20 @@ def _freeze(model: nn.Module) -> None:
 
 @each_network
 def test_what_is_kept(make, most):
-    stock = make()
-    fused = fusedtricks.fuse(stock)
-    x = images()
-    kept = [bytes_kept(copy.deepcopy(fused), x, depth) for depth in (0, 1, None)]
-    assert kept[1] <= most * bytes_kept(stock, x)
+    reports = [memory_report(make(), images().to("meta"), depth=depth) for depth in (0, 1, None)]
+    kept = [report.recompute.bytes for report in reports]
+    assert kept[1] <= most * reports[1].stock.bytes
     assert kept == sorted(kept, reverse=True)
 
 
 def test_densely_connected_layers_keep_each_output_once():
     """Twice as many layers keep twice as much, not four times."""
     few, many = (
-        bytes_kept(fusedtricks.fuse(DenseBlock(layers, channels=8, growth=8)), torch.randn(2, 8, 16, 16) * 1)
+        memory_report(DenseBlock(layers, channels=8, growth=8), torch.empty(2, 8, 16, 16, device="meta"))
         for layers in (8, 16)
     )
-    assert many <= 2.1 * few
+    assert many.recompute.bytes <= 2.1 * few.recompute.bytes
+    assert many.stock.bytes > 2.9 * few.stock.bytes  # 3200 channels to 1088
 
 
 def test_data_parallel():
